@@ -1,0 +1,98 @@
+"""RecBole's Config, filled from our settings: properties found in any install, nothing read from sys.argv, no `eval`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recbole_llm4sbr import compat
+
+compat.apply()
+
+from recbole.config import Config  # noqa: E402  (numpy must be mended first)
+
+from recbole_llm4sbr.errors import UserError  # noqa: E402
+from recbole_llm4sbr.model import check_wrappable, model_class  # noqa: E402
+
+
+class SessionConfig(Config):  # type: ignore[misc]
+    """The Config of a training run on prepared session files.
+
+    Args:
+        settings: what `settings.load_settings` returned. RecBole's own defaults stand below them.
+
+    Raises:
+        UserError: an unknown model, or one that cannot be wrapped although `llm4sbr` is true.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        model = model_class(settings["model"])
+        if settings["llm4sbr"]:
+            check_wrappable(model)
+        folder = Path(settings["atomic_path"]) / settings["dataset"]
+        super().__init__(model=model, dataset=settings["dataset"], config_dict=dict(settings) | file_settings(settings))
+        self.final_config_dict["data_path"] = str(folder)  # RecBole would append the dataset, and bend ml-100k's
+        self.final_config_dict["given"] = dict(settings)  # travels in the checkpoint: what it takes to build this run again
+
+    def compatibility_settings(self) -> None:
+        """Nothing: `compat.apply` has done what is needed."""
+
+    def _load_variable_config_dict(self, config_dict: dict[str, Any] | None) -> dict[str, Any]:
+        return config_dict or {}
+
+    def _load_cmd_line(self) -> dict[str, Any]:
+        return {}
+
+    def _init_device(self) -> None:
+        config = self.final_config_dict
+        gpu = config["gpu_id"]
+        config["gpu_id"] = ",".join(map(str, gpu)) if isinstance(gpu, tuple | list) else str(gpu)
+        if "local_rank" in config:
+            super()._init_device()  # several processes: RecBole's own set-up
+            return
+        config["single_spec"], config["local_rank"] = True, 0
+        use_gpu = config["use_gpu"] and config["gpu_id"] != "" and torch.cuda.is_available()
+        config["device"] = torch.device("cuda" if use_gpu else "cpu")
+
+
+def file_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """RecBole settings under which it reads our files: benchmark sessions, and feature files where intents are used."""
+    load_col = dict(settings.get("load_col") or {})
+    load_col["inter"] = ["session_id", "item_id_list", "item_id"]
+    reading: dict[str, Any] = {
+        "USER_ID_FIELD": "session_id",
+        "ITEM_ID_FIELD": "item_id",
+        "LIST_SUFFIX": "_list",
+        "benchmark_filename": ["train", "valid", "test"],
+        "alias_of_item_id": ["item_id_list"],
+        "eval_args": {"split": {"LS": "valid_and_test"}, "group_by": "user", "order": "TO", "mode": "full"},
+        "normalize_all": False,
+        "load_col": load_col,
+    }
+    if uses_intents(settings):
+        views = settings["views"]
+        columns = [f"{view}_{part}" for view in views for part in ("items", "sims")]
+        load_col |= {"itememb": ["iid", "item_emb"], "sessemb": ["sid", *columns]}
+        reading["alias_of_item_id"] += ["iid", *(f"{view}_items" for view in views)]
+        reading["alias_of_user_id"] = ["sid"]
+        reading["additional_feat_suffix"] = ["itememb", "sessemb"]
+        if settings["intent_k"] == 0:
+            load_col["sessemb"] += [f"{view}_intent" for view in views]
+            load_col["intentemb"] = ["intent_id", "intent_emb"]
+            reading["additional_feat_suffix"].append("intentemb")
+    return reading
+
+
+def uses_intents(settings: Mapping[str, Any]) -> bool:
+    """Whether training reads feature files."""
+    return bool(settings["llm4sbr"]) and settings["intent_source"] != "none"
+
+
+def check_runnable(settings: Mapping[str, Any]) -> None:
+    """Refuse before long work: an unknown model, one that cannot be wrapped, intents that nothing would use."""
+    model = model_class(settings["model"])
+    if settings["llm4sbr"]:
+        if settings["intent_source"] == "none":
+            raise UserError("intent_source='none' leaves LLM4SBR nothing to work with; add --llm4sbr=false for the plain model")
+        check_wrappable(model)

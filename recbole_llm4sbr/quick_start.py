@@ -1,0 +1,195 @@
+"""The whole line as functions: prepare -> infer -> train -> test, and loading a trained model again."""
+
+import importlib.metadata
+import logging
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recbole_llm4sbr import __version__, compat
+
+compat.apply()
+
+from recbole.data.utils import data_preparation  # noqa: E402  (numpy must be mended first)
+from recbole.utils import init_logger, init_seed  # noqa: E402
+
+from recbole_llm4sbr.config import SessionConfig, check_runnable, uses_intents  # noqa: E402
+from recbole_llm4sbr.data.atomic import check_prepared, prepare  # noqa: E402
+from recbole_llm4sbr.dataset import SessionDataset  # noqa: E402
+from recbole_llm4sbr.files import make_folder  # noqa: E402
+from recbole_llm4sbr.intent.infer import check_inferred, infer  # noqa: E402
+from recbole_llm4sbr.model import build_model  # noqa: E402
+from recbole_llm4sbr.settings import load_settings  # noqa: E402
+from recbole_llm4sbr.trainer import plain, read_checkpoint, session_trainer  # noqa: E402
+
+_LIBRARIES = ("recbole", "torch", "transformers", "numpy", "pandas", "faiss-cpu")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A trained model with what it was trained on: RecBole's config, dataset and dataloaders."""
+
+    config: SessionConfig
+    model: torch.nn.Module
+    dataset: SessionDataset
+    train_data: Any
+    valid_data: Any
+    test_data: Any
+
+
+def run_recbole_llm4sbr(
+    model: str | None = None,
+    dataset: str | None = None,
+    config_file_list: Iterable[str] | None = None,
+    config_dict: Mapping[str, Any] | None = None,
+    saved: bool = True,
+) -> dict[str, Any]:
+    """Walk the whole line; every step whose result is already there, made with the same settings, is skipped.
+
+    Args:
+        model: a native backbone, a sequential model of RecBole, or `package.module:Class`.
+        dataset: name of a RecBole atomic dataset.
+        config_file_list: YAML files of settings.
+        config_dict: settings that win over the files.
+        saved: whether checkpoints are written.
+
+    Returns:
+        RecBole's `best_valid_score`, `valid_score_bigger`, `best_valid_result`, `test_result`, and what `train` adds.
+
+    Raises:
+        UserError: a mistake in the input, before long work starts.
+    """
+    settings = load_settings(model, dataset, config_file_list or (), config_dict)
+    check_runnable(settings)
+    prepare(settings)
+    stage1 = infer(settings) if uses_intents(settings) else None
+    return train(settings, stage1, saved)
+
+
+def load_data(settings: Mapping[str, Any]) -> tuple[SessionConfig, SessionDataset, tuple[Any, Any, Any]]:
+    """RecBole's config, dataset and train, valid and test dataloaders over the prepared files."""
+    config = SessionConfig(settings)
+    init_seed(config["seed"], config["reproducibility"])
+    dataset = SessionDataset(config)
+    return config, dataset, data_preparation(config, dataset)
+
+
+def train(
+    settings: Mapping[str, Any],
+    stage1: Mapping[str, Any] | None = None,
+    saved: bool = True,
+    on_epoch: Callable[[int, float], None] | None = None,
+) -> dict[str, Any]:
+    """Train with RecBole's Trainer, select the epoch on validation, test once.
+
+    Args:
+        settings: what `load_settings` returned.
+        stage1: counts of the `infer` step before, for the report.
+        saved: whether checkpoints are written; without them the last epoch is tested instead of the best.
+        on_epoch: called with the epoch and its validation score.
+
+    Returns:
+        RecBole's four results, and settings, versions, counts, seconds per epoch, best epoch, memory, checkpoint.
+    """
+    check_runnable(settings)
+    manifest = check_prepared(settings)
+    if uses_intents(settings):
+        inferred = check_inferred(settings)
+        stage1 = stage1 or inferred["counts"] | {"calls": 0, "reused": 0}
+    name = f"{settings['model'].rpartition(':')[2]}-{settings['dataset']}-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6:06d}"
+    checkpoint_folder = make_folder(Path(settings["checkpoint_dir"]) / name)
+    config, dataset, (train_data, valid_data, test_data) = load_data(dict(settings) | {"checkpoint_dir": str(checkpoint_folder)})
+    _log_to_file(config)
+    logger = getLogger()
+    logger.info(dataset)
+    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
+    model = build_model(config, train_data.dataset).to(config["device"])
+    logger.info(model)
+    trainer = session_trainer(config, model)
+    scores: list[float] = []
+
+    def remember(epoch: int, score: float) -> None:
+        scores.append(float(score))
+        if on_epoch:
+            on_epoch(epoch, float(score))
+
+    show = bool(config["show_progress"]) and sys.stderr.isatty()
+    started = time.perf_counter()
+    best_score, best_valid = trainer.fit(train_data, valid_data, saved=saved, show_progress=show, callback_fn=remember)
+    seconds = time.perf_counter() - started
+    test = trainer.evaluate(test_data, load_best_model=saved, show_progress=show)
+    bigger = config["valid_metric_bigger"]
+    best_epoch = scores.index(max(scores) if bigger else min(scores)) * int(config["eval_step"]) if scores else None
+    return {
+        "best_valid_score": float(best_score),
+        "valid_score_bigger": bigger,
+        "best_valid_result": {key: float(value) for key, value in (best_valid or {}).items()},
+        "test_result": {key: float(value) for key, value in test.items()},
+        "valid_metric": config["valid_metric"],
+        "best_epoch": best_epoch,
+        "epochs": len(trainer.epoch_seconds),
+        "valid_scores": scores,
+        "seconds_training": round(seconds, 3),
+        "seconds_per_epoch": [round(each, 4) for each in trainer.epoch_seconds],
+        "peak_memory_mb": peak_memory_mb(config["device"]),
+        "parameters": sum(each.numel() for each in model.parameters() if each.requires_grad),
+        "checkpoint": str(trainer.saved_model_file) if saved else None,
+        "prepare": manifest["counts"],
+        "infer": dict(stage1) if stage1 else None,
+        "settings": plain(dict(settings)),
+        "versions": versions(),
+    }
+
+
+def load_model(checkpoint: str | Path, **changed: Any) -> Loaded:
+    """Load a checkpoint with its data, ready to score; it gives the scores it gave when it was saved.
+
+    Args:
+        checkpoint: the file that `train` named.
+        changed: settings that differ now, for instance `atomic_path` when the files were moved.
+
+    Raises:
+        UserError: not a checkpoint, or the prepared or feature files have changed since.
+    """
+    state = read_checkpoint(checkpoint)
+    settings = state["config"]["given"] | changed
+    check_prepared(settings)
+    if uses_intents(settings):
+        check_inferred(settings)
+    config, dataset, (train_data, valid_data, test_data) = load_data(settings)
+    model = build_model(config, train_data.dataset).to(config["device"])
+    model.load_state_dict(state["state_dict"])
+    model.load_other_parameter(state.get("other_parameter"))
+    return Loaded(config, model.eval(), dataset, train_data, valid_data, test_data)
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak memory of this process so far in MB: of the GPU where one trains, else resident memory."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package, Python and the libraries that results depend on."""
+    found = {"recbole_llm4sbr": __version__, "python": platform.python_version()}
+    return found | {name: importlib.metadata.version(name) for name in _LIBRARIES}
+
+
+def _log_to_file(config: SessionConfig) -> None:
+    """RecBole's log file and screen log, once per process; handlers of an earlier run are closed."""
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if isinstance(handler, logging.FileHandler) or getattr(handler, "of_this_package", False):
+            root.removeHandler(handler)
+            handler.close()
+    init_logger(config)

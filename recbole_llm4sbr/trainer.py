@@ -1,0 +1,84 @@
+"""RecBole's trainers with checkpoints that can be shared: plain types only, written whole, loaded without unpickling code."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recbole_llm4sbr import compat
+
+compat.apply()
+
+from recbole.trainer import Trainer  # noqa: E402  (numpy must be mended first)
+from recbole.utils import get_trainer  # noqa: E402
+
+from recbole_llm4sbr.errors import UserError  # noqa: E402
+from recbole_llm4sbr.files import write_whole  # noqa: E402
+
+
+def session_trainer(config: Any, model: torch.nn.Module) -> Trainer:
+    """RecBole's trainer for the model, with safe checkpoints and the seconds of each training epoch in `epoch_seconds`."""
+    base: type[Trainer] = get_trainer(config["MODEL_TYPE"], config["model"])
+    trainer: Trainer = type(base.__name__, (_SafeCheckpoints, base), {})(config, model)
+    return trainer
+
+
+class _SafeCheckpoints:
+    """Mixin over any RecBole trainer. RecBole pickles its Config, which torch >= 2.6 rightly refuses to load."""
+
+    def __init__(self, config: Any, model: torch.nn.Module) -> None:
+        super().__init__(config, model)  # type: ignore[call-arg]
+        self.epoch_seconds: list[float] = []
+
+    def _train_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        started = time.perf_counter()
+        losses = super()._train_epoch(*args, **kwargs)  # type: ignore[misc]
+        self.epoch_seconds.append(time.perf_counter() - started)
+        return losses
+
+    def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
+        config = self.config  # type: ignore[attr-defined]
+        if not config["single_spec"] and config["local_rank"] != 0:
+            return
+        path = kwargs.pop("saved_model_file", self.saved_model_file)  # type: ignore[has-type]
+        model = self.model  # type: ignore[attr-defined]
+        state = {
+            "config": plain(config.final_config_dict),
+            "epoch": epoch,
+            "cur_step": int(self.cur_step),  # type: ignore[attr-defined]
+            "best_valid_score": float(self.best_valid_score),  # type: ignore[attr-defined]
+            "state_dict": model.state_dict(),
+            "other_parameter": model.other_parameter(),
+            "optimizer": self.optimizer.state_dict(),  # type: ignore[attr-defined]
+        }
+        with write_whole(path, "wb") as handle:
+            torch.save(state, handle)
+        if verbose:
+            self.logger.info(f"Saving current: {path}")  # type: ignore[attr-defined]
+
+
+def plain(value: Any) -> Any:
+    """Scalars, lists and dicts as they are; anything else as its text."""
+    if isinstance(value, dict):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain(each) for each in value]
+    return value if value is None or type(value) in (bool, int, float, str) else str(value)
+
+
+def read_checkpoint(path: str | Path, device: str = "cpu") -> dict[str, Any]:
+    """Load a checkpoint; no code in it is ever run.
+
+    Raises:
+        UserError: the file is missing or is not a checkpoint of this package.
+    """
+    try:
+        checkpoint = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"there is no checkpoint {str(path)!r}") from None
+    except Exception as error:
+        raise UserError(f"{str(path)!r} is not a checkpoint of this package ({type(error).__name__})") from None
+    if not isinstance(checkpoint, dict) or not {"config", "state_dict"} <= set(checkpoint):
+        raise UserError(f"{str(path)!r} is not a checkpoint of this package (no config in it)")
+    return checkpoint
