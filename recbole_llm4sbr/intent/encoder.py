@@ -1,0 +1,51 @@
+"""Text encoder: mean pooling over tokens, unit length (paper eq. 2-3, which takes BERT)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tqdm import tqdm
+
+from recbole_llm4sbr.intent.pretrained import resolve
+
+Vectors = npt.NDArray[np.float32]
+
+
+class Encoder:
+    """Sentence vectors of a BERT-like model.
+
+    Args:
+        name: short name, hub id or local folder.
+        batch_size: texts at once.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`.
+
+    Raises:
+        UserError: the model cannot be found or is not a text encoder.
+    """
+
+    def __init__(self, name: str, batch_size: int = 64, device: str = "auto") -> None:
+        self._source = resolve(name, "encoder")
+        self.identity = self._source.identity
+        self._device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        self._batch_size = batch_size
+        self._model, self._tokenizer = self._source.load_encoder(self._device)
+        self.dim = int(self._model.config.hidden_size)
+
+    @torch.inference_mode()
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """Unit vectors [len(texts), dim]; an empty text gets zeros. Longer texts are cut at the model's limit (at most 256 tokens)."""
+        vectors = np.zeros((len(texts), self.dim), np.float32)
+        order = sorted((i for i in range(len(texts)) if texts[i]), key=lambda i: len(texts[i]))
+        limit = min(256, int(self._model.config.max_position_embeddings) - 2)
+        with tqdm(total=len(order), unit="text", desc="encoder", disable=len(order) < 1000) as bar:
+            for start in range(0, len(order), self._batch_size):
+                rows = order[start : start + self._batch_size]
+                batch = self._tokenizer([texts[i] for i in rows], padding=True, truncation=True, max_length=limit, return_tensors="pt")
+                batch = batch.to(self._device)
+                hidden = self._model(**batch).last_hidden_state  # [B, L, D]
+                mask = batch["attention_mask"].unsqueeze(-1)  # [B, L, 1]
+                pooled = (hidden * mask).sum(1) / mask.sum(1)  # [B, D]
+                vectors[rows] = torch.nn.functional.normalize(pooled, dim=-1).float().cpu().numpy()
+                bar.update(len(rows))
+        return vectors
