@@ -14,11 +14,15 @@
 | pandas 3: `_fill_nan`, `_load_feat`, `_benchmark_presets` go wrong in silence | data/dataset/ | setup.cfg caps pandas below 3 | RecBole supports pandas 3 |
 """
 
+import warnings
+
 import numpy as np
 
 
 def apply() -> None:
-    """Give numpy back the two old names that RecBole reads; harmless when called twice."""
+    """Give numpy back the two old names that RecBole reads, and silence RecBole's deprecation warnings; may be called twice."""
+    for category in (FutureWarning, DeprecationWarning):
+        warnings.filterwarnings("ignore", category=category, module=r"recbole(\.|$)")
     for name, kind in (("float", np.float64), ("str", np.str_)):
         if name not in np.__dict__:
             setattr(np, name, kind)

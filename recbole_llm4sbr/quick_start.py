@@ -103,7 +103,7 @@ def train(
     manifest = check_prepared(settings)
     if uses_intents(settings):
         inferred = check_inferred(settings)
-        stage1 = stage1 or inferred["counts"] | {"calls": 0, "reused": 0}
+        stage1 = stage1 or inferred["counts"] | {"calls": 0, "reused": inferred["counts"]["distinct_prompts"], "shipped": 0}
     name = f"{settings['model'].rpartition(':')[2]}-{settings['dataset']}-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6:06d}"
     checkpoint_folder = make_folder(Path(settings["checkpoint_dir"]) / name)
     config, dataset, (train_data, valid_data, test_data) = load_data(dict(settings) | {"checkpoint_dir": str(checkpoint_folder)})

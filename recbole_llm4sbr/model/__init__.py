@@ -1,0 +1,72 @@
+"""Stage 2: models. Names are looked up here: ours first, then RecBole's sequential models, then `package.module:Class`."""
+
+import difflib
+import importlib
+import importlib.util
+import pkgutil
+from typing import Any
+
+from torch import nn
+
+from recbole_llm4sbr import compat
+from recbole_llm4sbr.errors import UserError
+
+compat.apply()
+
+from recbole_llm4sbr.model.adapter import AdaptedRecommender, check_adaptable  # noqa: E402  (numpy must be mended first)
+from recbole_llm4sbr.model.backbones import BACKBONES  # noqa: E402
+from recbole_llm4sbr.model.intents import SessionIntents  # noqa: E402
+from recbole_llm4sbr.model.session import SessionRecommender, SessionViews  # noqa: E402
+from recbole_llm4sbr.model.wrapper import LLM4SBRWrapper  # noqa: E402
+
+__all__ = ["LLM4SBRWrapper", "SessionIntents", "SessionRecommender", "SessionViews", "build_model", "check_wrappable", "model_class"]
+
+_RECBOLE = "recbole.model.sequential_recommender"
+
+
+def model_class(name: str) -> type[nn.Module]:
+    """The class of a model by name.
+
+    Args:
+        name: a backbone of ours, a sequential model of RecBole, or `package.module:Class` for your own.
+
+    Raises:
+        UserError: there is no such model; the nearest names are named.
+    """
+    if name in BACKBONES:
+        return BACKBONES[name]
+    if ":" in name:
+        module_name, _, class_name = name.partition(":")
+        try:
+            found = getattr(importlib.import_module(module_name), class_name)
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"model {name!r} cannot be imported ({error}); write it as package.module:Class") from None
+    else:
+        files = {each.name for each in pkgutil.iter_modules(importlib.import_module(_RECBOLE).__path__)}
+        found = getattr(importlib.import_module(f"{_RECBOLE}.{name.lower()}"), name, None) if name.lower() in files else None
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        known = [*BACKBONES, *sorted(each for each in dir(importlib.import_module(_RECBOLE)) if each[0].isupper())]
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        raise UserError(f"model {name!r} is unknown; " + (f"did you mean {', '.join(near)}?" if near else f"choose from {', '.join(known)}"))
+    return found
+
+
+def check_wrappable(model: type[nn.Module]) -> None:
+    """Refuse a model class that LLM4SBR cannot enhance.
+
+    Raises:
+        UserError: with the reason and what to write.
+    """
+    if not issubclass(model, SessionRecommender):
+        check_adaptable(model)
+
+
+def build_model(config: Any, dataset: Any) -> nn.Module:
+    """The model of a run: with `llm4sbr` the wrapped backbone, else the backbone as it is (a RecBole model is left untouched)."""
+    kind = model_class(config["given"]["model"])
+    if not config["llm4sbr"]:
+        return kind(config, dataset)
+    check_wrappable(kind)
+    model = kind(config, dataset)
+    backbone = model if isinstance(model, SessionRecommender) else AdaptedRecommender(config, dataset, model)
+    return LLM4SBRWrapper(config, dataset, backbone, SessionIntents.from_dataset(config, dataset))

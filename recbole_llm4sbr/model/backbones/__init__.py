@@ -1,0 +1,6 @@
+"""Backbones of ours, native to the `SessionRecommender` contract. A new one is a file here and a line in `BACKBONES`."""
+
+from recbole_llm4sbr.model.backbones.srgnn import SRGNN
+from recbole_llm4sbr.model.session import SessionRecommender
+
+BACKBONES: dict[str, type[SessionRecommender]] = {"SRGNN": SRGNN}
