@@ -119,6 +119,7 @@ _BEFORE = [
     r"[\"“”'‘’`*_]+(?=.*[\"“”'‘’`*_])",  # an opening quote that is closed later
 ]
 _REFUSAL = re.compile(r"^(?:as an ai|i'?m sorry|sorry|i am sorry|i can(?:no|')t|i don'?t|unfortunately|n/?a$|none$|unknown$)", re.I)
+_PLACEHOLDER = re.compile(r"^(?:movie|product|item|thing|title|name|answer)(?: (?:title|name))?(?: #?\d+)?$", re.I)
 
 
 def clean(raw: str, qualifiers: Sequence[str] = ()) -> str:
@@ -137,9 +138,11 @@ def clean(raw: str, qualifiers: Sequence[str] = ()) -> str:
     text = re.split(r"[\"“”]", text)[0]  # what follows a closing quote is talk
     text = re.sub(r"[\s.,;:!*_`'’]+$", "", re.sub(r"\s+", " ", text))
     words = re.findall(r"\w+", text.lower())
-    if not words or _REFUSAL.match(text):
+    if not words or _REFUSAL.match(text) or _PLACEHOLDER.match(text):
         return ""
-    echoes = (re.findall(r"\w+", qualifier.lower()) for qualifier in qualifiers)
-    if len(words) > 2 and any(" ".join(words) in " ".join(echo) or words[:4] == echo[:4] for echo in echoes):
-        return ""
+    for qualifier in qualifiers:
+        asked = re.findall(r"\w+", qualifier.lower())
+        begins = len(words) > 1 and words[:4] == asked[: len(words[:4])]
+        if begins or (len(words) > 2 and f" {' '.join(words)} " in f" {' '.join(asked)} "):
+            return ""
     return text

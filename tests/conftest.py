@@ -1,0 +1,109 @@
+"""Small worlds for tests: a raw atomic dataset, a tiny encoder and a tiny language model, all made here, none of them real."""
+
+import random
+
+import pytest
+import torch
+
+from recbole_llm4sbr.settings import load_settings
+
+torch.set_num_threads(2)
+
+WORDS = "red green blue old new small great silent golden lost river house night king garden stone winter road sea star".split()
+
+
+def title(number: int) -> str:
+    return f"{WORDS[number % 20]} {WORDS[(number * 7 + 3) % 20]} {WORDS[(number * 3 + 11) % 20]} {number}"
+
+
+@pytest.fixture(scope="session")
+def raw(tmp_path_factory):
+    """Folder with the raw dataset `tiny`: 40 users, 30 items, sessions a day apart."""
+    rng = random.Random(7)
+    folder = tmp_path_factory.mktemp("raw") / "tiny"
+    folder.mkdir()
+    lines = ["user_id:token\titem_id:token\ttimestamp:float"]
+    for user in range(40):
+        for day in range(rng.randint(2, 4)):
+            start, item = user * 5000 + day * 86400, rng.randrange(30)
+            for click in range(rng.randint(2, 9)):
+                item = (item + rng.choice([1, 1, 2, 5])) % 30
+                lines.append(f"u{user}\tm{item}\t{start + click * 20}")
+    (folder / "tiny.inter").write_text("\n".join(lines) + "\n")
+    items = ["item_id:token\ttitle:token_seq\tyear:token"] + [f"m{n}\t{title(n)}\t{1950 + n}" for n in range(30)]
+    (folder / "tiny.item").write_text("\n".join(items) + "\n")
+    return folder.parent
+
+
+def make_tokenizer(chat: bool):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[EOS]", *map(chr, range(33, 127)), "Ċ"]
+    inner = Tokenizer(models.WordLevel({piece: n for n, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]", eos_token="[EOS]")
+    if chat:
+        tokenizer.chat_template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<assistant>"
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory):
+    """Folder of a BERT with random weights over single characters."""
+    from transformers import BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("encoder")
+    torch.manual_seed(1)
+    tokenizer = make_tokenizer(chat=False)
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, max_position_embeddings=200
+    )
+    BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_llm(tmp_path_factory):
+    """Folder of a Llama with random weights over single characters, with a chat template."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("llm")
+    torch.manual_seed(2)
+    tokenizer = make_tokenizer(chat=True)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        max_position_embeddings=2048, pad_token_id=0, bos_token_id=2, eos_token_id=4, initializer_range=0.3,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def settings_for(raw, tiny_encoder, tmp_path, monkeypatch):
+    """Settings of the dataset `tiny`, everything written under tmp_path: `settings_for(model="NARM", epochs=1)`."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(**changed):
+        given = {
+            "data_path": str(raw), "atomic_path": str(tmp_path / "atomic"), "encoder": tiny_encoder, "llm_backend": "echo",
+            "min_item_count": 2, "gpu_id": "", "epochs": 1, "embedding_size": 8, "hidden_size": 8, "show_progress": False,
+            "train_batch_size": 32, "item_text": "{title} ({year})",
+        }  # fmt: skip
+        return load_settings(dataset="tiny", overrides=given | changed)
+
+    return make
+
+
+@pytest.fixture
+def tiny(settings_for):
+    """Settings of `tiny` after prepare and infer with the echo backend, which is no language model."""
+    from recbole_llm4sbr.data.atomic import prepare
+    from recbole_llm4sbr.intent.infer import infer
+
+    settings = settings_for()
+    prepare(settings)
+    infer(settings)
+    return settings

@@ -1,0 +1,162 @@
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from recbole_llm4sbr.data.atomic import PARTS, dataset_folder, prepare, read_items, read_sessions
+from recbole_llm4sbr.errors import UserError
+from recbole_llm4sbr.intent.encoder import Encoder
+from recbole_llm4sbr.intent.infer import _spread, check_inferred, infer
+from recbole_llm4sbr.intent.prompts import item_texts
+
+FILES = ("tiny.itememb", "tiny.sessemb", "tiny.intentemb", "infer.json")
+
+
+def content(settings):
+    return {name: (dataset_folder(settings) / name).read_bytes() for name in FILES}
+
+
+def table(settings, name):
+    frame = pd.read_csv(dataset_folder(settings) / name, sep="\t", dtype=str, keep_default_na=False)
+    return frame.rename(columns=lambda column: column.partition(":")[0])
+
+
+def rows_of(settings):
+    parts = [read_sessions(dataset_folder(settings), "tiny", part) for part in PARTS]
+    return {row: prefix for part in parts for row, prefix in zip(part.ids, part.prefixes)}
+
+
+def test_every_session_gets_the_items_nearest_to_its_answer(tiny):
+    items = read_items(dataset_folder(tiny) / "tiny.item")
+    vectors = Encoder(tiny["encoder"]).encode(item_texts(items, tiny)).astype(float)
+    names = dict(zip(items["item_id"], items["title"]))
+    sessions = table(tiny, "tiny.sessemb")
+    prefixes = rows_of(tiny)
+    assert set(sessions["sid"]) == set(prefixes)
+    for row in sessions.itertuples():
+        answer = Encoder(tiny["encoder"]).encode([names[prefixes[row.sid][-1]]])[0]  # echo answers with the last item
+        similar = vectors @ answer
+        shown = [items["item_id"].tolist().index(token) for token in row.long_items.split()]
+        np.testing.assert_allclose(np.sort(similar)[::-1][:10], [float(x) for x in row.long_sims.split()], atol=1e-4)
+        np.testing.assert_allclose(similar[shown], [float(x) for x in row.long_sims.split()], atol=1e-4)
+        if row.Index > 15:
+            break
+
+
+def test_item_vectors_survive_writing_and_reading(tiny):
+    items = read_items(dataset_folder(tiny) / "tiny.item")
+    vectors = Encoder(tiny["encoder"]).encode(item_texts(items, tiny))
+    written = table(tiny, "tiny.itememb")
+    assert written["iid"].tolist() == items["item_id"].tolist()
+    np.testing.assert_allclose(np.array([row.split(" ") for row in written["item_emb"]], float), vectors, atol=1e-6)
+
+
+def test_a_second_run_makes_no_call_and_other_settings_are_refused_until_rebuild(tiny):
+    before = content(tiny)
+    again = infer(tiny)
+    assert (again["calls"], again["reused"]) == (0, again["distinct_prompts"])
+    assert content(tiny) == before
+    with pytest.raises(UserError, match=r"intent_k_max was 10, now 5.*--rebuild"):
+        infer(tiny | {"intent_k_max": 5, "intent_k": 3})
+    with pytest.raises(UserError, match="intent_k_max"):
+        check_inferred(tiny | {"intent_k_max": 5, "intent_k": 3})
+    remade = infer(tiny | {"intent_k_max": 5, "intent_k": 3, "rebuild": True})
+    assert (remade["calls"], remade["k_max"]) == (0, 5)
+
+
+def test_refresh_asks_anew(tiny):
+    assert infer(tiny | {"llm_refresh": True})["calls"] > 0
+
+
+def test_feature_files_of_other_sessions_are_refused(tiny):
+    prepare(tiny | {"split": "paper", "rebuild": True})
+    (dataset_folder(tiny) / "infer.json").write_text(json.dumps(json.loads(json.dumps({"settings": {}, "prepared": {}, "counts": {}, "files": {}}))))
+    with pytest.raises(UserError, match="made otherwise"):
+        check_inferred(tiny | {"split": "paper"})
+
+
+def test_max_sessions_asks_for_so_many_and_leaves_the_others_without_an_intent(settings_for):
+    settings = settings_for(max_sessions=20)
+    prepare(settings)
+    counts = infer(settings)
+    assert counts["prompts"] == 40
+    sessions = table(settings, "tiny.sessemb")
+    assert (sessions["long_items"] != "").sum() == 20
+    assert counts["failed"] == 2 * (len(sessions) - 20)
+
+
+def test_a_subset_is_spread_over_all_parts():
+    assert _spread([80, 10, 10], 0) == _spread([80, 10, 10], 1000) == list(range(100))
+    chosen = np.array(_spread([80, 10, 10], 10))
+    assert len(chosen) == 10
+    assert [((low <= chosen) & (chosen < high)).sum() for low, high in ((0, 80), (80, 90), (90, 100))] == [8, 1, 1]
+
+
+def test_session_text_needs_no_llm_and_is_the_mean_of_the_items(settings_for):
+    settings = settings_for(intent_source="session_text")
+    prepare(settings)
+    counts = infer(settings)
+    assert counts["calls"] == counts["prompts"] == 0
+    assert not (dataset_folder(settings).parent / "answers.sqlite").exists()
+    items = read_items(dataset_folder(settings) / "tiny.item")
+    vector = dict(zip(items["item_id"], Encoder(settings["encoder"]).encode(item_texts(items, settings))))
+    prefixes, sessions, intents = rows_of(settings), table(settings, "tiny.sessemb"), table(settings, "tiny.intentemb")
+    written = dict(zip(intents["intent_id"], intents["intent_emb"]))
+    for row in sessions.head(30).itertuples():
+        for view, shown in (("long", prefixes[row.sid]), ("short", prefixes[row.sid][-3:])):
+            mean = np.mean([vector[item] for item in shown], 0)
+            mine = np.array(written[getattr(row, f"{view}_intent")].split(" "), float)
+            np.testing.assert_allclose(mine, mean / np.linalg.norm(mean), atol=1e-5)
+
+
+def test_infer_without_prepare_says_so(settings_for):
+    with pytest.raises(UserError, match="run `recbole-llm4sbr prepare"):
+        infer(settings_for())
+
+
+def test_an_item_without_a_text_is_never_an_intent(settings_for, raw, tmp_path):
+    import shutil
+
+    shutil.copytree(raw / "tiny", tmp_path / "gap" / "tiny")
+    path = tmp_path / "gap" / "tiny" / "tiny.item"
+    path.write_text("\n".join(line if not line.startswith("m3\t") else "m3\t\t" for line in path.read_text().splitlines()) + "\n")
+    settings = settings_for(data_path=str(tmp_path / "gap"))
+    prepare(settings)
+    with pytest.raises(UserError, match="item 'm3' has no 'title'"):
+        infer(settings)
+    settings = settings | {"missing_item_text": "unknown"}
+    infer(settings)
+    sessions = table(settings, "tiny.sessemb")
+    assert not any("m3" in row.split() for view in ("long", "short") for row in sessions[f"{view}_items"])
+
+
+KILLED = """
+import json, sys
+from recbole_llm4sbr.intent.infer import infer
+print("go", flush=True)
+infer(json.loads(sys.argv[1]))
+"""
+
+
+def test_kill_at_any_moment_and_the_next_run_finishes_with_the_same_files(settings_for, tmp_path):
+    settings = settings_for()
+    prepare(settings)
+    infer(settings)
+    expected = content(settings)
+    rng = random.Random(11)
+    for attempt in range(5):
+        changed = settings | {"atomic_path": str(tmp_path / f"killed{attempt}")}
+        prepare(changed)
+        process = subprocess.Popen([sys.executable, "-c", KILLED, json.dumps(changed)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        process.stdout.readline()
+        time.sleep(rng.uniform(0.0, 2.5))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        infer(changed)
+        assert content(changed) == expected

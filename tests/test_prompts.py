@@ -1,0 +1,127 @@
+import random
+
+import pandas as pd
+import pytest
+
+from recbole_llm4sbr.data.atomic import PARTS, dataset_folder, prepare, read_items, read_sessions
+from recbole_llm4sbr.errors import UserError
+from recbole_llm4sbr.intent.prompts import PromptTemplate, item_names, item_texts
+from recbole_llm4sbr.settings import load_settings
+
+
+def items(*rows, columns=("item_id", "title", "year")):
+    return pd.DataFrame(rows, columns=columns)
+
+
+def given(**changed):
+    return load_settings(dataset="tiny", overrides={"item_text": "{title} ({year})"} | changed)
+
+
+def test_the_movies_prompt_reads_as_written_down_here():
+    request = PromptTemplate.load("movies").build(["Toy Story", "Heat"], "long")
+    assert request.user == (
+        "A person watched these movies in this order:\n1. Toy Story\n2. Heat\n"
+        "Guess one movie this person loves. Think of the whole list. Only output the movie title."
+    )
+    assert request.system == "You are a movie expert."
+
+
+def test_a_view_sees_its_window_of_the_last_items(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "system: s\nbackground: b\nitem: '{number}) {name}'\ntask: 'q {qualifier}'\n"
+        "views: {far: {qualifier: all}, near: {qualifier: now, window: 2}}\n"
+    )
+    template = PromptTemplate.load(str(path))
+    assert template.build(["a", "b", "c"], "near").user == "b\n1) b\n2) c\nq now"
+    assert template.build(["a", "b", "c"], "far").user == "b\n1) a\n2) b\n3) c\nq all"
+    with pytest.raises(UserError, match=r"'long' is unknown.*far, near"):
+        template.check_views(["long"])
+
+
+@pytest.mark.parametrize("name", ["movies", "products", "generic"])
+def test_shipped_templates_have_the_views_and_views_share_their_beginning(name):
+    template = PromptTemplate.load(name)
+    template.check_views(["long", "short", "normal"])
+    requests = [template.build(["First", "Second"], view).user for view in ("long", "short", "normal")]
+    assert len(set(requests)) == 3
+    assert len({request[: request.index("Second")] for request in requests}) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [("system: s\n", "lacks background"), ("[1]", "must hold"), ("a: [", "not valid YAML")]
+)
+def test_a_broken_template_is_named(tmp_path, text, says):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=says):
+        PromptTemplate.load(str(path))
+    with pytest.raises(UserError, match="choose one of generic, movies, products"):
+        PromptTemplate.load("moovies")
+
+
+@pytest.mark.parametrize(
+    ("title", "year", "expected"),
+    [
+        ("Lion King, The", "1994", "The Lion King (1994)"),
+        ("Misérables, Les", "1995", "Les Misérables (1995)"),
+        ("Good, The Bad and The Ugly, The", "1966", "The Good, The Bad and The Ugly (1966)"),
+        ("Heat", "", "Heat"),
+        ("Beauty, A Memoir", "2000", "Beauty, A Memoir (2000)"),
+        ("  Two  spaces ", "1", "Two spaces (1)"),
+    ],
+)
+def test_item_texts_are_tidy(title, year, expected):
+    assert item_texts(items(("i", title, year)), given(article_last=True)) == [expected]
+
+
+def test_an_empty_column_leaves_no_separator():
+    table = items(("i", "Heat", "", ""), columns=("item_id", "title", "year", "genre"))
+    assert item_texts(table, given(item_text="{title} ({year}), {genre}")) == ["Heat"]
+
+
+def test_long_names_are_cut_at_a_word():
+    assert item_names(items(("i", "alpha beta gamma delta", "")), given(item_name_length=12)) == ["alpha beta"]
+    assert item_names(items(("i", "a" * 30, "")), given(item_name_length=12)) == ["a" * 12]
+
+
+def test_an_item_without_a_text_is_an_error_or_an_unknown_item():
+    table = items(("i1", "Heat", ""), ("i2", "", "1990"))
+    with pytest.raises(UserError, match=r"item 'i2' has no 'title'.*--missing_item_text=unknown"):
+        item_texts(table, given())
+    assert item_texts(table, given(missing_item_text="unknown")) == ["Heat", ""]
+    assert item_names(table, given(missing_item_text="unknown")) == ["Heat", "unknown item"]
+
+
+def test_no_prompt_of_a_prefix_holds_the_title_of_a_later_item(settings_for):
+    settings = settings_for(session_targets="all", session_rule="user")
+    prepare(settings)
+    folder = dataset_folder(settings)
+    table = read_items(folder / "tiny.item")
+    names = dict(zip(table["item_id"], item_names(table, settings)))
+    template = PromptTemplate.load(settings["prompt"])
+    checked = 0
+    for part in PARTS:
+        rows = read_sessions(folder, "tiny", part)
+        longest = {}
+        for row, prefix, target in zip(rows.ids, rows.prefixes, rows.targets):
+            longest[row.rpartition(".")[0]] = [*prefix, target]
+        for row, prefix in zip(rows.ids, rows.prefixes):
+            later = set(longest[row.rpartition(".")[0]][len(prefix) :]) - set(prefix)
+            for view in ("long", "short"):
+                lines = template.build([names[item] for item in prefix], view).user.splitlines()
+                shown = {line.partition(". ")[2] for line in lines}
+                assert not shown & {names[item] for item in later}
+                checked += len(later)
+    assert checked > 1000
+
+
+def test_prompts_depend_on_the_prefix_alone():
+    template = PromptTemplate.load("movies")
+    rng = random.Random(1)
+    names = [f"name {n}" for n in range(30)]
+    for _ in range(50):
+        session = rng.choices(names, k=12)
+        cut = rng.randint(1, 11)
+        assert template.build(session[:cut], "long") == template.build(list(session)[:cut], "long")
+        assert len(template.build(session[:cut], "long").user.splitlines()) == min(cut, 10) + 2

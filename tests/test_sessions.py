@@ -1,0 +1,107 @@
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recbole_llm4sbr.data.sessions import drop_unseen, filter_rare, prefixes, session_names, sessionize, split
+
+CLICKS = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("uvwxyz"), st.integers(0, 4000)), min_size=1, max_size=60)
+
+
+def frame(clicks):
+    return pd.DataFrame(clicks, columns=["user", "item", "time"]).assign(session=lambda f: f["user"])
+
+
+def as_lists(sessions):
+    return [group.tolist() for _, group in sessions.groupby("session", sort=False)["item"]]
+
+
+def sessions_by_loop(clicks, rule, gap):
+    """The rules as a person would write them down."""
+    found = []
+    for user in dict.fromkeys(user for user, _, _ in clicks):
+        mine = sorted((click for click in clicks if click[0] == user), key=lambda click: click[2])  # sorted() is stable
+        for position, (_, item, time) in enumerate(mine):
+            before = mine[position - 1][2] if position else None
+            if before is None:
+                new = True
+            elif rule == "bucket":
+                new = time // gap != before // gap
+            else:
+                new = rule == "gap" and time - before > gap
+            if new:
+                found.append([])
+            found[-1].append(item)
+    return found
+
+
+@given(CLICKS, st.sampled_from(["bucket", "gap", "user", "column"]), st.sampled_from([60, 600]))
+def test_sessions_equal_a_loop_over_clicks(clicks, rule, gap):
+    assert as_lists(sessionize(frame(clicks), rule, gap)) == sessions_by_loop(clicks, rule, gap)
+
+
+def test_ties_in_time_keep_file_order():
+    clicks = [("a", "z", 5), ("a", "y", 5), ("a", "x", 5), ("a", "w", 1)]
+    assert as_lists(sessionize(frame(clicks), "user", 600)) == [["w", "z", "y", "x"]]
+
+
+def filter_by_loop(sessions, min_length, min_count):
+    while True:
+        flat = [item for session in sessions for item in session]
+        kept = [[item for item in session if flat.count(item) >= min_count] for session in sessions]
+        kept = [session for session in kept if len(session) >= min_length]
+        if kept == sessions:
+            return kept
+        sessions = kept
+
+
+@given(CLICKS, st.integers(2, 3), st.integers(1, 5))
+@settings(deadline=None)
+def test_filtering_reaches_the_fixed_point_of_a_loop(clicks, min_length, min_count):
+    sessions = sessionize(frame(clicks), "bucket", 600)
+    assert as_lists(filter_rare(sessions, min_length, min_count)) == filter_by_loop(as_lists(sessions), min_length, min_count)
+
+
+@given(CLICKS, st.sampled_from(["temporal", "paper"]))
+def test_no_session_is_in_two_parts_and_temporal_parts_follow_each_other(clicks, how):
+    sessions = sessionize(frame(clicks), "bucket", 600)
+    part = split(sessions, how, (0.8, 0.1, 0.1))
+    assert (pd.Series(part).groupby(sessions["session"]).nunique() == 1).all()
+    ends = sessions.assign(part=part).groupby("session").agg({"time": "max", "part": "first"})
+    if how == "temporal":
+        for earlier, later in ((0, 1), (1, 2), (0, 2)):
+            a, b = ends.loc[ends["part"] == earlier, "time"], ends.loc[ends["part"] == later, "time"]
+            assert a.empty or b.empty or a.max() <= b.min()
+    else:
+        assert ends["part"].is_monotonic_increasing
+
+
+def test_split_shares_are_those_of_hand_counting():
+    sessions = frame([("a", "x", second) for number in range(100) for second in (number * 600, number * 600 + 1)])
+    sessions = sessionize(sessions, "bucket", 600)
+    assert np.bincount(split(sessions, "temporal", (0.8, 0.1, 0.1))[::2]).tolist() == [80, 10, 10]
+    assert np.bincount(split(sessions, "paper", (0.8, 0.1, 0.1))[::2]).tolist() == [80, 10, 10]
+
+
+def test_items_that_train_never_saw_go_from_the_other_parts_with_sessions_that_become_too_short():
+    sessions = pd.DataFrame({"session": [0, 0, 1, 1, 1, 2, 2], "owner": "u", "item": list("ababxax"), "time": 0.0})
+    part = np.array([0, 0, 1, 1, 1, 2, 2], np.int8)
+    kept, kept_part = drop_unseen(sessions, part, 2)
+    assert as_lists(kept) == [["a", "b"], ["a", "b"]]
+    assert kept_part.tolist() == [0, 0, 1, 1]
+
+
+@given(st.lists(st.integers(2, 6), min_size=1, max_size=8))
+def test_prefixes_equal_a_loop(lengths):
+    rows, sizes = prefixes(np.array(lengths), "all")
+    assert list(zip(rows, sizes)) == [(n, size) for n, length in enumerate(lengths) for size in range(1, length)]
+    rows, sizes = prefixes(np.array(lengths), "last")
+    assert list(zip(rows, sizes)) == [(n, length - 1) for n, length in enumerate(lengths)]
+
+
+@pytest.mark.parametrize("rule", ["bucket", "gap", "user"])
+def test_session_names_are_unique_even_when_users_look_like_them(rule):
+    clicks = frame([("a", "x", 0), ("a", "x", 5000), ("a_1", "x", 0), ("a_1", "x", 9000), ("a_1_0", "x", 1)])
+    names = session_names(sessionize(clicks, rule, 600), rule)
+    assert len(set(names)) == len(names)
