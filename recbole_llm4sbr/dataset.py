@@ -1,29 +1,47 @@
-"""RecBole's SequentialDataset over prepared session files."""
+"""RecBole's SequentialDataset over prepared session files and feature files."""
 
 from typing import Any
 
 import pandas as pd
+import torch
 
 from recbole_llm4sbr import compat
 
 compat.apply()
 
 from recbole.data.dataset import SequentialDataset  # noqa: E402  (numpy must be mended first)
-from recbole.utils import FeatureSource  # noqa: E402
+from recbole.utils import FeatureSource, FeatureType  # noqa: E402
 
 
 class SessionDataset(SequentialDataset):  # type: ignore[misc]
-    """SequentialDataset that keeps the newest `MAX_ITEM_LIST_LENGTH` clicks of a session.
+    """SequentialDataset whose sessions keep their newest `MAX_ITEM_LIST_LENGTH` clicks and are padded to that width.
 
-    RecBole ignores that setting for benchmark files, and its `seq_len` keeps the oldest clicks.
+    RecBole ignores that setting for benchmark files, though some of its models count on the width, and its `seq_len` would keep the
+    oldest clicks.
     """
 
     def _load_feat(self, filepath: str, source: Any) -> pd.DataFrame | None:
         feat = super()._load_feat(filepath, source)
-        field = self.config["ITEM_ID_FIELD"] + self.config["LIST_SUFFIX"]
-        if source == FeatureSource.INTERACTION and feat is not None and field in feat:
-            longest = self.config["MAX_ITEM_LIST_LENGTH"]
+        if source == FeatureSource.INTERACTION and feat is not None:
+            field, longest = self._clicks
             feat[field] = [clicks[-longest:] for clicks in feat[field]]
-            # The same width in all parts and runs: position embeddings and padding then never depend on a part's longest.
             self.field2seqlen[field] = longest
         return feat
+
+    def _remap_ID_all(self) -> None:
+        """Also number the intents of `.sessemb` and `.intentemb` together: RecBole remaps additional files by its two aliases only."""
+        super()._remap_ID_all()
+        named = [("intentemb_feat", "intent_id"), *(("sessemb_feat", f"{view}_intent") for view in self.config["views"])]
+        if hasattr(self, "intentemb_feat"):
+            self._remap([(getattr(self, feat), field, FeatureType.TOKEN) for feat, field in named])
+
+    def _change_feat_format(self) -> None:
+        super()._change_feat_format()
+        field, longest = self._clicks
+        clicks = self.inter_feat[field]
+        self.inter_feat.interaction[field] = torch.nn.functional.pad(clicks, (0, longest - clicks.size(1)))
+
+    @property
+    def _clicks(self) -> tuple[str, int]:
+        """The field of a session's clicks and its width."""
+        return self.config["ITEM_ID_FIELD"] + self.config["LIST_SUFFIX"], self.config["MAX_ITEM_LIST_LENGTH"]

@@ -90,7 +90,7 @@ def settings_for(raw, tiny_encoder, tmp_path, monkeypatch):
         given = {
             "data_path": str(raw), "atomic_path": str(tmp_path / "atomic"), "encoder": tiny_encoder, "llm_backend": "echo",
             "min_item_count": 2, "gpu_id": "", "epochs": 1, "embedding_size": 8, "hidden_size": 8, "show_progress": False,
-            "train_batch_size": 32, "item_text": "{title} ({year})",
+            "train_batch_size": 32, "item_text": "{title} ({year})", "MAX_ITEM_LIST_LENGTH": 12,
         }  # fmt: skip
         return load_settings(dataset="tiny", overrides=given | changed)
 

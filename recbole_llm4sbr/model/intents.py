@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -98,13 +97,8 @@ def _item_vectors(dataset: Any) -> Tensor:
 
 
 def _answer_vectors(dataset: Any, views: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Vectors of distinct answers behind a row of zeros, [A + 1, D], and the row of every session row and view, [S, V]."""
+    """Vectors of distinct answers by RecBole intent id, 0 for none, [A + 1, D], and the id of every session row and view, [S, V]."""
     feat = dataset.intentemb_feat
-    vectors = torch.cat([torch.zeros(1, feat["intent_emb"].size(1)), feat["intent_emb"].float()])
-    row = {token: number for number, token in enumerate(dataset.id2token("intent_id", feat["intent_id"]), 1)}
-    columns = []
-    for view in views:
-        tokens = dataset.field2id_token[f"{view}_intent"]  # [PAD] stands for sessions without an intent
-        lookup = torch.from_numpy(np.array([row.get(token, 0) for token in tokens], dtype=np.int32))
-        columns.append(lookup[dataset.sessemb_feat[f"{view}_intent"]])
-    return vectors, torch.stack(columns, 1)
+    vectors = torch.zeros(len(feat) + 1, feat["intent_emb"].size(1))
+    vectors[feat["intent_id"]] = feat["intent_emb"].float()
+    return vectors, torch.stack([dataset.sessemb_feat[f"{view}_intent"] for view in views], 1).int()

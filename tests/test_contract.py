@@ -1,0 +1,154 @@
+"""What every model must do, plain and enhanced: the adapted models of RecBole, ours, and the wrapper around each."""
+
+import importlib
+import pkgutil
+
+import pytest
+import torch
+
+from recbole_llm4sbr.errors import UserError
+from recbole_llm4sbr.model import SessionIntents, build_model, check_wrappable, model_class
+from recbole_llm4sbr.model.adapter import REFUSED, AdaptedRecommender
+from recbole_llm4sbr.model.backbones import BACKBONES
+from recbole_llm4sbr.quick_start import load_data
+
+ADAPTED = ["GCSAN", "GRU4Rec", "LightSANs", "NARM", "NextItNet", "SASRec", "SINE", "STAMP"]
+WITH_FEATURES = ["FDSA", "GRU4RecF", "SASRecF"]
+SMALL = {"n_heads": 2, "n_layers": 1, "inner_size": 16, "num_layers": 1, "block_num": 1, "dilations": [1, 2], "k_interests": 3,
+         "prototype_size": 8, "interest_size": 2, "loss_type": "CE"}  # fmt: skip
+# Parameters that the original model itself never uses in its loss.
+IDLE = {
+    "SINE": ("C.", "w3", "w4"),
+    "GCSAN": ("self_attention.layer.0.multi_head_attention.key.bias",),  # a bias of keys cancels in softmax
+}
+
+
+def features(settings):
+    return settings | {"load_col": {"item": ["item_id", "year"]}, "selected_features": ["year"], "pooling_mode": "mean"}
+
+
+def built(settings, name, **changed):
+    settings = (features(settings) if name in WITH_FEATURES else settings) | {"model": name} | SMALL | changed
+    config, _, (train, _, test) = load_data(settings)
+    torch.manual_seed(3)
+    return build_model(config, train.dataset), config, train, test
+
+
+def interaction_of(train):
+    return next(iter(train))
+
+
+@pytest.mark.parametrize("name", ADAPTED + WITH_FEATURES)
+def test_an_adapted_model_scores_as_the_original(tiny, name):
+    original, config, train, test = built(tiny, name, llm4sbr=False)
+    adapted = AdaptedRecommender(config, train.dataset, original)
+    original.eval(), adapted.eval()
+    for batch, *_ in test:
+        torch.testing.assert_close(adapted.full_sort_predict(batch), original.full_sort_predict(batch), atol=1e-6, rtol=0)
+        torch.testing.assert_close(adapted.predict(batch), original.predict(batch), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", ADAPTED + WITH_FEATURES)
+def test_an_adapted_models_losses_add_up_to_the_originals(tiny, name):
+    original, config, train, _ = built(tiny, name, llm4sbr=False)
+    adapted = AdaptedRecommender(config, train.dataset, original)
+    original.eval(), adapted.eval()  # no dropout
+    batch = interaction_of(train)
+    loss = adapted.calculate_loss(batch)
+    total = sum(loss) if isinstance(loss, tuple) else loss
+    torch.testing.assert_close(total, original.calculate_loss(batch), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("llm4sbr", [True, False])
+@pytest.mark.parametrize("name", [*BACKBONES, *ADAPTED])
+class TestEveryModel:
+    def test_padding_batch_order_and_batch_size_do_not_change_scores(self, tiny, name, llm4sbr):
+        model, config, train, test = built(tiny, name, llm4sbr=llm4sbr)
+        model.eval()
+        batch = next(iter(test))[0]
+        scores = model.full_sort_predict(batch)
+        assert scores.shape == (len(batch), train.dataset.item_num)
+        order = torch.arange(len(batch)).flip(0)
+        torch.testing.assert_close(model.full_sort_predict(batch[order]).flip(0), scores, atol=1e-5, rtol=1e-4)
+        one_by_one = torch.cat([model.full_sort_predict(batch[n : n + 1]).view(1, -1) for n in range(len(batch))])
+        torch.testing.assert_close(one_by_one, scores, atol=1e-5, rtol=1e-4)
+
+    def test_predict_agrees_with_full_sort(self, tiny, name, llm4sbr):
+        model, _, train, test = built(tiny, name, llm4sbr=llm4sbr)
+        model.eval()
+        for batch in (train.dataset[:20], train.dataset[:1]):
+            scores = model.full_sort_predict(batch).view(len(batch), -1)
+            torch.testing.assert_close(model.predict(batch), scores[torch.arange(len(batch)), batch["item_id"]], atol=1e-5, rtol=1e-5)
+
+    def test_one_session_gives_finite_loss_and_gradients(self, tiny, name, llm4sbr):
+        model, _, train, _ = built(tiny, name, llm4sbr=llm4sbr)
+        model.train()
+        loss = model.calculate_loss(train.dataset[:1])
+        (sum(loss) if isinstance(loss, tuple) else loss).backward()
+        for key, parameter in model.named_parameters():
+            assert parameter.grad is None or torch.isfinite(parameter.grad).all(), key
+
+    def test_gradients_reach_every_parameter(self, tiny, name, llm4sbr):
+        model, _, train, _ = built(tiny, name, llm4sbr=llm4sbr)
+        model.train()
+        for batch in train:
+            loss = model.calculate_loss(batch)
+            (sum(loss) if isinstance(loss, tuple) else loss).backward()
+        for key, parameter in model.named_parameters():
+            if not any(idle in key for idle in IDLE.get(name, ())):
+                assert parameter.grad is not None and parameter.grad.abs().sum() > 0, key
+
+
+@pytest.mark.parametrize("name", [*BACKBONES, "GRU4Rec"])
+def test_more_padding_does_not_change_scores(tiny, name):
+    model, _, _, test = built(tiny, name)
+    model.eval()
+    batch = next(iter(test))[0]
+    wide = {key: batch[key] for key in ("session_id", "item_length")}
+    wide["item_id_list"] = torch.nn.functional.pad(batch["item_id_list"], (0, 7))
+    torch.testing.assert_close(model.full_sort_predict(wide), model.full_sort_predict(batch), atol=1e-5, rtol=1e-5)
+
+
+def test_every_sequential_model_of_recbole_is_adapted_or_refused_with_a_reason():
+    package = importlib.import_module("recbole.model.sequential_recommender")
+    names = [name for name in dir(package) if name[0].isupper()]
+    assert len(names) > 20
+    assert len(list(pkgutil.iter_modules(package.__path__))) >= len(names)
+    for name in names:
+        if name in [*BACKBONES, *ADAPTED, *WITH_FEATURES]:
+            check_wrappable(model_class(name))
+        else:
+            with pytest.raises(UserError, match=f"{name} cannot be wrapped: .*--llm4sbr=false"):
+                check_wrappable(model_class(name))
+    assert set(REFUSED) <= set(names)
+
+
+def test_an_unknown_model_names_its_neighbours():
+    with pytest.raises(UserError, match=r"'SRGN' is unknown; did you mean SRGNN"):
+        model_class("SRGN")
+    with pytest.raises(UserError, match="cannot be imported"):
+        model_class("no_such_package:Model")
+    assert model_class("recbole_llm4sbr.model.backbones.srgnn:SRGNN") is BACKBONES["SRGNN"]
+
+
+@pytest.mark.parametrize("views", [["long"], ["short"], ["normal", "short"]])
+def test_views_can_be_left_out(tiny, views):
+    if "normal" in views:
+        from recbole_llm4sbr.intent.infer import infer
+
+    settings = tiny | {"views": views}
+    if views == ["normal", "short"]:
+        infer(settings | {"rebuild": True})
+    model, _, train, _ = built(settings, "SRGNN")
+    assert set(model.gates) == {"global" if view != "short" else "local" for view in views}
+    assert len(model.calculate_loss(interaction_of(train))) == 2
+
+
+def test_two_views_of_one_embedding_are_refused(tiny):
+    with pytest.raises(UserError, match="at most one view per embedding"):
+        config, _, (train, _, _) = load_data(tiny)
+        from recbole_llm4sbr.model import LLM4SBRWrapper
+
+        config["views"] = ["long", "normal"]
+        backbone = BACKBONES["SRGNN"](config | {"step": 1} if isinstance(config, dict) else config, train.dataset)
+        LLM4SBRWrapper(config, train.dataset, backbone, SessionIntents(torch.zeros(2, 3), torch.zeros(2, 2, 1), torch.zeros(2, 2, 1)))
