@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from recbole_llm4sbr import __version__
+from recbole_llm4sbr._version import __version__
 from recbole_llm4sbr.errors import UserError
 from recbole_llm4sbr.files import write_json
 from recbole_llm4sbr.settings import describe, load_settings, parse_value
@@ -55,7 +55,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str], di
             if not rest or rest[0].startswith("--"):
                 raise UserError(f"--{key} needs a value, as --{key}=value")
             text = rest.pop(0)
-        value = parse_value(text)
+        value = parse_value(text, key)
         if settings.setdefault(key, value) != value:
             raise UserError(f"--{key} is given twice, as {settings[key]!r} and {value!r}")
     files = settings.pop("config_files", None) or []
@@ -149,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         verb, files, given = parse_arguments(arguments)
         settings = load_settings(config_files=files, overrides=given)
-        VERBS.get(verb or "", run_all)(settings)
+        (VERBS[verb] if verb else run_all)(settings)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

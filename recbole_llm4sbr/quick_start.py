@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from recbole_llm4sbr import __version__, compat
+from recbole_llm4sbr import compat
+from recbole_llm4sbr._version import __version__
 
 compat.apply()
 
@@ -106,7 +107,9 @@ def train(
         stage1 = stage1 or inferred["counts"] | {"calls": 0, "reused": inferred["counts"]["distinct_prompts"], "shipped": 0}
     name = f"{settings['model'].rpartition(':')[2]}-{settings['dataset']}-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6:06d}"
     checkpoint_folder = make_folder(Path(settings["checkpoint_dir"]) / name)
-    config, dataset, (train_data, valid_data, test_data) = load_data(dict(settings) | {"checkpoint_dir": str(checkpoint_folder)})
+    config, dataset, (train_data, valid_data, test_data) = load_data(
+        dict(settings) | {"checkpoint_dir": str(checkpoint_folder)}
+    )
     _log_to_file(config)
     logger = getLogger()
     logger.info(dataset)
@@ -167,7 +170,7 @@ def load_model(checkpoint: str | Path, **changed: Any) -> Loaded:
     config, dataset, (train_data, valid_data, test_data) = load_data(settings)
     model = build_model(config, train_data.dataset).to(config["device"])
     model.load_state_dict(state["state_dict"])
-    model.load_other_parameter(state.get("other_parameter"))
+    model.load_other_parameter(state.get("other_parameter"))  # type: ignore[operator]
     return Loaded(config, model.eval(), dataset, train_data, valid_data, test_data)
 
 

@@ -37,7 +37,7 @@ _RECBOLE_EXTRA = {"model", "dataset", "config_files", "nproc", "ip", "port", "wo
                   "loss_type", "selected_features", "pooling_mode", "user_inter_num_interval"}  # fmt: skip
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """SafeLoader that reads 1e-3 as a number, as RecBole's loader does."""
 
 
@@ -48,8 +48,10 @@ _Loader.add_implicit_resolver(
 )
 
 
-def parse_value(text: str) -> Any:
-    """Read a command-line value as YAML: `1e-3`, `[1, 2]`, `true`, `~`; anything else is a string."""
+def parse_value(text: str, key: str = "") -> Any:
+    """Read a command-line value as YAML: `1e-3`, `[1, 2]`, `true`, `~`; the value of a text setting of ours stays as it is."""
+    if isinstance(read_yaml(PROPERTIES / "overall.yaml").get(key), str):
+        return text
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:

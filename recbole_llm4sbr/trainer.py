@@ -41,7 +41,7 @@ class _SafeCheckpoints:
         config = self.config  # type: ignore[attr-defined]
         if not config["single_spec"] and config["local_rank"] != 0:
             return
-        path = kwargs.pop("saved_model_file", self.saved_model_file)  # type: ignore[has-type]
+        path = kwargs.pop("saved_model_file", self.saved_model_file)  # type: ignore[has-type,attr-defined]
         model = self.model  # type: ignore[attr-defined]
         state = {
             "config": plain(config.final_config_dict),

@@ -1,6 +1,7 @@
 """Small worlds for tests: a raw atomic dataset, a tiny encoder and a tiny language model, all made here, none of them real."""
 
 import random
+import shutil
 
 import pytest
 import torch
@@ -9,7 +10,28 @@ from recbole_llm4sbr.settings import load_settings
 
 torch.set_num_threads(2)
 
-WORDS = "red green blue old new small great silent golden lost river house night king garden stone winter road sea star".split()
+WORDS = [
+    "red",
+    "green",
+    "blue",
+    "old",
+    "new",
+    "small",
+    "great",
+    "silent",
+    "golden",
+    "lost",
+    "river",
+    "house",
+    "night",
+    "king",
+    "garden",
+    "stone",
+    "winter",
+    "road",
+    "sea",
+    "star",
+]
 
 
 def title(number: int) -> str:
@@ -57,7 +79,12 @@ def tiny_encoder(tmp_path_factory):
     torch.manual_seed(1)
     tokenizer = make_tokenizer(chat=False)
     config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, max_position_embeddings=200
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=200,
     )
     BertModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -81,29 +108,43 @@ def tiny_llm(tmp_path_factory):
     return str(folder)
 
 
+@pytest.fixture(scope="session")
+def given(raw, tiny_encoder):
+    """Settings of the dataset `tiny` that differ from our defaults."""
+    return {
+        "data_path": str(raw), "encoder": tiny_encoder, "llm_backend": "echo", "min_item_count": 2, "gpu_id": "", "epochs": 1,
+        "embedding_size": 8, "hidden_size": 8, "show_progress": False, "train_batch_size": 32, "item_text": "{title} ({year})",
+        "MAX_ITEM_LIST_LENGTH": 12,
+    }  # fmt: skip
+
+
 @pytest.fixture
-def settings_for(raw, tiny_encoder, tmp_path, monkeypatch):
+def settings_for(given, tmp_path, monkeypatch):
     """Settings of the dataset `tiny`, everything written under tmp_path: `settings_for(model="NARM", epochs=1)`."""
     monkeypatch.chdir(tmp_path)
 
     def make(**changed):
-        given = {
-            "data_path": str(raw), "atomic_path": str(tmp_path / "atomic"), "encoder": tiny_encoder, "llm_backend": "echo",
-            "min_item_count": 2, "gpu_id": "", "epochs": 1, "embedding_size": 8, "hidden_size": 8, "show_progress": False,
-            "train_batch_size": 32, "item_text": "{title} ({year})", "MAX_ITEM_LIST_LENGTH": 12,
-        }  # fmt: skip
-        return load_settings(dataset="tiny", overrides=given | changed)
+        return load_settings(dataset="tiny", overrides=given | {"atomic_path": str(tmp_path / "atomic")} | changed)
 
     return make
 
 
-@pytest.fixture
-def tiny(settings_for):
-    """Settings of `tiny` after prepare and infer with the echo backend, which is no language model."""
+@pytest.fixture(scope="session")
+def made(given, tmp_path_factory):
+    """An atomic_path with `tiny` after prepare and infer with the echo backend, which is no language model."""
     from recbole_llm4sbr.data.atomic import prepare
     from recbole_llm4sbr.intent.infer import infer
 
-    settings = settings_for()
+    folder = tmp_path_factory.mktemp("made")
+    settings = load_settings(dataset="tiny", overrides=given | {"atomic_path": str(folder)})
     prepare(settings)
     infer(settings)
+    return folder
+
+
+@pytest.fixture
+def tiny(settings_for, made):
+    """Settings of `tiny` with its own copy of the prepared and feature files."""
+    settings = settings_for()
+    shutil.copytree(made, settings["atomic_path"])
     return settings

@@ -10,7 +10,10 @@ from recbole_llm4sbr.settings import CHOICES, load_settings
 
 def requests():
     template = PromptTemplate.load("movies")
-    sessions = [[f"film {n * 7 % 13} part {n}" for n in range(start, start + length)] for start, length in enumerate((1, 2, 5, 9, 12, 3))]
+    sessions = [
+        [f"film {n * 7 % 13} part {n}" for n in range(start, start + length)]
+        for start, length in enumerate((1, 2, 5, 9, 12, 3))
+    ]
     return [template.build(session, view) for session in sessions for view in ("long", "short")] + [Request("", "hi", "")]
 
 

@@ -63,7 +63,7 @@ def test_an_adapted_models_losses_add_up_to_the_originals(tiny, name):
 @pytest.mark.parametrize("name", [*BACKBONES, *ADAPTED])
 class TestEveryModel:
     def test_padding_batch_order_and_batch_size_do_not_change_scores(self, tiny, name, llm4sbr):
-        model, config, train, test = built(tiny, name, llm4sbr=llm4sbr)
+        model, _, train, test = built(tiny, name, llm4sbr=llm4sbr)
         model.eval()
         batch = next(iter(test))[0]
         scores = model.full_sort_predict(batch)
@@ -74,11 +74,13 @@ class TestEveryModel:
         torch.testing.assert_close(one_by_one, scores, atol=1e-5, rtol=1e-4)
 
     def test_predict_agrees_with_full_sort(self, tiny, name, llm4sbr):
-        model, _, train, test = built(tiny, name, llm4sbr=llm4sbr)
+        model, _, train, _ = built(tiny, name, llm4sbr=llm4sbr)
         model.eval()
         for batch in (train.dataset[:20], train.dataset[:1]):
             scores = model.full_sort_predict(batch).view(len(batch), -1)
-            torch.testing.assert_close(model.predict(batch), scores[torch.arange(len(batch)), batch["item_id"]], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                model.predict(batch), scores[torch.arange(len(batch)), batch["item_id"]], atol=1e-5, rtol=1e-5
+            )
 
     def test_one_session_gives_finite_loss_and_gradients(self, tiny, name, llm4sbr):
         model, _, train, _ = built(tiny, name, llm4sbr=llm4sbr)
@@ -151,4 +153,6 @@ def test_two_views_of_one_embedding_are_refused(tiny):
 
         config["views"] = ["long", "normal"]
         backbone = BACKBONES["SRGNN"](config | {"step": 1} if isinstance(config, dict) else config, train.dataset)
-        LLM4SBRWrapper(config, train.dataset, backbone, SessionIntents(torch.zeros(2, 3), torch.zeros(2, 2, 1), torch.zeros(2, 2, 1)))
+        LLM4SBRWrapper(
+            config, train.dataset, backbone, SessionIntents(torch.zeros(2, 3), torch.zeros(2, 2, 1), torch.zeros(2, 2, 1))
+        )

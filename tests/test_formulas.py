@@ -61,7 +61,8 @@ def test_loss_and_scores_equal_the_paper_in_numpy(tiny, k):
         return np.log(np.mean([np.exp(-2 * np.sum((x[i] - x[j]) ** 2)) for i in range(len(x)) for j in range(i + 1, len(x))]))
 
     au = sum(
-        np.mean(np.sum((unit(h) - unit(t[view])) ** 2, 1)) + (uniform(h) + uniform(t[view])) / 2 for h, view in ((whole, "long"), (local, "short"))
+        np.mean(np.sum((unit(h) - unit(t[view])) ** 2, 1)) + (uniform(h) + uniform(t[view])) / 2
+        for h, view in ((whole, "long"), (local, "short"))
     )  # (8, 9)
     a_long = sigmoid(whole + t["long"]) @ given["gates.global.weight"].T  # (10)
     a_short = sigmoid(local + t["short"]) @ given["gates.local.weight"].T  # (11)
@@ -78,7 +79,10 @@ def test_loss_and_scores_equal_the_paper_in_numpy(tiny, k):
 
 def test_a_smaller_k_gives_what_files_made_for_that_k_give(settings_for, tmp_path):
     scores = {}
-    for name, changed in (("ten", {"intent_k_max": 10}), ("three", {"intent_k_max": 3, "atomic_path": str(tmp_path / "three")})):
+    for name, changed in (
+        ("ten", {"intent_k_max": 10}),
+        ("three", {"intent_k_max": 3, "atomic_path": str(tmp_path / "three")}),
+    ):
         settings = settings_for(intent_k=3, **changed)
         prepare(settings)
         infer(settings)

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recbole_llm4sbr.data.atomic import PARTS, dataset_folder, prepare, read_items, read_sessions
+from recbole_llm4sbr.data.atomic import dataset_folder, prepare, read_items, read_sessions
+from recbole_llm4sbr.data.sessions import PARTS
 from recbole_llm4sbr.errors import UserError
 from recbole_llm4sbr.intent.encoder import Encoder
 from recbole_llm4sbr.intent.infer import _spread, check_inferred, infer
@@ -76,7 +77,9 @@ def test_refresh_asks_anew(tiny):
 
 def test_feature_files_of_other_sessions_are_refused(tiny):
     prepare(tiny | {"split": "paper", "rebuild": True})
-    (dataset_folder(tiny) / "infer.json").write_text(json.dumps(json.loads(json.dumps({"settings": {}, "prepared": {}, "counts": {}, "files": {}}))))
+    (dataset_folder(tiny) / "infer.json").write_text(
+        json.dumps(json.loads(json.dumps({"settings": {}, "prepared": {}, "counts": {}, "files": {}})))
+    )
     with pytest.raises(UserError, match="made otherwise"):
         check_inferred(tiny | {"split": "paper"})
 
@@ -125,7 +128,9 @@ def test_an_item_without_a_text_is_never_an_intent(settings_for, raw, tmp_path):
 
     shutil.copytree(raw / "tiny", tmp_path / "gap" / "tiny")
     path = tmp_path / "gap" / "tiny" / "tiny.item"
-    path.write_text("\n".join(line if not line.startswith("m3\t") else "m3\t\t" for line in path.read_text().splitlines()) + "\n")
+    path.write_text(
+        "\n".join(line if not line.startswith("m3\t") else "m3\t\t" for line in path.read_text().splitlines()) + "\n"
+    )
     settings = settings_for(data_path=str(tmp_path / "gap"))
     prepare(settings)
     with pytest.raises(UserError, match="item 'm3' has no 'title'"):
@@ -153,7 +158,9 @@ def test_kill_at_any_moment_and_the_next_run_finishes_with_the_same_files(settin
     for attempt in range(5):
         changed = settings | {"atomic_path": str(tmp_path / f"killed{attempt}")}
         prepare(changed)
-        process = subprocess.Popen([sys.executable, "-c", KILLED, json.dumps(changed)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [sys.executable, "-c", KILLED, json.dumps(changed)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
         process.stdout.readline()
         time.sleep(rng.uniform(0.0, 2.5))
         process.send_signal(signal.SIGKILL)

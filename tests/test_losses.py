@@ -33,7 +33,9 @@ def test_losses_equal_the_formula_written_in_numpy(size, seed):
 def test_rows_of_weight_zero_do_not_count(size, seed):
     x, y = map(torch.tensor, pairs(size, seed))
     keep = torch.arange(size) % 3 != 0
-    assert torch.allclose(alignment(x, y, keep.double()), alignment(x[keep], y[keep]) if keep.any() else torch.zeros(()).double())
+    assert torch.allclose(
+        alignment(x, y, keep.double()), alignment(x[keep], y[keep]) if keep.any() else torch.zeros(()).double()
+    )
     assert torch.allclose(uniformity(x, keep.double()), uniformity(x[keep]))
 
 

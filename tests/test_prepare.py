@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from recbole_llm4sbr.data.atomic import PARTS, check_prepared, prepare, read_sessions
+from recbole_llm4sbr.data.atomic import check_prepared, prepare, read_sessions
+from recbole_llm4sbr.data.sessions import PARTS
 from recbole_llm4sbr.errors import UserError
 from recbole_llm4sbr.settings import load_settings
 

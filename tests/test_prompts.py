@@ -3,7 +3,8 @@ import random
 import pandas as pd
 import pytest
 
-from recbole_llm4sbr.data.atomic import PARTS, dataset_folder, prepare, read_items, read_sessions
+from recbole_llm4sbr.data.atomic import dataset_folder, prepare, read_items, read_sessions
+from recbole_llm4sbr.data.sessions import PARTS
 from recbole_llm4sbr.errors import UserError
 from recbole_llm4sbr.intent.prompts import PromptTemplate, item_names, item_texts
 from recbole_llm4sbr.settings import load_settings

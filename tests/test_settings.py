@@ -23,7 +23,16 @@ def test_the_command_line_wins_over_files_and_files_win_over_our_properties(tmp_
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("1e-3", 0.001), ("5", 5), ("true", True), ("[long]", ["long"]), ("~", None), ("ml-1m", "ml-1m"), ("0.1", 0.1), ("{a", "{a")],
+    [
+        ("1e-3", 0.001),
+        ("5", 5),
+        ("true", True),
+        ("[long]", ["long"]),
+        ("~", None),
+        ("ml-1m", "ml-1m"),
+        ("0.1", 0.1),
+        ("{a", "{a"),
+    ],
 )
 def test_values_are_read_as_yaml(text, value):
     assert parse_value(text) == value
@@ -33,7 +42,7 @@ def test_values_are_read_as_yaml(text, value):
 def test_both_forms_of_an_argument_mean_the_same():
     assert parse_arguments(["--epochs=3", "--model", "NARM"]) == (None, [], {"epochs": 3, "model": "NARM"})
     assert parse_arguments(["train", "--config_files=a.yaml,b.yaml"]) == ("train", ["a.yaml", "b.yaml"], {})
-    assert parse_arguments(["--item_name={title}=x"])[2] == {"item_name": "{title}=x"}
+    assert parse_arguments(["--item_name={title}", "--llm=7"])[2] == {"item_name": "{title}", "llm": "7"}
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,9 @@ def test_scores_and_gradients_equal_recboles_srgnn(tiny):
         original, ours = Original(config, train.dataset), SRGNN(config, train.dataset)
         ours.load_state_dict(original.state_dict())
         for interaction in [*train, train.dataset[:1]]:
-            torch.testing.assert_close(ours.full_sort_predict(interaction), original.full_sort_predict(interaction), atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                ours.full_sort_predict(interaction), original.full_sort_predict(interaction), atol=1e-5, rtol=1e-5
+            )
             losses = [model.calculate_loss(interaction) for model in (ours, original)]
             torch.testing.assert_close(*losses)
             for loss in losses:

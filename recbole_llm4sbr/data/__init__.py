@@ -1,0 +1,1 @@
+"""Sessions from click logs, and the atomic files that hold them."""

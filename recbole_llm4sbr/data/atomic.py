@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from recbole_llm4sbr import __version__, compat
+from recbole_llm4sbr import compat
+from recbole_llm4sbr._version import __version__
 from recbole_llm4sbr.data.sessions import PARTS, counts, drop_unseen, filter_rare, prefixes, session_names, sessionize, split
 from recbole_llm4sbr.errors import UserError
 from recbole_llm4sbr.files import make_folder, read_json, sha256_file, write_json, write_whole
@@ -97,10 +98,14 @@ def check_prepared(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     folder = dataset_folder(settings)
     if not (folder / MANIFEST).is_file():
-        raise UserError(f"{str(folder)!r} holds no prepared dataset; run `recbole-llm4sbr prepare --dataset={settings['dataset']}` first")
+        raise UserError(
+            f"{str(folder)!r} holds no prepared dataset; run `recbole-llm4sbr prepare --dataset={settings['dataset']}` first"
+        )
     manifest: dict[str, Any] = read_json(folder / MANIFEST)
     if changed := _differences(manifest["settings"], _deciding(settings)):
-        raise UserError(f"{str(folder)!r} was prepared otherwise: {'; '.join(changed)}; run `prepare` with --rebuild=true, or use those settings")
+        raise UserError(
+            f"{str(folder)!r} was prepared otherwise: {'; '.join(changed)}; run `prepare` with --rebuild=true, or use those settings"
+        )
     check_files(folder, manifest)
     return manifest
 
@@ -109,7 +114,9 @@ def check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Refuse a folder whose files are not those of its manifest."""
     for name, checksum in manifest["files"].items():
         if not (folder / name).is_file() or sha256_file(folder / name) != checksum:
-            raise UserError(f"{str(folder / name)!r} is missing or was changed after it was written; add --rebuild=true to make it anew")
+            raise UserError(
+                f"{str(folder / name)!r} is missing or was changed after it was written; add --rebuild=true to make it anew"
+            )
 
 
 def report(numbers: Mapping[str, Any]) -> str:
@@ -150,12 +157,12 @@ def locate(settings: Mapping[str, Any]) -> Path:
         UserError: it is nowhere.
     """
     dataset = settings["dataset"]
-    folder = Path(settings["data_path"]) / dataset
+    folder = Path(settings["data_path"]) / str(dataset)
     if (folder / f"{dataset}.inter").is_file():
         return folder
     spec = importlib.util.find_spec("recbole")
-    root = Path((spec and spec.submodule_search_locations or [""])[0])
-    bundled = root / "dataset_example" / dataset
+    root = Path(((spec and spec.submodule_search_locations) or [""])[0])
+    bundled = root / "dataset_example" / str(dataset)
     if (bundled / f"{dataset}.inter").is_file():
         return bundled
     urls = read_yaml(root / "properties" / "dataset" / "url.yaml")
@@ -163,7 +170,8 @@ def locate(settings: Mapping[str, Any]) -> Path:
         near = difflib.get_close_matches(dataset, [*urls, "ml-100k"], n=3)
         raise UserError(
             f"dataset {dataset!r} is not there: no file {str(folder / f'{dataset}.inter')!r}, and RecBole does not offer it for download; "
-            f"set --data_path to the folder that holds the folder {dataset!r}" + (f", or did you mean {', '.join(near)}?" if near else "")
+            f"set --data_path to the folder that holds the folder {dataset!r}"
+            + (f", or did you mean {', '.join(near)}?" if near else "")
         )
     return _download(dataset, urls[dataset], folder)
 
@@ -184,7 +192,8 @@ def _download(dataset: str, url: str, folder: Path) -> Path:
         if not any(folder.iterdir()):
             folder.rmdir()
         raise UserError(
-            f"dataset {dataset!r} is not under {str(folder.parent)!r} and RecBole's download failed ({error}); put the atomic files into {str(folder)!r}"
+            f"dataset {dataset!r} is not under {str(folder.parent)!r} and RecBole's download failed ({error}); "
+            f"put the atomic files into {str(folder)!r}"
         ) from None
     return folder
 
@@ -201,8 +210,12 @@ def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
     return deciding
 
 
-def _differences(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    return [f"{key} was {made.get(key)!r}, now {wanted.get(key)!r}" for key in sorted(made | wanted) if made.get(key) != wanted.get(key)]
+def _differences(made: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    return [
+        f"{key} was {made.get(key)!r}, now {wanted.get(key)!r}"
+        for key in sorted(made | wanted)
+        if made.get(key) != wanted.get(key)
+    ]
 
 
 def _check_columns(settings: Mapping[str, Any], inter_file: Path, item_file: Path) -> None:
@@ -211,23 +224,33 @@ def _check_columns(settings: Mapping[str, Any], inter_file: Path, item_file: Pat
     needed = ["item_column", "time_column", "session_column" if settings["session_rule"] == "column" else "user_column"]
     for option in needed:
         if settings[option] not in present:
-            raise UserError(f"{str(inter_file)!r} has no column {settings[option]!r}; it has {', '.join(present)}; name the right one with --{option}")
+            raise UserError(
+                f"{str(inter_file)!r} has no column {settings[option]!r}; it has {', '.join(present)}; name the right one with --{option}"
+            )
     if not settings["llm4sbr"] or settings["intent_source"] == "none":
         return
     if not item_file.is_file():
-        raise UserError(f"there is no {str(item_file)!r}, whose texts the LLM is shown; add it, or --llm4sbr=false for the plain model")
+        raise UserError(
+            f"there is no {str(item_file)!r}, whose texts the LLM is shown; add it, or --llm4sbr=false for the plain model"
+        )
     present = _header(item_file)
     if settings["item_column"] not in present:
-        raise UserError(f"{str(item_file)!r} has no column {settings['item_column']!r}; it has {', '.join(present)}; name the right one with --item_column")
+        raise UserError(
+            f"{str(item_file)!r} has no column {settings['item_column']!r}; it has {', '.join(present)}; "
+            f"name the right one with --item_column"
+        )
     for option in ("item_name", "item_text"):
         try:
             fields = [field for _, field, _, _ in string.Formatter().parse(settings[option]) if field is not None]
         except ValueError as error:
-            raise UserError(f"{option}={settings[option]!r} is not a format ({error}); write it as '{{title}}, {{brand}}'") from None
+            raise UserError(
+                f"{option}={settings[option]!r} is not a format ({error}); write it as '{{title}}, {{brand}}'"
+            ) from None
         for column in fields:
             if column not in present:
                 raise UserError(
-                    f"{str(item_file)!r} has no text column {column!r}; it has {', '.join(present)}; set --{option}, for instance --{option}='{{{present[-1]}}}'"
+                    f"{str(item_file)!r} has no text column {column!r}; it has {', '.join(present)}; "
+                    f"set --{option}, for instance --{option}='{{{present[-1]}}}'"
                 )
 
 
@@ -235,7 +258,9 @@ def _header(path: Path) -> list[str]:
     with open(path, encoding="utf-8") as handle:
         cells = handle.readline().rstrip("\r\n").split("\t")
     if not all(":" in cell for cell in cells):
-        raise UserError(f"{str(path)!r} is not a RecBole atomic file: its first line must be tab-separated name:type cells, not {cells[0][:60]!r}")
+        raise UserError(
+            f"{str(path)!r} is not a RecBole atomic file: its first line must be tab-separated name:type cells, not {cells[0][:60]!r}"
+        )
     return [cell.partition(":")[0] for cell in cells]
 
 
@@ -254,12 +279,16 @@ def _read_clicks(settings: Mapping[str, Any], path: Path) -> pd.DataFrame:
     times = pd.to_numeric(clicks["time"], errors="coerce")
     if times.isna().any():
         line = int(np.flatnonzero(times.isna())[0])
-        raise UserError(f"{str(path)!r}, line {line + 2}: {settings['time_column']}={clicks['time'][line]!r} is not a number of seconds")
+        raise UserError(
+            f"{str(path)!r}, line {line + 2}: {settings['time_column']}={clicks['time'][line]!r} is not a number of seconds"
+        )
     for name in ("item", "user"):
         tokens = pd.unique(clicks[name])
         bad = next((token for token in tokens if not token or re.search(r"\s", token)), None)
         if bad is not None:
-            raise UserError(f"{str(path)!r}: {columns[name]}={bad!r} is empty or holds white space, which atomic files cannot hold in a sequence")
+            raise UserError(
+                f"{str(path)!r}: {columns[name]}={bad!r} is empty or holds white space, which atomic files cannot hold in a sequence"
+            )
     clicks["time"] = times
     return clicks
 
@@ -271,7 +300,8 @@ def _make(settings: Mapping[str, Any], clicks: pd.DataFrame, item_file: Path) ->
     if sessions.empty:
         raise UserError(
             f"no session is left of {found['session'].nunique():,} with {len(found):,} clicks after filtering; lower "
-            f"--min_item_count={settings['min_item_count']} or --min_session_length={settings['min_session_length']}, or change --session_rule"
+            f"--min_item_count={settings['min_item_count']} or --min_session_length={settings['min_session_length']}, "
+            f"or change --session_rule"
         )
     numbers: dict[str, Any] = {"raw_clicks": len(clicks), **counts(sessions)}
     part = split(sessions, settings["split"], tuple(settings["split_ratio"]))
@@ -281,9 +311,15 @@ def _make(settings: Mapping[str, Any], clicks: pd.DataFrame, item_file: Path) ->
     tables = _session_tables(sessions, part, settings)
     numbers["rows"] = {name: tables[name].count("\n") - 1 for name in PARTS}
     if empty := [name for name in PARTS if not numbers["rows"][name]]:
-        raise UserError(f"no session is left for {' and '.join(empty)} of {numbers['sessions']:,}; the dataset is too small for this split")
+        raise UserError(
+            f"no session is left for {' and '.join(empty)} of {numbers['sessions']:,}; the dataset is too small for this split"
+        )
     catalogue = pd.unique(sessions["item"])
-    numbers |= {"unseen_items": int(items_before - len(catalogue)), "dropped_clicks": before - len(sessions), "catalogue": len(catalogue)}
+    numbers |= {
+        "unseen_items": int(items_before - len(catalogue)),
+        "dropped_clicks": before - len(sessions),
+        "catalogue": len(catalogue),
+    }
     written = {f"{dataset}.{name}.inter": tables[name] for name in PARTS}
     written[f"{dataset}.item"] = _item_table(catalogue, item_file, settings["item_column"])
     return written, numbers
@@ -314,7 +350,8 @@ def _item_table(catalogue: Any, item_file: Path, item_column: str) -> str:
         head, *lines = (line.rstrip("\r\n").split("\t") for line in handle)
     place = [cell.partition(":")[0] for cell in head].index(item_column)
     head[place] = "item_id:token"
-    wanted, rows = set(catalogue), {}
+    wanted = set(catalogue)
+    rows: dict[str, list[str]] = {}
     for cells in lines:
         if len(cells) == len(head) and cells[place] in wanted:
             rows.setdefault(cells[place], cells)

@@ -39,7 +39,12 @@ def sessionize(clicks: pd.DataFrame, rule: str, gap: float) -> pd.DataFrame:
     elif rule == "gap":
         new[1:] |= np.diff(time) > gap
     return pd.DataFrame(
-        {"session": np.cumsum(new) - 1, "owner": owner.to_numpy()[order], "item": clicks["item"].to_numpy()[order], "time": time}
+        {
+            "session": np.cumsum(new) - 1,
+            "owner": owner.to_numpy()[order],
+            "item": clicks["item"].to_numpy()[order],
+            "time": time,
+        }
     )
 
 
@@ -78,10 +83,13 @@ def split(sessions: pd.DataFrame, how: str, ratio: tuple[float, float, float]) -
     part = np.empty(count, np.int8)
     for name, rows in enumerate(np.split(order, bounds)):
         part[rows] = name
-    return part[number]
+    chosen: npt.NDArray[np.int8] = part[number]
+    return chosen
 
 
-def drop_unseen(sessions: pd.DataFrame, part: npt.NDArray[np.int8], min_length: int) -> tuple[pd.DataFrame, npt.NDArray[np.int8]]:
+def drop_unseen(
+    sessions: pd.DataFrame, part: npt.NDArray[np.int8], min_length: int
+) -> tuple[pd.DataFrame, npt.NDArray[np.int8]]:
     """Drop from valid and test the items that train never saw, and then the sessions that are too short.
 
     Train sessions are left as they are; they were filtered before.
@@ -112,10 +120,11 @@ def prefixes(lengths: Numbers, targets: str) -> tuple[Numbers, Numbers]:
 def session_names(sessions: pd.DataFrame, rule: str) -> npt.NDArray[np.str_]:
     """A unique name per session, in order: its owner, for `bucket` and `gap` with the running number of the owner's sessions."""
     first = sessions.drop_duplicates("session")
-    if rule in ("column", "user"):
-        return first["owner"].to_numpy(str)
-    number = first.groupby("owner", sort=False).cumcount()
-    return (first["owner"].astype(str) + "_" + number.astype(str)).to_numpy(str)
+    names = first["owner"].astype(str)
+    if rule in ("bucket", "gap"):
+        names = names + "_" + first.groupby("owner", sort=False).cumcount().astype(str)
+    found: npt.NDArray[np.str_] = names.to_numpy(str)
+    return found
 
 
 def counts(sessions: pd.DataFrame) -> Mapping[str, Any]:

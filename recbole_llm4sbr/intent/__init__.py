@@ -1,0 +1,1 @@
+"""Stage 1, offline: prompts, LLM answers, localization, feature files."""

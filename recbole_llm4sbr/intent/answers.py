@@ -75,7 +75,8 @@ class AnswerStore:
         made = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         self._db.execute("BEGIN IMMEDIATE")
         self._db.executemany(
-            "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?)", [(key, answer, model, template, made) for key, answer in answers]
+            "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?)",
+            [(key, answer, model, template, made) for key, answer in answers],
         )
         self._db.execute("COMMIT")
 
@@ -114,11 +115,14 @@ def write_shipped(path: str | Path, provenance: Mapping[str, Any], answers: Mapp
 _BEFORE = [
     r"[\s\-*#>•·]+",  # bullets and headings
     r"(?:item |movie |product )?\(?\d{1,3}[.):]\s+",  # numbering, "3. "
-    r"(?:final |my |the )?(?:answer|guess|output|response|recommendation|(?:movie|product|item|book|song)(?: title| name)?|title|name)\s*(?:is|:|would be)[\s:]*",
+    r"(?:final |my |the )?(?:answer|guess|output|response|recommendation"  # "My guess is ", "Title: "
+    r"|(?:movie|product|item|book|song)(?: title| name)?|title|name)\s*(?:is|:|would be)[\s:]*",
     r"(?:sure|certainly|okay|ok|of course)[,!.:]+\s*",
     r"[\"“”'‘’`*_]+(?=.*[\"“”'‘’`*_])",  # an opening quote that is closed later
 ]
-_REFUSAL = re.compile(r"^(?:as an ai|i'?m sorry|sorry|i am sorry|i can(?:no|')t|i don'?t|unfortunately|n/?a$|none$|unknown$)", re.I)
+_REFUSAL = re.compile(
+    r"^(?:as an ai|i'?m sorry|sorry|i am sorry|i can(?:no|')t|i don'?t|unfortunately|n/?a$|none$|unknown$)", re.I
+)
 _PLACEHOLDER = re.compile(r"^(?:movie|product|item|thing|title|name|answer)(?: (?:title|name))?(?: #?\d+)?$", re.I)
 
 

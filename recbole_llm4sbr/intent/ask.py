@@ -4,7 +4,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -25,7 +24,9 @@ class Answers:
     shipped: int
 
 
-def ask(backend: LLMBackend, requests: Sequence[Request], store_path: str | Path, template: str, refresh: bool = False) -> Answers:
+def ask(
+    backend: LLMBackend, requests: Sequence[Request], store_path: str | Path, template: str, refresh: bool = False
+) -> Answers:
     """Answer all requests, calling the LLM once per distinct request that neither the store nor the package answers.
 
     Args:

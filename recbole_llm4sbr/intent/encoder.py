@@ -41,7 +41,9 @@ class Encoder:
         with tqdm(total=len(order), unit="text", desc="encoder", disable=len(order) < 1000) as bar:
             for start in range(0, len(order), self._batch_size):
                 rows = order[start : start + self._batch_size]
-                batch = self._tokenizer([texts[i] for i in rows], padding=True, truncation=True, max_length=limit, return_tensors="pt")
+                batch = self._tokenizer(
+                    [texts[i] for i in rows], padding=True, truncation=True, max_length=limit, return_tensors="pt"
+                )
                 batch = batch.to(self._device)
                 hidden = self._model(**batch).last_hidden_state  # [B, L, D]
                 mask = batch["attention_mask"].unsqueeze(-1)  # [B, L, 1]

@@ -3,14 +3,24 @@
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from recbole_llm4sbr import __version__
-from recbole_llm4sbr.data.atomic import PARTS, SessionRows, check_files, check_prepared, dataset_folder, read_items, read_sessions
+from recbole_llm4sbr._version import __version__
+from recbole_llm4sbr.data.atomic import (
+    SessionRows,
+    check_files,
+    check_prepared,
+    dataset_folder,
+    read_items,
+    read_sessions,
+)
+from recbole_llm4sbr.data.sessions import PARTS
 from recbole_llm4sbr.errors import UserError
 from recbole_llm4sbr.files import read_json, sha256_file, write_json, write_whole
 from recbole_llm4sbr.intent.answers import clean
@@ -51,7 +61,7 @@ def infer(settings: Mapping[str, Any]) -> dict[str, Any]:
         if not changed:
             manifest = check_inferred(settings)
             log.info("infer: %s sessions have their intents already; no LLM call", f"{manifest['counts']['sessions']:,}")
-            return manifest["counts"] | {"calls": 0, "reused": manifest["counts"]["distinct_prompts"], "shipped": 0}
+            return {**manifest["counts"], "calls": 0, "reused": manifest["counts"]["distinct_prompts"], "shipped": 0}
         if not settings["rebuild"]:
             raise UserError(
                 f"the feature files in {str(folder)!r} were made otherwise: {'; '.join(changed)}; "
@@ -60,7 +70,9 @@ def infer(settings: Mapping[str, Any]) -> dict[str, Any]:
     items = read_items(folder / f"{settings['dataset']}.item")
     texts = item_texts(items, settings)
     parts = [read_sessions(folder, settings["dataset"], part) for part in PARTS]
-    rows = SessionRows(*(sum((list(getattr(part, name)) for part in parts), []) for name in ("ids", "prefixes", "targets")))
+    rows = SessionRows(
+        *(list(chain.from_iterable(getattr(part, field.name) for part in parts)) for field in fields(SessionRows))
+    )
     encoder: Encoder | None = None
     if settings["intent_source"] == "llm":
         names = dict(zip(items["item_id"], item_names(items, settings)))
@@ -85,7 +97,9 @@ def infer(settings: Mapping[str, Any]) -> dict[str, Any]:
     name = settings["dataset"]
     files = {
         f"{name}.itememb": _vector_lines("iid:token\titem_emb:float_seq", tokens, item_vectors),
-        f"{name}.intentemb": _vector_lines("intent_id:token\tintent_emb:float_seq", [f"i{n}" for n in range(len(vectors))], vectors),
+        f"{name}.intentemb": _vector_lines(
+            "intent_id:token\tintent_emb:float_seq", [f"i{n}" for n in range(len(vectors))], vectors
+        ),
         f"{name}.sessemb": _session_lines(rows.ids, intents, [[tokens[i] for i in row] for row in found.tolist()], sims),
     }
     for file, lines in files.items():
@@ -119,20 +133,30 @@ def check_inferred(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     folder = dataset_folder(settings)
     if not (folder / MANIFEST).is_file():
-        raise UserError(f"{str(folder)!r} holds no feature files; run `recbole-llm4sbr infer --dataset={settings['dataset']}` first")
+        raise UserError(
+            f"{str(folder)!r} holds no feature files; run `recbole-llm4sbr infer --dataset={settings['dataset']}` first"
+        )
     manifest: dict[str, Any] = read_json(folder / MANIFEST)
     changed = _changed(manifest, _deciding(settings), check_prepared(settings))
     if changed:
-        raise UserError(f"the feature files in {str(folder)!r} were made otherwise: {'; '.join(changed)}; run `infer` with --rebuild=true")
+        raise UserError(
+            f"the feature files in {str(folder)!r} were made otherwise: {'; '.join(changed)}; run `infer` with --rebuild=true"
+        )
     check_files(folder, manifest)
     if settings["intent_k"] > manifest["counts"]["k_max"]:
-        raise UserError(f"intent_k={settings['intent_k']} is larger than the {manifest['counts']['k_max']} items that are stored per intent")
+        raise UserError(
+            f"intent_k={settings['intent_k']} is larger than the {manifest['counts']['k_max']} items that are stored per intent"
+        )
     return manifest
 
 
 def _changed(manifest: Mapping[str, Any], wanted: Mapping[str, Any], prepared: Mapping[str, Any]) -> list[str]:
     made = manifest["settings"]
-    changed = [f"{key} was {made.get(key)!r}, now {wanted.get(key)!r}" for key in sorted(made | wanted) if made.get(key) != wanted.get(key)]
+    changed = [
+        f"{key} was {made.get(key)!r}, now {wanted.get(key)!r}"
+        for key in sorted(made | wanted)
+        if made.get(key) != wanted.get(key)
+    ]
     if manifest["prepared"] != prepared["files"]:
         changed.append("the session files are other ones")
     return changed
@@ -146,7 +170,9 @@ def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
         template = PromptTemplate.load(settings["prompt"])
         template.check_views(settings["views"])
         example = [template.build(["1", "2"], view) for view in settings["views"]]
-        deciding["prompt_example"] = [list(request) + [template.views[view].window] for view, request in zip(settings["views"], example)]
+        deciding["prompt_example"] = [
+            list(request) + [template.views[view].window] for view, request in zip(settings["views"], example)
+        ]
     return deciding
 
 
@@ -182,7 +208,7 @@ def _spread(sizes: Sequence[int], most: int) -> list[int]:
     total = sum(sizes)
     if not most or most >= total:
         return list(range(total))
-    return np.unique(np.floor((np.arange(most) + 0.5) * total / most).astype(int)).tolist()
+    return [int((number + 0.5) * total / most) for number in range(most)]
 
 
 def _session_text(
@@ -225,9 +251,14 @@ def _session_lines(
     ids: Sequence[str], intents: Mapping[str, npt.NDArray[np.int64]], found: Sequence[Sequence[str]], sims: Vectors
 ) -> Iterable[str]:
     """Lines of `.sessemb`: per view the nearest items, their similarities (four decimals) and the intent's id; empty without one."""
-    yield "\t".join(["sid:token", *(f"{view}_items:token_seq\t{view}_sims:float_seq\t{view}_intent:token" for view in intents)]) + "\n"
+    yield (
+        "\t".join(["sid:token", *(f"{view}_items:token_seq\t{view}_sims:float_seq\t{view}_intent:token" for view in intents)])
+        + "\n"
+    )
     form = " ".join(["%.4f"] * (sims.shape[1] if len(sims) else 0))
-    cells = [f"{' '.join(items)}\t{form % tuple(row)}\ti{number}" for number, (items, row) in enumerate(zip(found, sims.tolist()))]
+    cells = [
+        f"{' '.join(items)}\t{form % tuple(row)}\ti{number}" for number, (items, row) in enumerate(zip(found, sims.tolist()))
+    ]
     cells.append("\t\t")  # for the intent -1
     for row, token in enumerate(ids):
         yield "\t".join([token, *(cells[column[row]] for column in intents.values())]) + "\n"

@@ -37,7 +37,9 @@ def localize(answers: Vectors, items: Vectors, k: int, factory: str = "Flat") ->
         index.add(vectors)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1][:200]
-        raise UserError(f"faiss_index={factory!r} cannot be built over {len(known)} items ({reason}); Flat always can") from None
+        raise UserError(
+            f"faiss_index={factory!r} cannot be built over {len(known)} items ({reason}); Flat always can"
+        ) from None
     sims, found = index.search(np.ascontiguousarray(answers), fetched)
     if (found[:, :k] < 0).any():
         raise UserError(f"faiss_index={factory!r} found fewer than {k} items for some answers; Flat never does")

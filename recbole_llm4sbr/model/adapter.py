@@ -51,7 +51,9 @@ def check_adaptable(model: type) -> None:
         raise UserError(f"{name} cannot be wrapped: {REFUSED[name]}; {_WRITE}")
     needed = list(inspect.signature(model.forward).parameters)[1:]  # type: ignore[attr-defined]
     if missing := [argument for argument in needed if argument not in (*_SEQUENCE, *_LENGTH)]:
-        raise UserError(f"{name} cannot be wrapped: its forward() needs {', '.join(missing)}, which a session does not have; {_WRITE}")
+        raise UserError(
+            f"{name} cannot be wrapped: its forward() needs {', '.join(missing)}, which a session does not have; {_WRITE}"
+        )
 
 
 class AdaptedRecommender(SessionRecommender):

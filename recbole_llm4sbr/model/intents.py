@@ -92,7 +92,9 @@ def _item_vectors(dataset: Any) -> Tensor:
     present[feat["iid"]] = True
     if not present[1:].all():
         token = dataset.id2token(dataset.iid_field, int((~present[1:]).nonzero()[0]) + 1)
-        raise UserError(f"item {token!r} has no row in the .itememb file, which was made for another catalogue; run `infer` with --rebuild=true")
+        raise UserError(
+            f"item {token!r} has no row in the .itememb file, which was made for another catalogue; run `infer` with --rebuild=true"
+        )
     return vectors
 
 

@@ -49,7 +49,9 @@ class SessionRecommender(SequentialRecommender):  # type: ignore[misc]
 
     def encode(self, interaction: Interaction) -> SessionViews:
         """Local and global embedding of each session."""
-        raise NotImplementedError(f"{type(self).__name__} must define encode(interaction) -> SessionViews; see docs/backbones.md")
+        raise NotImplementedError(
+            f"{type(self).__name__} must define encode(interaction) -> SessionViews; see docs/backbones.md"
+        )
 
     def fuse(self, views: SessionViews, interaction: Interaction) -> Tensor:
         """The session embedding, [B, H]."""

@@ -83,7 +83,9 @@ class LLM4SBRWrapper(SessionRecommender):
         if self.intent_lambda == 0:
             return losses
         parts = [
-            alignment_uniformity(embedding, *views.memo[1][name]) for name, embedding in self._embeddings(views) if name in self.partners
+            alignment_uniformity(embedding, *views.memo[1][name])
+            for name, embedding in self._embeddings(views)
+            if name in self.partners
         ]
         return [self.intent_lambda * torch.stack(parts).sum(), *losses]
 
@@ -96,5 +98,7 @@ def _partners(views: Sequence[str]) -> list[str]:
     """The embedding of each view, in the order of the views."""
     partners = [_PARTNER.get(view, "global") for view in views]
     if len(set(partners)) < len(partners):
-        raise UserError(f"views={list(views)!r}: at most one view per embedding; `short` goes with the local one, any other with the global one")
+        raise UserError(
+            f"views={list(views)!r}: at most one view per embedding; `short` goes with the local one, any other with the global one"
+        )
     return partners

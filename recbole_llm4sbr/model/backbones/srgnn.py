@@ -84,4 +84,5 @@ class SRGNN(SessionRecommender):
 
     def fuse(self, views: SessionViews, interaction: Any) -> Tensor:
         """Linear mix of global and local embedding, [B, H]."""
-        return self.linear_transform(torch.cat([views.global_emb, views.local_emb], -1))
+        session: Tensor = self.linear_transform(torch.cat([views.global_emb, views.local_emb], -1))
+        return session

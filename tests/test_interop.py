@@ -1,0 +1,89 @@
+"""Drop-in comparison in both directions: stock RecBole reads our files with a config file that we ship, over the same items."""
+
+import yaml
+from recbole.config import Config
+from recbole.data import create_dataset
+from recbole.data.utils import data_preparation
+from recbole.model.sequential_recommender import SRGNN, GRU4Rec
+from recbole.trainer import Trainer
+
+from recbole_llm4sbr import compat
+from recbole_llm4sbr.data.atomic import dataset_folder, read_items, read_sessions
+from recbole_llm4sbr.files import PROPERTIES
+from recbole_llm4sbr.model.backbones import SRGNN as Ours
+from recbole_llm4sbr.quick_start import load_data, train
+
+
+class StockConfig(Config):
+    """RecBole's Config under the mends alone (docs/data.md)."""
+
+    def compatibility_settings(self):
+        compat.apply()
+
+    def _load_cmd_line(self):
+        return {}
+
+
+def stock(tiny, model, **changed):
+    given = {
+        "data_path": tiny["atomic_path"],
+        "MAX_ITEM_LIST_LENGTH": 12,
+        "gpu_id": "",
+        "epochs": 2,
+        "embedding_size": 8,
+        "hidden_size": 8,
+    }
+    return StockConfig(
+        model=model, dataset="tiny", config_file_list=[PROPERTIES / "stock_recbole.yaml"], config_dict=given | changed
+    )
+
+
+def test_stock_recbole_reads_the_files_and_has_our_catalogue_and_rows(tiny):
+    config = stock(tiny, GRU4Rec)
+    dataset = create_dataset(config)
+    train_data, valid_data, test_data = data_preparation(config, dataset)
+    folder = dataset_folder(tiny)
+    assert set(dataset.field2id_token["item_id"][1:]) == set(read_items(folder / "tiny.item")["item_id"])
+    for part, loader in (("train", train_data), ("valid", valid_data), ("test", test_data)):
+        feat, rows = loader.dataset.inter_feat, read_sessions(folder, "tiny", part)
+        assert dataset.field2id_token["session_id"][feat["session_id"]].tolist() == list(rows.ids)
+        assert dataset.field2id_token["item_id"][feat["item_id"]].tolist() == list(rows.targets)
+        for seq, length, prefix in zip(feat["item_id_list"], feat["item_length"], rows.prefixes):
+            assert dataset.field2id_token["item_id"][seq[:length].numpy()].tolist() == list(prefix)
+    enhanced = load_data(tiny)[1]
+    assert set(enhanced.field2id_token["item_id"]) == set(dataset.field2id_token["item_id"])
+    assert enhanced.item_num == dataset.item_num
+
+
+def test_stock_models_train_and_test_on_the_files(tiny, tmp_path):
+    for model in (GRU4Rec, SRGNN):
+        config = stock(tiny, model, checkpoint_dir=str(tmp_path / "saved"))
+        train_data, valid_data, test_data = data_preparation(config, create_dataset(config))
+        trainer = Trainer(config, model(config, train_data.dataset))
+        trainer.fit(train_data, valid_data, saved=False)
+        assert trainer.evaluate(test_data, load_best_model=False)["hit@20"] > 0
+
+
+def test_stock_metrics_equal_ours_for_the_same_weights(tiny, tmp_path):
+    config = stock(tiny, SRGNN, checkpoint_dir=str(tmp_path / "saved"))
+    train_data, _, test_data = data_preparation(config, create_dataset(config))
+    original = SRGNN(config, train_data.dataset)
+    theirs = Trainer(config, original).evaluate(test_data, load_best_model=False)
+    our_config, _, (our_train, _, our_test) = load_data(tiny | {"llm4sbr": False})
+    ours = Ours(our_config, our_train.dataset)
+    ours.load_state_dict(original.state_dict())
+    mine = Trainer(our_config, ours).evaluate(our_test, load_best_model=False)
+    assert {key: round(float(value), 4) for key, value in mine.items()} == {key: float(value) for key, value in theirs.items()}
+
+
+def test_a_stock_model_runs_through_our_command_untouched(tiny):
+    result = train(tiny | {"model": "STAMP", "llm4sbr": False}, saved=False)
+    assert result["infer"] is None
+    assert result["test_result"]["hit@20"] >= 0
+
+
+def test_the_shipped_config_uses_recboles_keys_only():
+    from recbole_llm4sbr.settings import recbole_keys
+
+    given = yaml.safe_load((PROPERTIES / "stock_recbole.yaml").read_text())
+    assert set(given) <= recbole_keys("GRU4Rec")

@@ -1,0 +1,112 @@
+import json
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from recbole_llm4sbr import run_recbole_llm4sbr
+from recbole_llm4sbr.errors import UserError
+from recbole_llm4sbr.quick_start import load_data, load_model, train
+from recbole_llm4sbr.trainer import read_checkpoint
+
+
+def scores(loaded):
+    return torch.cat([loaded.model.full_sort_predict(batch).view(len(batch), -1) for batch, *_ in loaded.test_data])
+
+
+@pytest.mark.parametrize("model", ["SRGNN", "GRU4Rec"])
+def test_a_run_selects_on_validation_and_its_checkpoint_gives_the_same_scores_in_a_new_process(tiny, tmp_path, model):
+    result = train(tiny | {"model": model, "epochs": 3})
+    assert result["best_valid_score"] == max(result["valid_scores"]) == result["valid_scores"][result["best_epoch"]]
+    assert result["best_valid_result"]["mrr@20"] == pytest.approx(result["best_valid_score"])
+    assert len(result["seconds_per_epoch"]) == 3
+    expected = scores(load_model(result["checkpoint"]))
+    code = (
+        "import sys, torch\nfrom recbole_llm4sbr.quick_start import load_model\nm = load_model(sys.argv[1])\n"
+        "torch.save(torch.cat([m.model.full_sort_predict(b).view(len(b), -1) for b, *_ in m.test_data]), sys.argv[2])\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, result["checkpoint"], str(tmp_path / "scores.pt")], check=True, capture_output=True
+    )
+    torch.testing.assert_close(torch.load(tmp_path / "scores.pt"), expected, rtol=0, atol=0)
+    with torch.no_grad():  # the test metrics are those of these scores: Hit@5 by hand
+        loaded = load_model(result["checkpoint"])
+        hits, rows = 0, 0
+        for batch, _, _, target in loaded.test_data:
+            ranked = loaded.model.full_sort_predict(batch).view(len(batch), -1)
+            ranked[:, 0] = -torch.inf
+            hits += (ranked.topk(5).indices == target.view(-1, 1)).any(1).sum().item()
+            rows += len(batch)
+    assert result["test_result"]["hit@5"] == pytest.approx(hits / rows, abs=1e-6)
+
+
+def test_the_same_seed_gives_the_same_result_and_another_seed_another(tiny):
+    results = [train(tiny | {"seed": seed}, saved=False)["test_result"] for seed in (1, 1, 2)]
+    assert results[0] == results[1] != results[2]
+
+
+def test_loss_parts_are_shown_separately(tiny, caplog):
+    with caplog.at_level(logging.INFO):
+        train(tiny, saved=False)
+    text = " ".join(record.getMessage() for record in caplog.records)
+    assert "train_loss1" in text
+    assert "train_loss2" in text
+
+
+def test_checkpoints_hold_plain_types_only_and_foreign_files_are_refused(tiny, tmp_path):
+    result = train(tiny)
+    assert set(read_checkpoint(result["checkpoint"])) >= {"config", "state_dict", "optimizer"}
+    assert not any("intents" in key for key in read_checkpoint(result["checkpoint"])["state_dict"])
+    (tmp_path / "bad.pth").write_bytes(b"rubbish")
+    torch.save({"x": 1}, tmp_path / "other.pth")
+    for name in ("bad.pth", "other.pth", "missing.pth"):
+        with pytest.raises(UserError, match=name):
+            read_checkpoint(tmp_path / name)
+
+
+def test_recboles_own_resume_continues_from_the_checkpoint(tiny):
+    from recbole_llm4sbr.model import build_model
+    from recbole_llm4sbr.trainer import session_trainer
+
+    result = train(tiny | {"epochs": 2})
+    config, _, (train_data, valid_data, _) = load_data(tiny | {"epochs": 3})
+    trainer = session_trainer(config, build_model(config, train_data.dataset))
+    trainer.resume_checkpoint(result["checkpoint"])
+    trainer.fit(train_data, valid_data, saved=False)
+    assert len(trainer.epoch_seconds) == 3 - (result["best_epoch"] + 1)
+
+
+def test_feature_files_changed_after_training_are_noticed(tiny):
+    result = train(tiny)
+    from recbole_llm4sbr.data.atomic import dataset_folder
+
+    with open(dataset_folder(tiny) / "tiny.sessemb", "a") as handle:
+        handle.write("x\n")
+    with pytest.raises(UserError, match=r"tiny\.sessemb"):
+        load_model(result["checkpoint"])
+
+
+def test_the_whole_line_as_a_function_makes_no_second_call(given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs = [run_recbole_llm4sbr("SRGNN", "tiny", config_dict=given | {"atomic_path": str(tmp_path / "a")}) for _ in range(2)]
+    assert runs[0]["infer"]["calls"] > 0 == runs[1]["infer"]["calls"]
+    assert runs[0]["test_result"] == runs[1]["test_result"]
+    assert {"best_valid_score", "valid_score_bigger", "best_valid_result", "test_result"} <= set(runs[0])
+    json.dumps(runs)
+
+
+def test_long_sessions_keep_their_newest_clicks(tiny):
+    config, dataset, _ = load_data(tiny | {"MAX_ITEM_LIST_LENGTH": 3})
+    whole = load_data(tiny)[1]
+    tokens = {}
+    for name, each in (("cut", dataset), ("whole", whole)):
+        feat = each.inter_feat
+        tokens[name] = {
+            each.field2id_token["session_id"][s]: each.field2id_token["item_id"][seq[:n].numpy()].tolist()
+            for s, seq, n in zip(feat["session_id"], feat["item_id_list"], feat["item_length"])
+        }
+    assert tokens["cut"] == {key: value[-3:] for key, value in tokens["whole"].items()}
+    assert any(len(value) > 3 for value in tokens["whole"].values())
+    assert dataset.inter_feat["item_id_list"].shape[1] == config["MAX_ITEM_LIST_LENGTH"]
