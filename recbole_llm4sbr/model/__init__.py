@@ -20,6 +20,7 @@ from recbole_llm4sbr.model.session import SessionRecommender, SessionViews  # no
 from recbole_llm4sbr.model.wrapper import LLM4SBRWrapper  # noqa: E402
 
 __all__ = [
+    "AdaptedRecommender",
     "LLM4SBRWrapper",
     "SessionIntents",
     "SessionRecommender",
