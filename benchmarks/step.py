@@ -116,7 +116,10 @@ def main() -> None:
     result: dict[str, Any] = {"setting": vars(options), "device": "cuda" if torch.cuda.is_available() else "cpu"}
     for name, kind in kinds.items():
         kind.pipe.send(None)
-        result[name] = {"step_ms": round(1000 * statistics.median(kind.seconds), 2), "peak_memory_mb": round(kind.pipe.recv(), 1)}
+        result[name] = {
+            "step_ms": round(1000 * statistics.median(kind.seconds), 2),
+            "peak_memory_mb": round(kind.pipe.recv(), 1),
+        }
         kind.process.join()
     for figure in ("step_ms", "peak_memory_mb"):
         result[f"{figure}_ratio"] = round(result["enhanced"][figure] / result["plain"][figure], 3)

@@ -53,6 +53,10 @@ def infer(settings: Mapping[str, Any]) -> dict[str, Any]:
         UserError: nothing is prepared, a template, view, model or column is wrong, or the files were made with other settings.
     """
     started = time.perf_counter()
+    if settings["intent_k"] == 0 and settings["intent_source"] != "llm":
+        raise UserError(
+            f"intent_k=0 needs an LLM's answers, which intent_source={settings['intent_source']!r} does not have; raise it"
+        )
     prepared = check_prepared(settings)
     folder = dataset_folder(settings)
     wanted = _deciding(settings)
@@ -68,61 +72,80 @@ def infer(settings: Mapping[str, Any]) -> dict[str, Any]:
                 f"add --rebuild=true to make them anew (LLM answers are kept), or choose another --atomic_path"
             )
     items = read_items(folder / f"{settings['dataset']}.item")
-    texts = item_texts(items, settings)
+    # The encoder and the index are tried before the LLM is asked: a mistake there must not cost an hour of answers.
+    encoder = Encoder(settings["encoder"], settings["encoder_batch_size"], settings["llm_device"])
+    item_vectors = encoder.encode(item_texts(items, settings))
+    localize(item_vectors[:1], item_vectors, 1, settings["faiss_index"])
     parts = [read_sessions(folder, settings["dataset"], part) for part in PARTS]
     rows = SessionRows(
         *(list(chain.from_iterable(getattr(part, field.name) for part in parts)) for field in fields(SessionRows))
     )
-    encoder: Encoder | None = None
     if settings["intent_source"] == "llm":
         names = dict(zip(items["item_id"], item_names(items, settings)))
-        answers, counted = _answers(settings, folder, rows, names, [len(part.ids) for part in parts])
-        encoder = Encoder(settings["encoder"], settings["encoder_batch_size"], settings["llm_device"])
-        item_vectors = encoder.encode(texts)
+        answers, counted = _answers(settings, folder, rows, names)
         distinct = sorted({answer for column in answers.values() for answer in column if answer})
+        if not distinct:
+            raise UserError(
+                f"none of the {counted['prompts']:,} answers of {settings['llm']!r} names anything; try another --llm or --prompt"
+            )
         vectors = encoder.encode(distinct)
         number = {answer: position for position, answer in enumerate(distinct)}
         intents = {view: np.array([number.get(answer, -1) for answer in column]) for view, column in answers.items()}
-        counted |= {"distinct_answers": len(distinct)}
+        counted["distinct_answers"] = len(distinct)
     else:
-        encoder = Encoder(settings["encoder"], settings["encoder_batch_size"], settings["llm_device"])
-        item_vectors = encoder.encode(texts)
         vectors, intents = _session_text(rows, items["item_id"].tolist(), item_vectors, settings["views"])
         counted = {"prompts": 0, "distinct_prompts": 0, "calls": 0, "reused": 0, "shipped": 0}
     found, sims = localize(vectors, item_vectors, settings["intent_k_max"], settings["faiss_index"])
-    failed = int(sum((column < 0).sum() for column in intents.values()))
-    counted |= {"sessions": len(rows.ids), "failed": failed, "dim": encoder.dim, "k_max": found.shape[1] if found.size else 0}
-    tokens = items["item_id"].tolist()
-    (folder / MANIFEST).unlink(missing_ok=True)
-    name = settings["dataset"]
-    files = {
-        f"{name}.itememb": _vector_lines("iid:token\titem_emb:float_seq", tokens, item_vectors),
-        f"{name}.intentemb": _vector_lines(
-            "intent_id:token\tintent_emb:float_seq", [f"i{n}" for n in range(len(vectors))], vectors
-        ),
-        f"{name}.sessemb": _session_lines(rows.ids, intents, [[tokens[i] for i in row] for row in found.tolist()], sims),
+    counted |= {
+        "sessions": len(rows.ids),
+        "failed": int(sum((column < 0).sum() for column in intents.values())),
+        "dim": encoder.dim,
+        "k_max": found.shape[1],
     }
-    for file, lines in files.items():
-        with write_whole(folder / file) as handle:
-            handle.writelines(lines)
-    write_json(
-        folder / MANIFEST,
-        {
-            "made_by": "recbole_llm4sbr infer",
-            "version": __version__,
-            "settings": wanted,
-            "encoder": encoder.identity,
-            "prepared": prepared["files"],
-            "counts": {key: value for key, value in counted.items() if key not in ("calls", "reused", "shipped")},
-            "files": {file: sha256_file(folder / file) for file in files},
-        },
-    )
+    (folder / MANIFEST).unlink(missing_ok=True)
+    files = _write(settings, folder, rows.ids, items["item_id"].tolist(), item_vectors, vectors, intents, found, sims)
+    manifest = {
+        "made_by": "recbole_llm4sbr infer",
+        "version": __version__,
+        "settings": wanted,
+        "encoder": encoder.identity,
+        "prepared": prepared["files"],
+        "counts": {key: value for key, value in counted.items() if key not in ("calls", "reused", "shipped")},
+        "files": files,
+    }
+    write_json(folder / MANIFEST, manifest)
     counted["seconds"] = round(time.perf_counter() - started, 1)
     log.info(
         "infer: %s sessions; %s LLM calls made, %s answers reused, of these %s shipped with the package; %s without an intent",
         *(f"{counted[key]:,}" for key in ("sessions", "calls", "reused", "shipped", "failed")),
     )
     return counted
+
+
+def _write(
+    settings: Mapping[str, Any],
+    folder: Path,
+    ids: Sequence[str],
+    tokens: Sequence[str],
+    item_vectors: Vectors,
+    vectors: Vectors,
+    intents: Mapping[str, npt.NDArray[np.int64]],
+    found: npt.NDArray[np.int64],
+    sims: Vectors,
+) -> dict[str, str]:
+    """Write the feature files; their names and checksums."""
+    name = settings["dataset"]
+    files = {
+        f"{name}.itememb": _vector_lines("iid:token\titem_emb:float_seq", tokens, item_vectors),
+        f"{name}.sessemb": _session_lines(ids, intents, [[tokens[item] for item in row] for row in found.tolist()], sims),
+    }
+    if settings["intent_source"] == "llm":  # without an LLM every session has a vector of its own: too much for a text file
+        numbers = [f"i{number}" for number in range(len(vectors))]
+        files[f"{name}.intentemb"] = _vector_lines("intent_id:token\tintent_emb:float_seq", numbers, vectors)
+    for file, lines in files.items():
+        with write_whole(folder / file) as handle:
+            handle.writelines(lines)
+    return {file: sha256_file(folder / file) for file in files}
 
 
 def check_inferred(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,11 +200,11 @@ def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _answers(
-    settings: Mapping[str, Any], folder: Path, rows: SessionRows, names: Mapping[str, str], sizes: Sequence[int]
+    settings: Mapping[str, Any], folder: Path, rows: SessionRows, names: Mapping[str, str]
 ) -> tuple[dict[str, list[str]], dict[str, Any]]:
     """The cleaned answer of every session row per view ("" where there is none), and counts."""
     template = PromptTemplate.load(settings["prompt"])
-    asked = _spread(sizes, settings["max_sessions"])
+    asked = _spread(len(rows.ids), settings["max_sessions"])
     requests: list[Request] = []
     for row in asked:
         shown = [names[item] for item in rows.prefixes[row]]
@@ -203,9 +226,8 @@ def _answers(
     }
 
 
-def _spread(sizes: Sequence[int], most: int) -> list[int]:
-    """Row numbers to ask about: all, or `most` of them, evenly over each part of the given sizes and in proportion to them."""
-    total = sum(sizes)
+def _spread(total: int, most: int) -> list[int]:
+    """Row numbers to ask about: all, or `most` of them at even distances, so that every part gets its share."""
     if not most or most >= total:
         return list(range(total))
     return [int((number + 0.5) * total / most) for number in range(most)]
