@@ -57,10 +57,8 @@ class SessionConfig(Config):  # type: ignore[misc]
 
 
 def file_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """RecBole settings under which it reads our files: benchmark sessions, and feature files where intents are used."""
-    load_col = dict(settings.get("load_col") or {})
-    load_col["inter"] = ["session_id", "item_id_list", "item_id"]
-    reading: dict[str, Any] = {
+    """RecBole settings under which it reads our session files, whatever else is given."""
+    return {
         "USER_ID_FIELD": "session_id",
         "ITEM_ID_FIELD": "item_id",
         "LIST_SUFFIX": "_list",
@@ -68,20 +66,8 @@ def file_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         "alias_of_item_id": ["item_id_list"],
         "eval_args": {"split": {"LS": "valid_and_test"}, "group_by": "user", "order": "TO", "mode": "full"},
         "normalize_all": False,
-        "load_col": load_col,
+        "load_col": {**(settings.get("load_col") or {}), "inter": ["session_id", "item_id_list", "item_id"]},
     }
-    if uses_intents(settings):
-        views = settings["views"]
-        columns = [f"{view}_{part}" for view in views for part in ("items", "sims")]
-        load_col |= {"itememb": ["iid", "item_emb"], "sessemb": ["sid", *columns]}
-        reading["alias_of_item_id"] += ["iid", *(f"{view}_items" for view in views)]
-        reading["alias_of_user_id"] = ["sid"]
-        reading["additional_feat_suffix"] = ["itememb", "sessemb"]
-        if settings["intent_k"] == 0:
-            load_col["sessemb"] += [f"{view}_intent" for view in views]
-            load_col["intentemb"] = ["intent_id", "intent_emb"]
-            reading["additional_feat_suffix"].append("intentemb")
-    return reading
 
 
 def uses_intents(settings: Mapping[str, Any]) -> bool:

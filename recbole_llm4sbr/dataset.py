@@ -1,4 +1,4 @@
-"""RecBole's SequentialDataset over prepared session files and feature files."""
+"""RecBole's SequentialDataset over prepared session files."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from recbole_llm4sbr import compat
 compat.apply()
 
 from recbole.data.dataset import SequentialDataset  # noqa: E402  (numpy must be mended first)
-from recbole.utils import FeatureSource, FeatureType  # noqa: E402
+from recbole.utils import FeatureSource  # noqa: E402
 
 
 class SessionDataset(SequentialDataset):  # type: ignore[misc]
@@ -27,13 +27,6 @@ class SessionDataset(SequentialDataset):  # type: ignore[misc]
             feat[field] = [clicks[-longest:] for clicks in feat[field]]
             self.field2seqlen[field] = longest
         return feat
-
-    def _remap_ID_all(self) -> None:
-        """Also number the intents of `.sessemb` and `.intentemb` together: RecBole remaps additional files by its two aliases only."""
-        super()._remap_ID_all()
-        named = [("intentemb_feat", "intent_id"), *(("sessemb_feat", f"{view}_intent") for view in self.config["views"])]
-        if hasattr(self, "intentemb_feat"):
-            self._remap([(getattr(self, feat), field, FeatureType.TOKEN) for feat, field in named])
 
     def _change_feat_format(self) -> None:
         super()._change_feat_format()

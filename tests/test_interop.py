@@ -76,6 +76,37 @@ def test_stock_metrics_equal_ours_for_the_same_weights(tiny, tmp_path):
     assert {key: round(float(value), 4) for key, value in mine.items()} == {key: float(value) for key, value in theirs.items()}
 
 
+def test_feature_files_survive_a_round_trip_through_recboles_reader(tiny):
+    import numpy as np
+    import torch
+
+    from recbole_llm4sbr.model import SessionIntents
+
+    columns = [f"{view}_{part}" for view in ("long", "short") for part in ("items", "sims")]
+    load = {"inter": ["session_id", "item_id_list", "item_id"], "itememb": ["iid", "item_emb"], "sessemb": ["sid", *columns]}
+    config = stock(
+        tiny,
+        GRU4Rec,
+        load_col=load,
+        additional_feat_suffix=["itememb", "sessemb"],
+        alias_of_user_id=["sid"],
+        alias_of_item_id=["item_id_list", "iid", "long_items", "short_items"],
+    )
+    dataset = create_dataset(config)
+    dataset.build()
+    our_config, ours, _ = load_data(tiny | {"intent_k": 10})
+    assert dataset.item_num == ours.item_num  # the files hold the catalogue and no more
+    intents = SessionIntents.from_dataset(our_config, ours)
+    for token, vector in zip(dataset.id2token("item_id", dataset.itememb_feat["iid"]), dataset.itememb_feat["item_emb"]):
+        torch.testing.assert_close(intents.item_emb[ours.token2id("item_id", token)], vector.float())
+    feat = dataset.sessemb_feat
+    ids = ours.token2id("session_id", dataset.id2token("session_id", feat["sid"]))
+    for number, view in enumerate(("long", "short")):
+        mine = ours.field2id_token["item_id"][intents.nearest[ids, number].numpy()]
+        assert np.array_equal(mine, dataset.field2id_token["item_id"][feat[f"{view}_items"].numpy()])
+        torch.testing.assert_close(intents.weights[ids, number], feat[f"{view}_sims"].float())
+
+
 def test_a_stock_model_runs_through_our_command_untouched(tiny):
     result = train(tiny | {"model": "STAMP", "llm4sbr": False}, saved=False)
     assert result["infer"] is None

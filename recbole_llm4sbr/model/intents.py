@@ -1,12 +1,22 @@
-"""Localized intents of sessions on the device (paper eq. 5): a gather of the k nearest items per view, weighted by similarity."""
+"""Localized intents of sessions on the device (paper eq. 5): a gather of the k nearest items per view, weighted by similarity.
+
+The feature files are RecBole atomic files, and RecBole can load them, but here they are read directly: on Amazon Beauty RecBole's
+reader takes four times as long and twice the memory, and would let a file's items into the vocabulary (docs/feature-files.md).
+"""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from recbole_llm4sbr.errors import UserError
+
+_CHUNK = 20_000  # rows of a file in memory at once
 
 
 class SessionIntents(nn.Module):
@@ -54,53 +64,84 @@ class SessionIntents(nn.Module):
 
     @classmethod
     def from_dataset(cls, config: Any, dataset: Any) -> "SessionIntents":
-        """Read what RecBole loaded from `.itememb`, `.sessemb` and, for k = 0, `.intentemb`; rows are joined by id.
+        """Read the feature files of a RecBole dataset; rows are joined with its items and sessions by id.
+
+        Args:
+            config: reads `data_path`, `views`, `intent_k`, `intent_weighting`.
+            dataset: RecBole's dataset over the session files in the same folder.
 
         Raises:
-            UserError: the item vectors are not those of exactly the catalogue, or fewer than `intent_k` neighbours are stored.
+            UserError: an item or session of the dataset has no row, or fewer than `intent_k` neighbours are stored.
         """
-        views: Sequence[str] = config["views"]
-        sessions = dataset.num(dataset.uid_field)
-        feat = dataset.sessemb_feat
-        if config["intent_k"] == 0:
-            vectors, rows = _answer_vectors(dataset, views)
-            nearest = torch.zeros(sessions, len(views), 1, dtype=torch.int32)
-            nearest[feat["sid"]] = rows.unsqueeze(-1)
-            return cls(vectors, nearest, torch.ones(nearest.shape))
-        vectors = _item_vectors(dataset)
-        k = config["intent_k"]
-        nearest = torch.zeros(sessions, len(views), k, dtype=torch.int32)
-        sims = torch.zeros(sessions, len(views), k)
-        for column, view in enumerate(views):
-            found, similar = feat[f"{view}_items"], feat[f"{view}_sims"]
-            if found.size(1) < k:
+        path, name, views, k = Path(config["data_path"]), dataset.dataset_name, config["views"], config["intent_k"]
+        items = pd.Index(dataset.field2id_token[dataset.iid_field])
+        sessions = pd.Index(dataset.field2id_token[dataset.uid_field])
+        if k == 0:
+            intents, vectors = _read_vectors(path / f"{name}.intentemb")
+            rows = pd.Index(["", *intents])
+            nearest = _read_sessions(path / f"{name}.sessemb", sessions, [f"{view}_intent" for view in views], rows, 1)
+            vectors = np.concatenate([np.zeros((1, vectors.shape[1]), np.float32), vectors])
+            return cls(torch.from_numpy(vectors), torch.from_numpy(nearest), torch.ones(nearest.shape))
+        tokens, read = _read_vectors(path / f"{name}.itememb")
+        place = pd.Index(tokens).get_indexer(items[1:])
+        if (place < 0).any():
+            token = items[1:][place < 0][0]
+            raise UserError(
+                f"item {token!r} has no row in {name}.itememb, which was made for another catalogue; "
+                f"run `infer` with --rebuild=true"
+            )
+        vectors = np.concatenate([np.zeros((1, read.shape[1]), np.float32), read[place]])
+        nearest = _read_sessions(path / f"{name}.sessemb", sessions, [f"{view}_items" for view in views], items, k)
+        sims = _read_sessions(path / f"{name}.sessemb", sessions, [f"{view}_sims" for view in views], None, k)
+        return cls(torch.from_numpy(vectors), torch.from_numpy(nearest), torch.from_numpy(sims), config["intent_weighting"])
+
+
+def _read_vectors(path: Path) -> tuple[list[str], npt.NDArray[np.float32]]:
+    """Ids and vectors of a file with an id and a float_seq column, [N] and [N, D]."""
+    with open(path, encoding="utf-8") as lines:
+        next(lines)
+        cells = [line.rstrip("\n").split("\t") for line in lines]
+    numbers = np.concatenate([np.fromstring(text, np.float32, sep=" ") for _, text in cells])
+    return [token for token, _ in cells], numbers.reshape(len(cells), -1)
+
+
+def _read_sessions(
+    path: Path, sessions: "pd.Index[str]", columns: Sequence[str], tokens: "pd.Index[str] | None", k: int
+) -> Any:
+    """The first `k` values of sequence columns by session, zeros where a cell is empty, [S, V, k].
+
+    Args:
+        path: a `.sessemb` file.
+        sessions: the session ids of the rows wanted; the first is padding.
+        columns: names of V columns.
+        tokens: what the values are places in; None when they are numbers.
+        k: values per cell.
+
+    Raises:
+        UserError: a session without a row, a value that is not in `tokens`, or too few values in a cell.
+    """
+    values: Any = np.zeros((len(sessions), len(columns), k), np.float32 if tokens is None else np.int32)
+    seen = np.zeros(len(sessions), bool)
+    for chunk in pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, chunksize=_CHUNK):
+        chunk.columns = [column.partition(":")[0] for column in chunk.columns]
+        place = sessions.get_indexer(chunk["sid"])
+        seen[place[place >= 0]] = True
+        for number, column in enumerate(columns):
+            cells = chunk[column]
+            filled = ((cells != "") & (place >= 0)).to_numpy()
+            flat = [value for cell in cells[filled] for value in cell.split(" ", k)[:k]]
+            if len(flat) < k * filled.sum():
                 raise UserError(
-                    f"intent_k={k} is larger than the {found.size(1)} items stored for the view {view!r}; lower it, or run `infer` "
-                    f"with a larger --intent_k_max and --rebuild=true"
+                    f"intent_k={k} is larger than the number of items stored in {path.name}; lower it, or run `infer` with a larger "
+                    f"--intent_k_max and --rebuild=true"
                 )
-            nearest[feat["sid"], column] = found[:, :k].int()
-            sims[feat["sid"], column] = similar[:, :k].float()
-        return cls(vectors, nearest, sims, config["intent_weighting"])
-
-
-def _item_vectors(dataset: Any) -> Tensor:
-    """Text vectors by RecBole item id, [n_items, D]."""
-    feat = dataset.itememb_feat
-    vectors = torch.zeros(dataset.item_num, feat["item_emb"].size(1))
-    vectors[feat["iid"]] = feat["item_emb"].float()
-    present = torch.zeros(dataset.item_num, dtype=torch.bool)
-    present[feat["iid"]] = True
-    if not present[1:].all():
-        token = dataset.id2token(dataset.iid_field, int((~present[1:]).nonzero()[0]) + 1)
-        raise UserError(
-            f"item {token!r} has no row in the .itememb file, which was made for another catalogue; run `infer` with --rebuild=true"
-        )
-    return vectors
-
-
-def _answer_vectors(dataset: Any, views: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Vectors of distinct answers by RecBole intent id, 0 for none, [A + 1, D], and the id of every session row and view, [S, V]."""
-    feat = dataset.intentemb_feat
-    vectors = torch.zeros(len(feat) + 1, feat["intent_emb"].size(1))
-    vectors[feat["intent_id"]] = feat["intent_emb"].float()
-    return vectors, torch.stack([dataset.sessemb_feat[f"{view}_intent"] for view in views], 1).int()
+            found = np.array(flat, np.float32) if tokens is None else tokens.get_indexer(flat)
+            if tokens is not None and (found < 0).any():
+                stranger = flat[int(np.flatnonzero(found < 0)[0])]
+                raise UserError(
+                    f"{path.name} names {stranger!r}, which is not in the catalogue; run `infer` with --rebuild=true"
+                )
+            values[place[filled], number] = found.reshape(-1, k)
+    if not seen[1:].all():
+        raise UserError(f"session {sessions[1:][~seen[1:]][0]!r} has no row in {path.name}; run `infer` with --rebuild=true")
+    return values
