@@ -15,6 +15,8 @@ from recbole.config import Config  # noqa: E402  (numpy must be mended first)
 from recbole_llm4sbr.errors import UserError  # noqa: E402
 from recbole_llm4sbr.model import check_wrappable, model_class  # noqa: E402
 
+_OF_MANY = ("local_rank", "world_size", "offset")  # settings of one of several training processes
+
 
 class SessionConfig(Config):  # type: ignore[misc]
     """The Config of a training run on prepared session files.
@@ -33,7 +35,8 @@ class SessionConfig(Config):  # type: ignore[misc]
         folder = Path(settings["atomic_path"]) / settings["dataset"]
         super().__init__(model=model, dataset=settings["dataset"], config_dict=dict(settings) | file_settings(settings))
         self.final_config_dict["data_path"] = str(folder)  # RecBole would append the dataset, and bend ml-100k's
-        self.final_config_dict["given"] = dict(settings)  # travels in the checkpoint: what it takes to build this run again
+        # travels in the checkpoint: what it takes to build this run again, on one device
+        self.final_config_dict["given"] = {key: settings[key] for key in settings if key not in _OF_MANY} | {"nproc": 1}
 
     def compatibility_settings(self) -> None:
         """Nothing: `compat.apply` has done what is needed."""
@@ -48,12 +51,12 @@ class SessionConfig(Config):  # type: ignore[misc]
         config = self.final_config_dict
         gpu = config["gpu_id"]
         config["gpu_id"] = ",".join(map(str, gpu)) if isinstance(gpu, tuple | list) else str(gpu)
-        if "local_rank" in config:
-            super()._init_device()  # several processes: RecBole's own set-up
-            return
-        config["single_spec"], config["local_rank"] = True, 0
         use_gpu = config["use_gpu"] and config["gpu_id"] != "" and torch.cuda.is_available()
-        config["device"] = torch.device("cuda" if use_gpu else "cpu")
+        config["single_spec"] = "local_rank" not in config
+        rank = config.setdefault("local_rank", 0)
+        config["device"] = torch.device(
+            f"cuda:{rank}" if use_gpu and not config["single_spec"] else "cuda" if use_gpu else "cpu"
+        )
 
 
 def file_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import importlib.metadata
 import logging
 import platform
 import resource
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.multiprocessing.spawn import spawn
 
 from recbole_llm4sbr import compat
 from recbole_llm4sbr._version import __version__
@@ -25,6 +27,7 @@ from recbole.utils import init_logger, init_seed  # noqa: E402
 from recbole_llm4sbr.config import SessionConfig, check_runnable, uses_intents  # noqa: E402
 from recbole_llm4sbr.data.atomic import check_prepared, prepare  # noqa: E402
 from recbole_llm4sbr.dataset import SessionDataset  # noqa: E402
+from recbole_llm4sbr.errors import UserError  # noqa: E402
 from recbole_llm4sbr.files import make_folder  # noqa: E402
 from recbole_llm4sbr.intent.infer import check_inferred, infer  # noqa: E402
 from recbole_llm4sbr.model import build_model  # noqa: E402
@@ -105,11 +108,22 @@ def train(
     if uses_intents(settings):
         inferred = check_inferred(settings)
         stage1 = stage1 or inferred["counts"] | {"calls": 0, "reused": inferred["counts"]["distinct_prompts"], "shipped": 0}
-    name = f"{settings['model'].rpartition(':')[2]}-{settings['dataset']}-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6:06d}"
-    checkpoint_folder = make_folder(Path(settings["checkpoint_dir"]) / name)
-    config, dataset, (train_data, valid_data, test_data) = load_data(
-        dict(settings) | {"checkpoint_dir": str(checkpoint_folder)}
-    )
+    model_name = settings["model"].rpartition(":")[2]
+    run_name = f"{model_name}-{settings['dataset']}-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6:06d}"
+    folder = make_folder(Path(settings["checkpoint_dir"]) / run_name)
+    here = {**settings, "checkpoint_dir": str(folder)}
+    result = _train_here(here, saved, on_epoch) if settings["nproc"] == 1 else _train_on_many(here, saved)
+    return result | {
+        "prepare": manifest["counts"],
+        "infer": dict(stage1) if stage1 else None,
+        "settings": plain(dict(settings)),
+        "versions": versions(),
+    }
+
+
+def _train_here(settings: Mapping[str, Any], saved: bool, on_epoch: Callable[[int, float], None] | None) -> dict[str, Any]:
+    """Train and test in this process."""
+    config, dataset, (train_data, valid_data, test_data) = load_data(settings)
     _log_to_file(config)
     logger = getLogger()
     logger.info(dataset)
@@ -117,10 +131,10 @@ def train(
     model = build_model(config, train_data.dataset).to(config["device"])
     logger.info(model)
     trainer = session_trainer(config, model)
-    scores: list[float] = []
+    scores: dict[int, float] = {}
 
     def remember(epoch: int, score: float) -> None:
-        scores.append(float(score))
+        scores[epoch] = float(score)
         if on_epoch:
             on_epoch(epoch, float(score))
 
@@ -128,28 +142,50 @@ def train(
     started = time.perf_counter()
     best_score, best_valid = trainer.fit(train_data, valid_data, saved=saved, show_progress=show, callback_fn=remember)
     seconds = time.perf_counter() - started
+    if not config["single_spec"]:
+        torch.distributed.barrier()  # the first process writes the checkpoint that all of them read next
     test = trainer.evaluate(test_data, load_best_model=saved, show_progress=show)
     bigger = config["valid_metric_bigger"]
-    best_epoch = scores.index(max(scores) if bigger else min(scores)) * int(config["eval_step"]) if scores else None
     return {
         "best_valid_score": float(best_score),
         "valid_score_bigger": bigger,
         "best_valid_result": {key: float(value) for key, value in (best_valid or {}).items()},
         "test_result": {key: float(value) for key, value in test.items()},
         "valid_metric": config["valid_metric"],
-        "best_epoch": best_epoch,
+        "best_epoch": (max if bigger else min)(scores, key=lambda epoch: scores[epoch]) if scores else None,
         "epochs": len(trainer.epoch_seconds),
-        "valid_scores": scores,
+        "valid_scores": list(scores.values()),
         "seconds_training": round(seconds, 3),
         "seconds_per_epoch": [round(each, 4) for each in trainer.epoch_seconds],
         "peak_memory_mb": peak_memory_mb(config["device"]),
         "parameters": sum(each.numel() for each in model.parameters() if each.requires_grad),
         "checkpoint": str(trainer.saved_model_file) if saved else None,
-        "prepare": manifest["counts"],
-        "infer": dict(stage1) if stage1 else None,
-        "settings": plain(dict(settings)),
-        "versions": versions(),
     }
+
+
+def _train_on_many(settings: Mapping[str, Any], saved: bool) -> dict[str, Any]:
+    """Train with `nproc` processes, one per GPU (gloo on CPUs), as RecBole does: each takes its share of every epoch."""
+    processes = settings["nproc"]
+    if torch.cuda.is_available() and torch.cuda.device_count() < processes:
+        raise UserError(f"nproc={processes} needs as many GPUs; {torch.cuda.device_count()} are there")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    queue = torch.multiprocessing.get_context("spawn").SimpleQueue()
+    spawn(_one_of_many, (dict(settings), saved, address, queue), nprocs=processes)  # type: ignore[no-untyped-call]
+    result: dict[str, Any] = queue.get()
+    return result
+
+
+def _one_of_many(rank: int, settings: dict[str, Any], saved: bool, address: str, queue: Any) -> None:
+    cuda = torch.cuda.is_available()
+    torch.distributed.init_process_group("nccl" if cuda else "gloo", address, rank=rank, world_size=settings["nproc"])
+    quiet = {} if rank == 0 else {"state": "error", "show_progress": False}
+    many = {"local_rank": rank, "world_size": settings["nproc"], "offset": 0, **quiet}
+    result = _train_here(settings | many, saved, None)
+    if rank == 0:
+        queue.put(result)
+    torch.distributed.destroy_process_group()
 
 
 def load_model(checkpoint: str | Path, **changed: Any) -> Loaded:

@@ -30,10 +30,10 @@ AT_LEAST: dict[str, float] = {
     "session_gap": 1, "min_session_length": 2, "min_item_count": 1, "item_name_length": 8, "llm_max_new_tokens": 1,
     "llm_batch_size": 1, "max_sessions": 0, "encoder_batch_size": 1, "intent_k_max": 1, "intent_k": 0, "intent_lambda": 0,
     "epochs": 1, "train_batch_size": 1, "eval_batch_size": 1, "embedding_size": 1, "hidden_size": 1,
-    "MAX_ITEM_LIST_LENGTH": 1, "learning_rate": 0, "weight_decay": 0,
+    "MAX_ITEM_LIST_LENGTH": 1, "nproc": 1, "learning_rate": 0, "weight_decay": 0,
 }  # fmt: skip
 # Keys of RecBole that none of its property files mentions.
-_RECBOLE_EXTRA = {"model", "dataset", "config_files", "nproc", "ip", "port", "world_size", "group_offset", "local_rank",
+_RECBOLE_EXTRA = {"model", "dataset", "config_files",
                   "loss_type", "selected_features", "pooling_mode", "user_inter_num_interval"}  # fmt: skip
 
 

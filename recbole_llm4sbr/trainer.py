@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import SyncBatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 from recbole_llm4sbr import compat
 
@@ -28,7 +30,17 @@ class _SafeCheckpoints:
     """Mixin over any RecBole trainer. RecBole pickles its Config, which torch >= 2.6 rightly refuses to load."""
 
     def __init__(self, config: Any, model: torch.nn.Module) -> None:
+        alone = config["single_spec"]
+        config["single_spec"] = True  # RecBole would ask for GPUs to share the work
         super().__init__(config, model)  # type: ignore[call-arg]
+        config["single_spec"] = alone
+        if not alone:
+            devices = [config["device"]] if config["device"].type == "cuda" else None
+            self.distributed_model = DistributedDataParallel(
+                SyncBatchNorm.convert_sync_batchnorm(model),  # type: ignore[no-untyped-call]
+                devices,
+            )
+        self.saved_model_file = str(Path(config["checkpoint_dir"]) / f"{config['model']}.pth")
         self.epoch_seconds: list[float] = []
 
     def _train_epoch(self, *args: Any, **kwargs: Any) -> Any:
@@ -41,7 +53,7 @@ class _SafeCheckpoints:
         config = self.config  # type: ignore[attr-defined]
         if not config["single_spec"] and config["local_rank"] != 0:
             return
-        path = kwargs.pop("saved_model_file", self.saved_model_file)  # type: ignore[has-type,attr-defined]
+        path = kwargs.pop("saved_model_file", self.saved_model_file)
         model = self.model  # type: ignore[attr-defined]
         state = {
             "config": plain(config.final_config_dict),

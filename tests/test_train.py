@@ -110,3 +110,17 @@ def test_long_sessions_keep_their_newest_clicks(tiny):
     assert tokens["cut"] == {key: value[-3:] for key, value in tokens["whole"].items()}
     assert any(len(value) > 3 for value in tokens["whole"].values())
     assert dataset.inter_feat["item_id_list"].shape[1] == config["MAX_ITEM_LIST_LENGTH"]
+
+
+def test_two_processes_train_and_their_checkpoint_gives_the_same_metrics_in_one(tiny):
+    result = train(tiny | {"nproc": 2, "epochs": 2})
+    assert len(result["valid_scores"]) == 2
+    loaded = load_model(result["checkpoint"])
+    hits = []
+    with torch.no_grad():
+        for batch, _, _, target in loaded.valid_data:
+            ranked = loaded.model.full_sort_predict(batch).view(len(batch), -1)
+            ranked[:, 0] = -torch.inf
+            hits += (ranked.topk(20).indices == target.view(-1, 1)).any(1).tolist()
+    hits += hits[: len(hits) % 2]  # torch's DistributedSampler repeats a row where the shares are uneven
+    assert result["best_valid_result"]["hit@20"] == pytest.approx(sum(hits) / len(hits), abs=1e-5)
