@@ -1,81 +1,143 @@
-"""LLM prompts per second: a loop of one prompt at a time, as in the authors' code, and ours, in one run on the same prompts.
+"""LLM prompts per second: a loop of one prompt at a time, as in the authors' code, and ours, measure by measure, in one run.
 
-    python benchmarks/stage1.py [--sessions 16] [--llm smollm2-135m-instruct] [--json FILE]
+    python benchmarks/stage1.py [--targets last] [--sessions 32] [--dataset ml-100k] [--llm smollm2-135m-instruct] [--json FILE]
 
-The prompts are the first sessions of ml-100k, two views each. Short by default; figures grow steadier with more sessions.
+All lines answer the same prompts with the same model in the same number type: two views of each row of the first sessions;
+`--targets all` makes every prefix of them a row, as the paper's protocol for Beauty does. Short by default; figures grow steadier
+with more sessions.
 """
 
 import argparse
 import json
 import tempfile
 import time
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
+from recbole_llm4sbr.data.atomic import dataset_folder, prepare, read_items, read_sessions
+from recbole_llm4sbr.intent.backends import Reply, Request
+from recbole_llm4sbr.intent.backends.transformers import TransformersBackend
+from recbole_llm4sbr.intent.chat import Group, render, tokenize
+from recbole_llm4sbr.intent.prompts import PromptTemplate, SessionPrompts, item_names
+from recbole_llm4sbr.settings import load_settings
 
-def one_at_a_time(backend: Any, requests: list[Any]) -> list[str]:
-    """`generate` on one prompt after the other with the same model, tokenizer and decoding; stops as ours does."""
+
+class ArrivalOrder(TransformersBackend):
+    """Batches in the order in which prompts come, padded to the longest."""
+
+    def _answer_block(self, block: Sequence[Request], lines: int) -> Iterator[Reply]:
+        self.load()
+        tokens = tokenize(self._tokenizer, block)
+        waiting = [Group([], [position], [0]) for position in range(len(tokens))]
+        rest = {id(each): len(tokens[each.members[0]]) for each in waiting}
+        while waiting:
+            count = self._fitting(waiting, rest)
+            batch, waiting = waiting[:count], waiting[count:]
+            yield from self._answer(batch, tokens, lines)
+
+
+def one_at_a_time(backend: TransformersBackend, requests: Sequence[Request], stop: bool) -> list[str]:
+    """`generate` on one prompt after the other."""
     answers = []
     for request in requests:
-        inputs = backend._tokenizer(backend._render(request), return_tensors="pt", add_special_tokens=False).to(backend.device)
+        text = render(backend._tokenizer, request)
+        inputs = backend._tokenizer(text, return_tensors="pt", add_special_tokens=False).to(backend.device)
+        start = inputs.input_ids.shape[1]
         with torch.inference_mode():
             output = backend._model.generate(
                 **inputs,
                 max_new_tokens=backend.decoding["max_new_tokens"],
                 do_sample=False,
-                stopping_criteria=[backend._stop],
+                stopping_criteria=[backend.stop(1, start)] if stop else None,
                 pad_token_id=backend._tokenizer.pad_token_id,
             )
-        answers.append(backend._tokenizer.decode(output[0, inputs.input_ids.shape[1] :], skip_special_tokens=True))
+        answers.append(backend._tokenizer.decode(output[0, start:], skip_special_tokens=True))
     return answers
+
+
+def collected(backend: TransformersBackend, requests: Sequence[Request]) -> list[str]:
+    got = {reply.position: reply.answer for reply in backend.generate(requests)}
+    return [got[position] for position in range(len(requests))]
+
+
+def distinct_once(backend: TransformersBackend, requests: Sequence[Request]) -> list[str]:
+    """Ours as `infer` uses it: equal prompts are sent once."""
+    distinct = list(dict.fromkeys(requests))
+    return list(map(dict(zip(distinct, collected(backend, distinct))).__getitem__, requests))
+
+
+def load_requests(options: argparse.Namespace) -> list[Request]:
+    """Two views of each row of the first sessions."""
+    with tempfile.TemporaryDirectory() as folder:
+        given = {"atomic_path": folder, "data_path": options.data_path, "session_targets": options.targets}
+        settings = load_settings(dataset=options.dataset, overrides=given)
+        prepare(settings)
+        items = read_items(dataset_folder(settings) / f"{options.dataset}.item")
+        names = dict(zip(items["item_id"], item_names(items, settings)))
+        rows = read_sessions(dataset_folder(settings), options.dataset, "train")
+    sessions = [name.rpartition(".")[0] if options.targets == "all" else name for name in rows.ids]
+    wanted = set(list(dict.fromkeys(sessions))[: options.sessions])
+    asked = [row for row, session in enumerate(sessions) if session in wanted]
+    template = PromptTemplate.load(settings["prompt"])
+    return list(SessionPrompts(template, ["long", "short"], rows, [names[token] for token in rows.tokens], asked))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sessions", type=int, default=16)
+    parser.add_argument("--targets", choices=("last", "all"), default="last")
+    parser.add_argument("--sessions", type=int, default=32)
+    parser.add_argument("--dataset", default="ml-100k")
+    parser.add_argument("--data_path", default="dataset/")
     parser.add_argument("--llm", default="smollm2-135m-instruct")
+    parser.add_argument("--batch_tokens", type=int, default=0)
     parser.add_argument("--json", help="also write the figures to this file")
     options = parser.parse_args()
 
-    from recbole_llm4sbr.data.atomic import dataset_folder, prepare, read_items, read_sessions
-    from recbole_llm4sbr.intent.backends import make_backend
-    from recbole_llm4sbr.intent.prompts import PromptTemplate, item_names
-    from recbole_llm4sbr.settings import load_settings
-
-    with tempfile.TemporaryDirectory() as folder:
-        settings = load_settings(dataset="ml-100k", overrides={"atomic_path": folder, "llm": options.llm})
-        prepare(settings)
-        items = read_items(dataset_folder(settings) / "ml-100k.item")
-        names = dict(zip(items["item_id"], item_names(items, settings)))
-        rows = read_sessions(Path(folder) / "ml-100k", "ml-100k", "train")
-    template = PromptTemplate.load("movies")
-    shown = [[names[item] for item in prefix] for prefix in rows.prefixes[: options.sessions]]
-    requests = [template.build(session, view) for session in shown for view in ("long", "short")]
-    backend = make_backend(settings)
-    dict(backend.generate(requests[:2]))  # loads and warms up
-    seconds, answers = {}, {}
-    started = time.perf_counter()
-    answers["one at a time"] = one_at_a_time(backend, requests)
-    seconds["one at a time"] = time.perf_counter() - started
-    started = time.perf_counter()
-    got = dict(backend.generate(requests))
-    seconds["ours"] = time.perf_counter() - started
-    answers["ours"] = [got[position] for position in range(len(requests))]
-    same = sum(a == b for a, b in zip(*answers.values()))
-    result = {
-        "llm": backend.identity,
-        "device": str(backend.device),
-        "prompts": len(requests),
-        "prompts_per_second": {name: round(len(requests) / each, 3) for name, each in seconds.items()},
-        "ratio": round(seconds["one at a time"] / seconds["ours"], 2),
-        "same_answers": same,
-    }
-    for name, each in seconds.items():
-        print(f"{name:14} {len(requests) / each:8.2f} prompts/s")
-    print(f"ratio {result['ratio']:.2f}; {same} of {len(requests)} answers the same")
+    requests = load_requests(options)
+    ours = TransformersBackend(options.llm, 16, options.batch_tokens)
+    ours.load()
+    arrival, alone = (
+        ArrivalOrder(options.llm, 16, options.batch_tokens),
+        TransformersBackend(options.llm, 16, options.batch_tokens, share=False),
+    )
+    for other in (arrival, alone):
+        other.__dict__.update({key: value for key, value in ours.__dict__.items() if key != "_share"})
+    collected(ours, requests[:8])  # warms up
+    measures: list[tuple[str, Callable[[], list[str]]]] = [
+        ("one at a time, to the token limit", lambda: one_at_a_time(ours, requests, stop=False)),
+        ("+ stops where the answer ends", lambda: one_at_a_time(ours, requests, stop=True)),
+        ("+ batches, in order of arrival", lambda: collected(arrival, requests)),
+        ("+ sorted by length", lambda: collected(alone, requests)),
+        ("+ shared beginnings computed once", lambda: collected(ours, requests)),
+        ("+ equal prompts sent once", lambda: distinct_once(ours, requests)),
+    ]
+    tokens = ours.count_tokens(requests) / len(requests)
+    dtype = str(next(ours._model.parameters()).dtype).removeprefix("torch.")
+    print(f"{options.llm}, {ours.device}, {dtype}; {len(requests)} prompts of {tokens:.0f} tokens, targets {options.targets}")
+    lines: list[dict[str, Any]] = []
+    expected: list[str] = []
+    for name, run in measures:
+        started = time.perf_counter()
+        answers = run()
+        seconds = time.perf_counter() - started
+        expected = answers if name.startswith("+ stops") else expected
+        same = sum(a == b for a, b in zip(answers, expected)) if expected else None
+        lines.append({"measure": name, "prompts_per_second": round(len(requests) / seconds, 2), "same_answers": same})
+        gain = lines[-1]["prompts_per_second"] / lines[max(len(lines) - 2, 0)]["prompts_per_second"]
+        ratio = lines[-1]["prompts_per_second"] / lines[0]["prompts_per_second"]
+        lines[-1] |= {"gain": round(gain, 2), "ratio": round(ratio, 2)}
+        note = "" if same is None else f"; {same} answers as one at a time"
+        print(f"{name:36} {len(requests) / seconds:8.2f} prompts/s   x {gain:5.2f}   in all x {ratio:6.2f}{note}", flush=True)
     if options.json:
+        result = {"llm": ours.identity, "device": str(ours.device), "dtype": dtype, "threads": torch.get_num_threads()}
+        result |= {
+            "prompts": len(requests),
+            "tokens_per_prompt": round(tokens, 1),
+            "targets": options.targets,
+            "measures": lines,
+        }
         with open(options.json, "w", encoding="utf-8") as handle:
             json.dump(result, handle, indent=2)
 

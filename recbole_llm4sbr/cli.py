@@ -1,14 +1,16 @@
 """The command line: `recbole-llm4sbr [verb] --key=value ...`, in the manner of RecBole's run scripts."""
 
+import argparse
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from recbole_llm4sbr._version import __version__
 from recbole_llm4sbr.errors import UserError
-from recbole_llm4sbr.files import write_json
-from recbole_llm4sbr.settings import describe, load_settings, parse_value
+from recbole_llm4sbr.files import PROPERTIES, write_json
+from recbole_llm4sbr.settings import describe, load_settings, parse_value, read_yaml
 
 USAGE = """\
 usage: python run_recbole_llm4sbr.py [verb] --model=SRGNN --dataset=ml-100k [--key=value ...]
@@ -21,12 +23,15 @@ verbs
   prepare   click log -> sessions, written as RecBole benchmark files under --atomic_path
   infer     sessions -> LLM intents -> feature files beside them (prepares first where needed)
   train     train on the files that are there, select on validation, test once
+  answers   the LLM's answers: `answers stats | export | import | drop`, with --atomic_path, --file, --llm, --prompt (`answers --help`)
 
 examples
   recbole-llm4sbr --model=SRGNN --dataset=ml-100k                        first run: all is downloaded or shipped
   recbole-llm4sbr --model=SRGNN --dataset=ml-100k --llm4sbr=false        the plain backbone on the same files
   recbole-llm4sbr --model=NARM --dataset=mine --data_path=dataset --item_name='{title}' --item_text='{title}, {brand}'
   recbole-llm4sbr infer --dataset=mine --llm=Qwen/Qwen2.5-7B-Instruct     another LLM: hub id, local folder, .gguf file
+  recbole-llm4sbr infer --dataset=mine --dry_run=true                      what it would ask: prompts, tokens, time, cost, examples
+  recbole-llm4sbr infer --dataset=mine --llm_backend=openai --llm_url=http://127.0.0.1:8000/v1 --llm=my-model
   recbole-llm4sbr train --model=SRGNN --dataset=ml-100k --intent_k=3 --intent_lambda=0.05 --result_file=out.json
 
 --model: SRGNN (native), or a sequential model of RecBole (GRU4Rec, SASRec, NARM, STAMP, ...), or package.module:Class.
@@ -70,6 +75,8 @@ def run_all(settings: dict[str, Any]) -> None:
     check_runnable(settings)
     run_prepare(settings)
     stage1 = run_infer(settings, prepared=True) if uses_intents(settings) else None
+    if settings["dry_run"]:
+        return
     _finish(settings, train(settings, stage1))
 
 
@@ -94,6 +101,55 @@ def run_train(settings: dict[str, Any]) -> None:
     from recbole_llm4sbr.quick_start import train
 
     _finish(settings, train(settings))
+
+
+def run_answers(arguments: Sequence[str]) -> int:
+    """Verb `answers`: look after the store of LLM answers."""
+    from recbole_llm4sbr.intent.answers import AnswerStore
+    from recbole_llm4sbr.intent.infer import STORE
+
+    parser = argparse.ArgumentParser(
+        "recbole-llm4sbr answers", description="Look after the store of LLM answers, <atomic_path>/answers.sqlite."
+    )
+    actions = {
+        "stats": "what it holds, by model and prompt template",
+        "export": "write one model's answers to --file, in the form in which answers are shipped",
+        "import": "take over the answers of --file; what is stored already stays",
+        "drop": "remove the answers of the models whose name holds --llm, of the template --prompt",
+    }
+    parser.add_argument("action", choices=actions, help="; ".join(f"{name}: {what}" for name, what in actions.items()))
+    parser.add_argument(
+        "--atomic_path", default=read_yaml(PROPERTIES / "overall.yaml")["atomic_path"], help="(default: %(default)s)"
+    )
+    parser.add_argument("--file", help="for export and import: a .jsonl file")
+    parser.add_argument("--llm", default="", help="part of the model's name as `stats` shows it")
+    parser.add_argument("--prompt", default="", help="name of the prompt template")
+    options = parser.parse_args(arguments)
+    if options.action in ("export", "import") and not options.file:
+        raise UserError(f"answers {options.action} needs --file=NAME.jsonl")
+    if options.action == "drop" and not (options.llm or options.prompt):
+        raise UserError("answers drop needs --llm or --prompt; to drop all, delete the file answers.sqlite")
+    store = AnswerStore(Path(options.atomic_path) / STORE, make=options.action == "import")
+    if options.action == "stats":
+        print(_table(store.statistics()) if len(store) else f"{str(store.path)!r} holds no answers")
+    elif options.action == "export":
+        print(f"{store.export(options.file, options.llm, options.prompt):,} answers written to {options.file}")
+    elif options.action == "import":
+        print(f"{store.import_answers(options.file):,} new answers; the store holds {len(store):,}")
+    else:
+        print(f"{store.drop(options.llm, options.prompt):,} answers dropped; the store holds {len(store):,}")
+    store.close()
+    return 0
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as aligned columns, all but text to the right."""
+    columns = list(rows[0])
+    cells = [columns] + [
+        [f"{value:,.0f}" if isinstance(value, int | float) else str(value or "-") for value in row.values()] for row in rows
+    ]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(columns))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in cells)
 
 
 VERBS: dict[str, Callable[[dict[str, Any]], Any]] = {"prepare": run_prepare, "infer": run_infer, "train": run_train}
@@ -126,8 +182,10 @@ def summary(result: Mapping[str, Any]) -> str:
     ]
     if stage1:
         lines.append(
-            f"intents from {settings['intent_source']}: {stage1.get('prompts', 0):,} prompts, {stage1.get('calls', 0):,} calls made, "
-            f"{stage1.get('reused', 0):,} answers reused, {stage1.get('failed', 0):,} without an intent"
+            f"intents from {settings['intent_source']}: {stage1['prompts']:,} prompts, {stage1['distinct_prompts']:,} distinct; "
+            f"{stage1['calls']:,} calls made, {stage1['reused']:,} answers reused; {stage1['intents']:,} intents, "
+            f"{stage1['no_intent']:,} answers without a name"
+            + (f", {stage1['not_asked']:,} not asked for" if stage1["not_asked"] else "")
         )
     if result["checkpoint"]:
         lines.append(f"checkpoint {result['checkpoint']}")
@@ -136,8 +194,8 @@ def summary(result: Mapping[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0, 2 for a user's mistake, 130 when interrupted."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if any(word in ("-h", "--help", "help") for word in arguments):
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] != ["answers"] and any(word in ("-h", "--help", "help") for word in arguments):
         print(USAGE + describe())
         return 0
     if "--version" in arguments:
@@ -147,6 +205,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for noisy in ("httpx", "faiss", "faiss.loader", "transformers", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
+        if arguments[:1] == ["answers"]:
+            return run_answers(arguments[1:])
         verb, files, given = parse_arguments(arguments)
         settings = load_settings(config_files=files, overrides=given)
         (VERBS[verb] if verb else run_all)(settings)

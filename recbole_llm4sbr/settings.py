@@ -20,7 +20,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "session_targets": ("last", "all"),
     "split": ("temporal", "paper"),
     "missing_item_text": ("error", "unknown"),
-    "llm_backend": ("transformers", "echo"),
+    "llm_backend": ("transformers", "vllm", "openai", "ray", "echo"),
+    "ray_backend": ("transformers", "vllm", "echo"),
+    "intent_refresh": ("every", "powers"),
     "intent_source": ("llm", "session_text", "none"),
     "intent_weighting": ("similarity", "softmax"),
     "fusion": ("gate",),
@@ -28,7 +30,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
 # Smallest allowed value of numeric settings.
 AT_LEAST: dict[str, float] = {
     "session_gap": 1, "min_session_length": 2, "min_item_count": 1, "item_name_length": 8, "llm_max_new_tokens": 1,
-    "llm_batch_size": 1, "max_sessions": 0, "encoder_batch_size": 1, "intent_k_max": 1, "intent_k": 0, "intent_lambda": 0,
+    "llm_batch_tokens": 0, "llm_concurrency": 1, "llm_timeout": 1, "llm_retries": 0, "max_failure_rate": 0, "max_sessions": 0,
+    "ray_workers": 0, "ray_cpus_per_worker": 1, "encoder_batch_size": 1, "intent_k_max": 1, "intent_k": 0, "intent_lambda": 0,
     "epochs": 1, "train_batch_size": 1, "eval_batch_size": 1, "embedding_size": 1, "hidden_size": 1,
     "MAX_ITEM_LIST_LENGTH": 1, "nproc": 1, "learning_rate": 0, "weight_decay": 0,
 }  # fmt: skip
@@ -158,6 +161,15 @@ def _check_values(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> N
             raise UserError(f"{key}={value!r} is too small; it must be at least {AT_LEAST[key]}")
     if len(settings["split_ratio"]) != 3 or abs(sum(settings["split_ratio"]) - 1) > 1e-6 or min(settings["split_ratio"]) <= 0:
         raise UserError(f"split_ratio={settings['split_ratio']!r} must be three positive shares that sum to 1")
+    prices = settings["llm_prices"]
+    if prices is not None and not (
+        isinstance(prices, list) and [type(each) in (int, float) for each in prices] == [True, True]
+    ):
+        raise UserError(
+            f"llm_prices={prices!r} must be two numbers, the prices of a million prompt and answer tokens, as [0.15, 0.6]"
+        )
+    if settings["llm_extra"] is not None and not isinstance(settings["llm_extra"], dict):
+        raise UserError(f"llm_extra={settings['llm_extra']!r} must be fields of the request, as {{top_p: 0.9}}")
     views = settings["views"]
     if not views or len(set(views)) != len(views):
         raise UserError(f"views={views!r} must name at least one view, each once")

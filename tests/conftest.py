@@ -57,6 +57,16 @@ def raw(tmp_path_factory):
     return folder.parent
 
 
+def session_rows(folder, name, *parts):
+    """(session id, prefix, target) of every row, read as plain text."""
+    rows = []
+    for part in parts:
+        for line in (folder / f"{name}.{part}.inter").read_text().splitlines()[1:]:
+            session, prefix, target = line.split("\t")
+            rows.append((session, prefix.split(" "), target))
+    return rows
+
+
 def make_tokenizer(chat: bool):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

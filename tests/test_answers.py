@@ -9,9 +9,9 @@ import time
 import pytest
 
 from recbole_llm4sbr.errors import UserError
-from recbole_llm4sbr.intent.answers import AnswerStore, answer_key, clean, shipped_answers, write_shipped
-from recbole_llm4sbr.intent.ask import ask
-from recbole_llm4sbr.intent.backends import Request
+from recbole_llm4sbr.intent.answers import AnswerStore, answer_key, clean, read_answers, shipped_answers, write_answers
+from recbole_llm4sbr.intent.ask import Questions, estimate
+from recbole_llm4sbr.intent.backends import Reply, Request
 from recbole_llm4sbr.intent.backends.echo import EchoBackend
 
 QUALIFIER = "Guess one movie this person loves. Think of the whole list."
@@ -57,9 +57,10 @@ def test_the_key_changes_with_everything_that_changes_an_answer():
         answer_key("m", {"n": 1}, request),
         answer_key("m2", {"n": 1}, request),
         answer_key("m", {"n": 2}, request),
-        *(answer_key("m", {"n": 1}, request._replace(**{field: "x"})) for field in Request._fields),
+        *(answer_key("m", {"n": 1}, request._replace(**{field: "x"})) for field in ("system", "user", "answer_start")),
+        answer_key("m", {"n": 1}, request._replace(lines=2)),
     }
-    assert len(keys) == 6
+    assert len(keys) == 7
     assert answer_key("m", {"a": 1, "b": 2}, request) == answer_key("m", {"b": 2, "a": 1}, request)
 
 
@@ -80,51 +81,169 @@ def test_a_database_of_another_program_is_refused(tmp_path):
         AnswerStore(path)
 
 
+def ask(backend, requests, store, failures=None, rate=0.01, **changed):
+    """Counts, and the raw answer of every request (None where there is none)."""
+    store = AnswerStore(store)
+    questions = Questions(backend, requests, store, "t", **changed)
+    counts = questions.ask(failures or store.path.with_name("failures.jsonl"), rate)
+    names, numbers = questions.answers(lambda raw: [raw], 1)
+    store.close()
+    return counts, [names[number] if number >= 0 else None for number in numbers[questions.number, 0]]
+
+
 def test_equal_requests_are_sent_once_and_a_second_run_sends_none(tmp_path):
     requests = [Request("s", f"1. item {n % 7}") for n in range(20)]
-    first = ask(EchoBackend(), requests, tmp_path / "store", "t")
-    assert (first.calls, first.reused) == (7, 0)
-    assert [first.raw[key] for key in first.keys] == [f"item {n % 7}" for n in range(20)]
-    second = ask(EchoBackend(), requests, tmp_path / "store", "t")
-    assert (second.calls, second.reused, second.raw) == (0, 7, first.raw)
-    assert ask(EchoBackend(), requests, tmp_path / "store", "t", refresh=True).calls == 7
+    first, answers = ask(EchoBackend(), requests, tmp_path / "store")
+    assert (first.prompts, first.distinct, first.calls, first.reused) == (20, 7, 7, 0)
+    assert answers == [f"item {n % 7}" for n in range(20)]
+    second, again = ask(EchoBackend(), requests, tmp_path / "store")
+    assert (second.calls, second.reused, again) == (0, 7, answers)
+    assert ask(EchoBackend(), requests, tmp_path / "store", refresh=True)[0].calls == 7
 
 
 def test_shipped_answers_serve_only_their_own_model_and_decoding(tmp_path):
-    write_shipped(tmp_path / "a.jsonl", {"model": "m", "decoding": {"n": 1}}, {"k1": 'a "quoted" answer', "k2": "é"})
-    assert shipped_answers("m", {"n": 1}, tmp_path) == {"k1": 'a "quoted" answer', "k2": "é"}
+    one, two = b"1" * 16, b"2" * 16
+    write_answers(tmp_path / "a.jsonl", {"model": "m", "decoding": {"n": 1}}, [(one.hex(), 'a "quoted" one'), (two.hex(), "é")])
+    assert shipped_answers("m", {"n": 1}, tmp_path) == {one: 'a "quoted" one', two: "é"}
     assert shipped_answers("m", {"n": 2}, tmp_path) == shipped_answers("m2", {"n": 1}, tmp_path) == {}
 
 
+class Faulty(EchoBackend):
+    """Echo that fails, or has nothing to say, where the text says so."""
+
+    def generate(self, requests):
+        for reply in super().generate(requests):
+            if "fails" in reply.answer:
+                yield Reply(reply.position, failure="told to fail")
+            else:
+                yield reply._replace(answer=" \n" if "silent" in reply.answer else reply.answer)
+
+
+def test_a_failure_is_logged_and_counted_never_stored_and_asked_again(tmp_path):
+    texts = [f"1. item {n}" for n in range(97)] + ["1. fails", "1. silent", "1. fails too"]
+    requests = [Request("s", text) for text in texts]
+    counts, answers = ask(Faulty(), requests, tmp_path / "store", rate=0.03)
+    assert (counts.calls, counts.failures) == (100, 3)
+    assert answers[97:] == [None] * 3
+    logged = [json.loads(line) for line in (tmp_path / "failures.jsonl").read_text().splitlines()]
+    assert [(each["prompt"], each["reason"]) for each in logged] == [
+        ("1. fails", "told to fail"), ("1. silent", "an empty answer"), ("1. fails too", "told to fail"),
+    ]  # fmt: skip
+    assert len(AnswerStore(tmp_path / "store")) == 97
+    counts, answers = ask(EchoBackend(), requests, tmp_path / "store")
+    assert (counts.calls, counts.reused, answers[97]) == (3, 97, "fails")
+    assert not (tmp_path / "failures.jsonl").exists()
+
+
+def test_too_many_failures_end_in_an_error_after_the_rest_is_done(tmp_path):
+    requests = [Request("s", f"1. {'fails' if n == 5 else 'item'} {n}") for n in range(50)]
+    with pytest.raises(UserError, match=r"1 of 50 calls failed.*max_failure_rate=0.01.*run again"):
+        ask(Faulty(), requests, tmp_path / "store")
+    assert len(AnswerStore(tmp_path / "store")) == 49
+
+
+def test_a_backend_that_never_answers_ends_the_run_early(tmp_path):
+    sent = []
+
+    class Dead(EchoBackend):
+        def generate(self, requests):
+            for position, _ in enumerate(requests):
+                sent.append(position)
+                yield Reply(position, failure="no")
+
+    with pytest.raises(UserError, match="none of the first 64 calls"):
+        ask(Dead(), [Request("s", f"1. item {n}") for n in range(1000)], tmp_path / "store")
+    assert len(sent) == 64
+
+
+def test_an_estimate_makes_no_call_and_counts_what_is_missing(tmp_path):
+    class Uncallable(EchoBackend):
+        def generate(self, requests):
+            raise AssertionError("called")
+
+    requests = [Request("be brief", f"1. item {n}") for n in range(100)]
+    ask(EchoBackend(), requests[:40], tmp_path / "store")
+    text = estimate(Questions(Uncallable(), requests, AnswerStore(tmp_path / "store"), "t"), (1e4, 0.0))
+    assert "100 prompts, 100 distinct; answered already: 40 in the store, 0 shipped" in text
+    assert "prompt tokens: about 180\n" in text  # 60 prompts of three words
+    assert "cost: about 1.80" in text
+    assert "prompts/s as in this model's last run" in text
+    assert text.count("--- an example ---") == 3
+
+
+def test_export_and_import_carry_answers_to_another_store_and_drop_removes_them(tmp_path):
+    requests = [Request("s", f"1. item {n}") for n in range(30)]
+    ask(EchoBackend(), requests, tmp_path / "one")
+    store = AnswerStore(tmp_path / "one")
+    assert store.export(tmp_path / "out.jsonl", "echo", "t") == 30
+    provenance, rows = read_answers(tmp_path / "out.jsonl")
+    assert (provenance["model"], provenance["template"], provenance["answers"]) == (EchoBackend.identity, "t", 30)
+    assert len(dict(rows)) == 30
+    other = AnswerStore(tmp_path / "two")
+    assert (other.import_answers(tmp_path / "out.jsonl"), other.import_answers(tmp_path / "out.jsonl")) == (30, 0)
+    assert other.statistics()[0] | {"first": 0, "last": 0} == {
+        "model": EchoBackend.identity, "decoding": "{}", "template": "t", "answers": 30, "distinct": 30, "first": 0, "last": 0,
+        "calls": None, "seconds": None,
+    }  # fmt: skip
+    other.close()
+    counts, answers = ask(EchoBackend(), requests, tmp_path / "two")
+    assert (counts.calls, answers[3]) == (0, "item 3")
+    other = AnswerStore(tmp_path / "two")
+    with pytest.raises(UserError, match="holds no answers of a model named like 'gpt'"):
+        other.drop("gpt", "")
+    assert other.drop("echo", "t") == 30
+    assert len(other) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "not a file of exported answers"),
+        ('{"provenance": {"model": "m"}}\n', "not a file of exported answers"),
+        ('{"provenance": {"model": "m", "decoding": {}}}\n["00", "x"]\n', "line 2, is not a key"),
+        (f'{{"provenance": {{"model": "m", "decoding": {{}}}}}}\n["{"0" * 32}", "x"]\n["{"1" * 32}", ', "line 3, is not a key"),
+    ],
+)
+def test_a_broken_file_of_answers_is_refused_and_nothing_of_it_is_taken(tmp_path, text, complaint):
+    (tmp_path / "in.jsonl").write_text(text)
+    store = AnswerStore(tmp_path / "store")
+    with pytest.raises(UserError, match=complaint):
+        store.import_answers(tmp_path / "in.jsonl")
+    assert len(store) == 0
+
+
 SLOW_ASK = """
-import sys, time, json
-from recbole_llm4sbr.intent.ask import ask
+import sys, time
+from pathlib import Path
+from recbole_llm4sbr.intent.answers import AnswerStore
+from recbole_llm4sbr.intent.ask import Questions
 from recbole_llm4sbr.intent.backends import Request
 from recbole_llm4sbr.intent.backends.echo import EchoBackend
 class Slow(EchoBackend):
     def generate(self, requests):
-        for position, answer in super().generate(requests):
+        for reply in super().generate(requests):
             print("called", flush=True)
             time.sleep(0.0005)
-            yield position, answer
-ask(Slow(), [Request("s", f"1. item {n}") for n in range(500)], sys.argv[1], "t")
+            yield reply
+store = AnswerStore(sys.argv[1])
+Questions(Slow(), [Request("s", f"1. item {n}") for n in range(500)], store, "t").ask(Path(sys.argv[1] + ".failures"))
 """
 
 
 def test_killed_runs_lose_at_most_one_batch_each(tmp_path):
     store, calls, kills, rng = tmp_path / "store", 0, 0, random.Random(5)
-    for _ in range(5):
+    while kills < 20:
         process = subprocess.Popen([sys.executable, "-c", SLOW_ASK, str(store)], stdout=subprocess.PIPE, text=True)
-        process.stdout.readline()  # it has begun
-        calls += 1
-        time.sleep(rng.uniform(0, 0.12))
+        began = process.stdout.readline()
+        calls += bool(began)
+        time.sleep(rng.uniform(0, 0.08))
         process.send_signal(signal.SIGKILL)
         calls += process.stdout.read().count("called")
         kills += 1
+        assert AnswerStore(store).statistics()
     done = subprocess.run([sys.executable, "-c", SLOW_ASK, str(store)], capture_output=True, text=True, check=True)
     calls += done.stdout.count("called")
-    opened = AnswerStore(store)
-    assert len(opened) == 500
+    assert len(AnswerStore(store)) == 500
     assert 500 <= calls <= 500 + kills * 64
 
 
@@ -132,10 +251,9 @@ def test_two_processes_on_one_store_end_with_every_answer_once(tmp_path):
     store = tmp_path / "store"
     both = [subprocess.Popen([sys.executable, "-c", SLOW_ASK, str(store)], stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
-    requests = [Request("s", f"1. item {n}") for n in range(500)]
-    again = ask(EchoBackend(), requests, store, "t")
-    assert (again.calls, again.reused) == (0, 500)
-    assert all(again.raw[key] == f"item {n}" for n, key in enumerate(again.keys))
+    counts, answers = ask(EchoBackend(), [Request("s", f"1. item {n}") for n in range(500)], store)
+    assert (counts.calls, counts.reused) == (0, 500)
+    assert answers == [f"item {n}" for n in range(500)]
     assert len(AnswerStore(store)) == 500
 
 

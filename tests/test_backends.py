@@ -1,9 +1,15 @@
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from recbole_llm4sbr.errors import UserError
 from recbole_llm4sbr.intent.backends import BACKENDS, Request, make_backend
-from recbole_llm4sbr.intent.backends.transformers import TransformersBackend, _common, _groups
+from recbole_llm4sbr.intent.backends.transformers import TransformersBackend
+from recbole_llm4sbr.intent.chat import common, group, render
 from recbole_llm4sbr.intent.prompts import PromptTemplate
 from recbole_llm4sbr.settings import CHOICES, load_settings
 
@@ -14,6 +20,7 @@ def requests():
         [f"film {n * 7 % 13} part {n}" for n in range(start, start + length)]
         for start, length in enumerate((1, 2, 5, 9, 12, 3))
     ]
+    sessions += [sessions[4][:length] for length in range(3, 11)]  # prefixes of a session
     return [template.build(session, view) for session in sessions for view in ("long", "short")] + [Request("", "hi", "")]
 
 
@@ -25,7 +32,8 @@ def one_by_one(folder, asked, max_new_tokens):
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     answers = []
     for request in asked:
-        chat = [{"role": "system", "content": request.system}, {"role": "user", "content": request.user}]
+        chat = [{"role": "system", "content": request.system}] if request.system else []
+        chat.append({"role": "user", "content": request.user})
         text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) + request.answer_start
         ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
         out = model.generate(ids, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
@@ -35,21 +43,49 @@ def one_by_one(folder, asked, max_new_tokens):
     return answers
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 32])
-def test_batches_with_shared_prefixes_answer_as_one_prompt_at_a_time(tiny_llm, batch_size):
+def answers(backend, asked):
+    return {reply.position: reply.answer for reply in backend.generate(asked)}
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 1500, 0])
+def test_batches_with_shared_prefixes_answer_as_one_prompt_at_a_time(tiny_llm, batch_tokens, monkeypatch):
+    monkeypatch.setattr("recbole_llm4sbr.intent.backends.transformers._BLOCK", 20)  # several blocks
+    monkeypatch.setattr("recbole_llm4sbr.intent.backends.transformers.compute_dtype", lambda device: torch.float32)
     asked = requests()
-    backend = TransformersBackend(tiny_llm, 12, batch_size, "cpu")
-    got = dict(backend.generate(asked))
+    got = answers(TransformersBackend(tiny_llm, 12, batch_tokens, "cpu"), asked)
     assert [got[n] for n in range(len(asked))] == one_by_one(tiny_llm, asked, 12)
     assert len(set(got.values())) > 3  # the model does not answer everything alike
 
 
-def test_views_of_a_session_form_a_group_with_their_common_beginning():
-    shared = list(range(100, 160))
-    tokens = [[*shared, 1, 2, 3], [7] * 50, [*shared, 4], [*shared[:10], 9, 9]]
-    groups = sorted((sorted(group.members), group.shared) for group in _groups(tokens))
-    assert groups == [([0, 2], 60), ([1], 0), ([3], 0)]
-    assert _common([1, 2, 3], [1, 2, 3]) == 2
+def test_prompts_that_begin_alike_form_a_group_along_one_chain():
+    root, items = [1, 2, 3], list(range(100, 200))
+    tokens = [
+        [*root, *items[:60], 7, 7],  # a session's prefixes ...
+        [*root, *items[:60], 8, 8],
+        [*root, *items[:40], 7, 7],
+        [*root, *items[:40], 8, 8],
+        [*root, *range(300, 350)],  # ... and another session
+        [*root, *items[:10], *range(400, 460)],  # too little in common
+    ]
+    found = {tuple(sorted(each.members)): each for each in group(tokens)}
+    assert set(found) == {(0, 1, 2, 3), (4,), (5,)}
+    chain = found[0, 1, 2, 3]
+    assert chain.chain == [*root, *items[:60]]
+    assert dict(zip(chain.members, chain.shared)) == {0: 63, 1: 63, 2: 43, 3: 43}
+    assert found[4,].chain == root
+    assert common([1, 2, 3], [1, 2, 3]) == 2
+    assert group([]) == []
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), max_size=40), st.integers(1, 8))
+def test_groups_hold_every_prompt_once_and_share_what_is_really_common(tokens, largest):
+    groups = group(tokens, largest, least=2)
+    assert sorted(i for each in groups for i in each.members) == list(range(len(tokens)))
+    for each in groups:
+        assert len(each.members) <= largest
+        for i, shared in zip(each.members, each.shared, strict=True):
+            assert tokens[i][:shared] == list(each.chain[:shared])
+            assert shared < len(tokens[i])
 
 
 def test_a_folder_that_is_no_model_is_named(tmp_path, tiny_encoder):
@@ -68,11 +104,11 @@ def test_a_folder_that_is_no_model_is_named(tmp_path, tiny_encoder):
 
 def test_every_backend_of_the_table_is_a_choice_and_answers_every_request(tiny_llm):
     assert set(CHOICES["llm_backend"]) == set(BACKENDS)
-    for name in BACKENDS:
+    for name in ("transformers", "echo"):  # the others have tests of their own
         settings = load_settings(dataset="tiny", overrides={"llm_backend": name, "llm": tiny_llm, "llm_max_new_tokens": 4})
         backend = make_backend(settings)
         assert backend.identity
-        assert sorted(position for position, _ in backend.generate(requests())) == list(range(len(requests())))
+        assert sorted(answers(backend, requests())) == list(range(len(requests())))
         assert list(backend.generate([])) == []
 
 
@@ -82,6 +118,46 @@ def test_the_embedded_llm_answers_and_the_embedded_encoder_knows_what_is_alike()
 
     backend = TransformersBackend("smollm2-135m-instruct", 16, 4)
     asked = requests()[:4]
-    assert len(dict(backend.generate(asked))) == 4
+    assert len(answers(backend, asked)) == 4
     vectors = Encoder("all-minilm-l6-v2").encode(["The Lion King (1994)", "Lion King", "Terminator 2"])
     assert vectors[0] @ vectors[1] > 0.6 > vectors[0] @ vectors[2]
+
+
+class FakeVLLM:
+    """Stands in for the vllm module, which needs a GPU: it "generates" the reversed prompt and keeps what it was given."""
+
+    class LLM:
+        def __init__(self, **given):
+            FakeVLLM.made = given
+
+        def generate(self, prompts, sampling, use_tqdm):
+            FakeVLLM.prompts, FakeVLLM.sampling = prompts, sampling
+            ids = [prompt["prompt_token_ids"][::-1] for prompt in prompts]
+            return [SimpleNamespace(outputs=[SimpleNamespace(text=f"{each[0]}-{len(each)}", token_ids=each)]) for each in ids]
+
+    SamplingParams = staticmethod(lambda **given: given)
+
+
+def test_the_vllm_backend_gives_each_request_its_own_answer_and_keeps_shared_beginnings_together(tiny_llm, monkeypatch):
+    from recbole_llm4sbr.intent.backends.vllm import VLLMBackend
+
+    monkeypatch.setitem(sys.modules, "vllm", FakeVLLM)
+    backend, plain = VLLMBackend(tiny_llm, 12), TransformersBackend(tiny_llm, 12, device="cpu")
+    assert (backend.identity, backend.decoding) == (plain.identity, plain.decoding)  # local engines share their answers
+    asked = [*requests(), Request("s", "two lines", "", 2)]
+    tokenizer = backend._source.load_tokenizer()
+    expected = [tokenizer(render(tokenizer, request), add_special_tokens=False).input_ids for request in asked]
+    assert answers(backend, asked) == {n: f"{ids[-1]}-{len(ids)}" for n, ids in enumerate(expected)}
+    given = [prompt["prompt_token_ids"] for prompt in FakeVLLM.prompts]
+    assert given == sorted(given)
+    assert FakeVLLM.made["enable_prefix_caching"]
+    assert {each["max_tokens"] for each in FakeVLLM.sampling} == {12, 24}
+    assert all(each["temperature"] == 0 for each in FakeVLLM.sampling)
+
+
+def test_without_vllm_the_remedy_is_named(tiny_llm, monkeypatch):
+    from recbole_llm4sbr.intent.backends.vllm import VLLMBackend
+
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(UserError, match=r"pip install 'recbole-llm4sbr\[vllm\]'"):
+        VLLMBackend(tiny_llm, 12)

@@ -1,6 +1,7 @@
 """Drop-in comparison in both directions: stock RecBole reads our files with a config file that we ship, over the same items."""
 
 import yaml
+from conftest import session_rows
 from recbole.config import Config
 from recbole.data import create_dataset
 from recbole.data.utils import data_preparation
@@ -8,7 +9,7 @@ from recbole.model.sequential_recommender import SRGNN, GRU4Rec
 from recbole.trainer import Trainer
 
 from recbole_llm4sbr import compat
-from recbole_llm4sbr.data.atomic import dataset_folder, read_items, read_sessions
+from recbole_llm4sbr.data.atomic import dataset_folder, read_items
 from recbole_llm4sbr.files import PROPERTIES
 from recbole_llm4sbr.model.backbones import SRGNN as Ours
 from recbole_llm4sbr.quick_start import load_data, train
@@ -45,10 +46,11 @@ def test_stock_recbole_reads_the_files_and_has_our_catalogue_and_rows(tiny):
     folder = dataset_folder(tiny)
     assert set(dataset.field2id_token["item_id"][1:]) == set(read_items(folder / "tiny.item")["item_id"])
     for part, loader in (("train", train_data), ("valid", valid_data), ("test", test_data)):
-        feat, rows = loader.dataset.inter_feat, read_sessions(folder, "tiny", part)
-        assert dataset.field2id_token["session_id"][feat["session_id"]].tolist() == list(rows.ids)
-        assert dataset.field2id_token["item_id"][feat["item_id"]].tolist() == list(rows.targets)
-        for seq, length, prefix in zip(feat["item_id_list"], feat["item_length"], rows.prefixes):
+        ids, prefixes, targets = zip(*session_rows(folder, "tiny", part))
+        feat = loader.dataset.inter_feat
+        assert dataset.field2id_token["session_id"][feat["session_id"]].tolist() == list(ids)
+        assert dataset.field2id_token["item_id"][feat["item_id"]].tolist() == list(targets)
+        for seq, length, prefix in zip(feat["item_id_list"], feat["item_length"], prefixes):
             assert dataset.field2id_token["item_id"][seq[:length].numpy()].tolist() == list(prefix)
     enhanced = load_data(tiny)[1]
     assert set(enhanced.field2id_token["item_id"]) == set(dataset.field2id_token["item_id"])

@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import session_rows
 
-from recbole_llm4sbr.data.atomic import check_prepared, prepare, read_sessions
+from recbole_llm4sbr.data.atomic import check_prepared, prepare
 from recbole_llm4sbr.data.sessions import PARTS
 from recbole_llm4sbr.errors import UserError
 from recbole_llm4sbr.settings import load_settings
@@ -48,9 +49,8 @@ def test_rows_are_prefixes_and_their_next_click_and_the_catalogue_is_that_of_tra
         clicks.setdefault(user, []).append(item)
     seen, ids = {}, []
     for part in PARTS:
-        rows = read_sessions(folder_of(settings), "tiny", part)
-        ids += rows.ids
-        for row, prefix, target in zip(rows.ids, rows.prefixes, rows.targets):
+        for row, prefix, target in session_rows(folder_of(settings), "tiny", part):
+            ids.append(row)
             user, _, length = row.rpartition(".")
             assert (len(prefix), clicks[user][: len(prefix) + 1]) == (int(length), [*prefix, target])
             seen.setdefault(part, set()).update(prefix, [target])

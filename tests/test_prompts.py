@@ -1,12 +1,14 @@
 import random
 
+import numpy as np
 import pandas as pd
 import pytest
+from conftest import session_rows
 
-from recbole_llm4sbr.data.atomic import dataset_folder, prepare, read_items, read_sessions
+from recbole_llm4sbr.data.atomic import SessionRows, dataset_folder, prepare, read_items, read_sessions
 from recbole_llm4sbr.data.sessions import PARTS
 from recbole_llm4sbr.errors import UserError
-from recbole_llm4sbr.intent.prompts import PromptTemplate, item_names, item_texts
+from recbole_llm4sbr.intent.prompts import PromptTemplate, SessionPrompts, item_names, item_texts, split_joint
 from recbole_llm4sbr.settings import load_settings
 
 
@@ -94,27 +96,55 @@ def test_an_item_without_a_text_is_an_error_or_an_unknown_item():
     assert item_names(table, given(missing_item_text="unknown")) == ["Heat", "unknown item"]
 
 
-def test_no_prompt_of_a_prefix_holds_the_title_of_a_later_item(settings_for):
+@pytest.mark.parametrize("powers", [False, True])
+@pytest.mark.parametrize("joint", [False, True])
+def test_no_prompt_of_a_prefix_holds_the_title_of_a_later_item(settings_for, powers, joint):
     settings = settings_for(session_targets="all", session_rule="user")
     prepare(settings)
     folder = dataset_folder(settings)
     table = read_items(folder / "tiny.item")
     names = dict(zip(table["item_id"], item_names(table, settings)))
+    views = ["long", "short"]
+    read = read_sessions(folder, "tiny", *PARTS)
     template = PromptTemplate.load(settings["prompt"])
-    checked = 0
-    for part in PARTS:
-        rows = read_sessions(folder, "tiny", part)
-        longest = {}
-        for row, prefix, target in zip(rows.ids, rows.prefixes, rows.targets):
-            longest[row.rpartition(".")[0]] = [*prefix, target]
-        for row, prefix in zip(rows.ids, rows.prefixes):
-            later = set(longest[row.rpartition(".")[0]][len(prefix) :]) - set(prefix)
-            for view in ("long", "short"):
-                lines = template.build([names[item] for item in prefix], view).user.splitlines()
-                shown = {line.partition(". ")[2] for line in lines}
-                assert not shown & {names[item] for item in later}
-                checked += len(later)
+    prompts = SessionPrompts(
+        template, views, read, [names[token] for token in read.tokens], range(len(read.ids)), powers, joint
+    )
+    rows = session_rows(folder, "tiny", *PARTS)
+    whole = {}
+    for row, prefix, target in rows:
+        whole[row.rpartition(".")[0]] = [*prefix, target]  # the longest prefix comes last
+    checked, per_row = 0, 1 if joint else 2
+    assert len(prompts) == per_row * len(rows)
+    for number, (row, prefix, _) in enumerate(rows):
+        later = set(whole[row.rpartition(".")[0]][len(prefix) :]) - set(prefix)
+        for request in (prompts[per_row * number + view] for view in range(per_row)):
+            shown = [line.partition(". ")[2] for line in request.user.splitlines() if line[:1].isdigit()]
+            assert not set(shown) & {names[item] for item in later}
+            kept = 2 ** int(np.log2(len(prefix))) if powers else len(prefix)
+            assert shown == [names[item] for item in prefix[:kept]][-10:]
+            checked += len(later)
     assert checked > 1000
+
+
+def test_under_powers_a_longer_prefix_asks_what_an_earlier_one_asked():
+    rows = SessionRows(["a"], ["s"] * 9, np.zeros(45, np.int32), np.cumsum(range(10)), np.zeros(9, np.int32))
+    prompts = SessionPrompts(PromptTemplate.load("movies"), ["long"], rows, ["A film"], range(9), powers=True)
+    lengths = [sum(line[:1].isdigit() for line in request.user.splitlines()) for request in prompts]
+    assert lengths == [1, 2, 2, 4, 4, 4, 4, 8, 8]
+    assert len(set(prompts)) == 4
+
+
+def test_a_joint_request_asks_for_all_views_and_its_answer_is_split_by_their_names():
+    template = PromptTemplate.load("movies")
+    request = template.build_joint(["A", "B"], ["long", "short"])
+    assert request.lines == 2
+    assert request.answer_start == "long:"
+    assert all(template.views[view].qualifier in request.user for view in ("long", "short"))
+    for raw in (" The Birds\nshort: Psycho", "long: The Birds\n\nshort: Psycho\n", "**Short:** Psycho\nLONG: The Birds"):
+        assert [part.strip("* ") for part in split_joint(raw, ["long", "short"])] == ["The Birds", "Psycho"]
+    assert split_joint("The Birds", ["long", "short"]) == ["The Birds", ""]
+    assert split_joint("", ["long", "short"]) == ["", ""]
 
 
 def test_prompts_depend_on_the_prefix_alone():

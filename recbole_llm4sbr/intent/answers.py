@@ -4,7 +4,8 @@ import hashlib
 import json
 import re
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,27 +16,39 @@ from recbole_llm4sbr.intent.backends import Request
 
 _APPLICATION_ID = 0x5B124  # marks a SQLite file as ours
 _VERSION = 1
+_TABLES = """
+CREATE TABLE sources (id INTEGER PRIMARY KEY, model TEXT NOT NULL, decoding TEXT NOT NULL, template TEXT NOT NULL,
+    UNIQUE (model, decoding, template));
+CREATE TABLE answers (key BLOB PRIMARY KEY, answer TEXT NOT NULL, source INTEGER NOT NULL, made INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE runs (source INTEGER NOT NULL, made INTEGER NOT NULL, calls INTEGER NOT NULL, seconds REAL NOT NULL,
+    prompt_tokens INTEGER NOT NULL, answer_tokens INTEGER NOT NULL);
+"""
 
 
-def answer_key(identity: str, decoding: Mapping[str, Any], request: Request) -> str:
-    """128-bit key of everything that an answer depends on, in hexadecimal."""
-    parts = json.dumps([identity, dict(decoding), list(request)], sort_keys=True, ensure_ascii=False)
-    return hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
+def answer_key(identity: str, decoding: Mapping[str, Any], request: Request) -> bytes:
+    """128-bit key of everything that an answer depends on."""
+    asked = [*request[:3], request.lines] if request.lines > 1 else request[:3]
+    parts = json.dumps([identity, dict(decoding), asked], sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(parts.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 class AnswerStore:
     """Answers by key in one SQLite file; several processes may use it at once, and a kill at any moment leaves it whole.
 
     Args:
-        path: the file, made when it is not there.
+        path: the file.
+        make: make it when it is not there.
 
     Raises:
-        UserError: the file is not an answer store, or is of a newer version.
+        UserError: the file is not an answer store, is of another version, or is not there and shall not be made.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, make: bool = True) -> None:
         self.path = Path(path)
-        make_folder(self.path.parent)
+        if make:
+            make_folder(self.path.parent)
+        elif not self.path.is_file():
+            raise UserError(f"there is no answer store {str(self.path)!r}; name the folder that holds it with --atomic_path")
         try:
             self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -52,33 +65,149 @@ class AnswerStore:
         if tables == 0:
             self._db.execute(f"PRAGMA application_id={_APPLICATION_ID}")
             self._db.execute(f"PRAGMA user_version={_VERSION}")
-            self._db.execute(
-                "CREATE TABLE answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL, model TEXT NOT NULL, "
-                "template TEXT NOT NULL, made TEXT NOT NULL) WITHOUT ROWID"
-            )
+            for statement in filter(str.strip, _TABLES.split(";")):
+                self._db.execute(statement)
         elif application != _APPLICATION_ID or version != _VERSION:
             self._db.execute("ROLLBACK")
             raise UserError(f"{str(self.path)!r} is a database of another kind or version; move it away and run again")
         self._db.execute("COMMIT")
 
-    def get(self, keys: Sequence[str]) -> dict[str, str]:
+    def get(self, keys: Sequence[bytes]) -> dict[bytes, str]:
         """The stored answers among `keys`."""
-        found: dict[str, str] = {}
+        found: dict[bytes, str] = {}
         for start in range(0, len(keys), 500):
             some = keys[start : start + 500]
             query = f"SELECT key, answer FROM answers WHERE key IN ({','.join('?' * len(some))})"
             found.update(self._db.execute(query, some).fetchall())
         return found
 
-    def put(self, answers: Iterable[tuple[str, str]], model: str, template: str) -> None:
+    def source(self, model: str, decoding: Mapping[str, Any], template: str) -> int:
+        """The number under which answers of this model, decoding and prompt template are kept."""
+        row = model, json.dumps(dict(decoding), sort_keys=True, ensure_ascii=False), template
+        self._db.execute("INSERT OR IGNORE INTO sources (model, decoding, template) VALUES (?, ?, ?)", row)
+        query = "SELECT id FROM sources WHERE model = ? AND decoding = ? AND template = ?"
+        return int(self._db.execute(query, row).fetchone()[0])
+
+    def put(self, answers: Iterable[tuple[bytes, str]], source: int) -> None:
         """Store (key, answer) pairs, all or none, replacing what is there."""
-        made = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        made = int(time.time())
         self._db.execute("BEGIN IMMEDIATE")
-        self._db.executemany(
-            "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?)",
-            [(key, answer, model, template, made) for key, answer in answers],
-        )
+        try:
+            rows = ((key, answer, source, made) for key, answer in answers)
+            self._db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)", rows)
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
         self._db.execute("COMMIT")
+
+    def add_run(self, source: int, calls: int, seconds: float, prompt_tokens: int, answer_tokens: int) -> None:
+        """Note how long a run's calls took; `--dry_run` estimates from it."""
+        row = source, int(time.time()), calls, seconds, prompt_tokens, answer_tokens
+        self._db.execute("INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?)", row)
+
+    def speed(self, model: str) -> tuple[float, float] | None:
+        """Calls per second and answer tokens per call of the model's newest run of 20 calls or more; None without one."""
+        query = (
+            "SELECT calls / seconds, 1.0 * answer_tokens / calls FROM runs JOIN sources ON source = id "
+            "WHERE model = ? AND calls >= 20 AND seconds > 0 ORDER BY made DESC LIMIT 1"
+        )
+        found: tuple[float, float] | None = self._db.execute(query, (model,)).fetchone()
+        return found
+
+    def statistics(self) -> list[dict[str, Any]]:
+        """One row per model, decoding and template: answers, distinct answers, first and last day, runs' calls and seconds."""
+        query = (
+            "SELECT model, decoding, template, count(key), count(DISTINCT answer), min(answers.made), max(answers.made), "
+            "(SELECT sum(calls) FROM runs WHERE runs.source = id), (SELECT sum(seconds) FROM runs WHERE runs.source = id) "
+            "FROM sources LEFT JOIN answers ON answers.source = id GROUP BY id ORDER BY model, template"
+        )
+        names = ("model", "decoding", "template", "answers", "distinct", "first", "last", "calls", "seconds")
+        rows = [dict(zip(names, row, strict=True)) for row in self._db.execute(query)]
+        for row in rows:
+            for name in ("first", "last"):
+                row[name] = datetime.fromtimestamp(row[name], UTC).strftime("%Y-%m-%d") if row[name] else "-"
+        return rows
+
+    def export(self, path: str | Path, model: str, template: str) -> int:
+        """Write the answers of one model, decoding and template into a file that `import_answers` and `shipped_answers` read.
+
+        Args:
+            path: the file.
+            model: part of the model's name; "" for any.
+            template: name of the template; "" for any.
+
+        Returns:
+            The number of answers.
+
+        Raises:
+            UserError: nothing fits, or more than one model, decoding and template do.
+        """
+        source, name, decoding, prompt = self._one_source(model, template)
+        rows = self._db.execute("SELECT key, answer FROM answers WHERE source = ? ORDER BY key", (source,))
+        (count,) = self._db.execute("SELECT count(*) FROM answers WHERE source = ?", (source,)).fetchone()
+        date = datetime.now(UTC).strftime("%Y-%m-%d")
+        provenance = {"model": name, "decoding": json.loads(decoding), "template": prompt, "date": date, "answers": count}
+        write_answers(path, provenance, ((key.hex(), answer) for key, answer in rows))
+        return int(count)
+
+    def import_answers(self, path: str | Path) -> int:
+        """Take over the answers of an exported file, all or none; what is stored already stays as it is.
+
+        Returns:
+            The number of answers that were new.
+
+        Raises:
+            UserError: the file is not such a file.
+        """
+        before = len(self)
+        provenance, rows = read_answers(path)
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            source = self.source(provenance["model"], provenance["decoding"], provenance.get("template", ""))
+            made = int(time.time())
+            new = ((bytes.fromhex(key), answer, source, made) for key, answer in rows)
+            self._db.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?)", new)
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+        return len(self) - before
+
+    def drop(self, model: str, template: str) -> int:
+        """Remove the answers of every model whose name holds `model` with the template `template` ("" for any).
+
+        Raises:
+            UserError: nothing fits.
+        """
+        sources = self._sources(model, template)
+        self._db.execute("BEGIN IMMEDIATE")
+        count = 0
+        for source, *_ in sources:
+            count += self._db.execute("DELETE FROM answers WHERE source = ?", (source,)).rowcount
+            self._db.execute("DELETE FROM runs WHERE source = ?", (source,))
+            self._db.execute("DELETE FROM sources WHERE id = ?", (source,))
+        self._db.execute("COMMIT")
+        return count
+
+    def _one_source(self, model: str, template: str) -> tuple[int, str, str, str]:
+        sources = self._sources(model, template)
+        if len(sources) > 1:
+            raise UserError(
+                "more than one kind of answers fits: "
+                + "; ".join(f"{name}, template {prompt}, {decoding}" for _, name, decoding, prompt in sources)
+                + "; say which with --llm and --prompt"
+            )
+        return sources[0]
+
+    def _sources(self, model: str, template: str) -> list[tuple[int, str, str, str]]:
+        query = "SELECT id, model, decoding, template FROM sources WHERE instr(model, ?) AND (? = '' OR template = ?)"
+        sources = self._db.execute(query, (model, template, template)).fetchall()
+        if not sources:
+            raise UserError(
+                f"{str(self.path)!r} holds no answers of a model named like {model!r} and template {template or 'any'!r}; "
+                f"`answers stats` shows what it holds"
+            )
+        return sources
 
     def __len__(self) -> int:
         """Number of answers."""
@@ -89,26 +218,53 @@ class AnswerStore:
         self._db.close()
 
 
-def shipped_answers(identity: str, decoding: Mapping[str, Any], folder: Path = PROPERTIES / "answers") -> dict[str, str]:
-    """Answers that came with the package, of files made by exactly this model and decoding.
-
-    A file's first line is its provenance, every further line a JSON list of key and raw answer.
-    """
-    answers: dict[str, str] = {}
+def shipped_answers(identity: str, decoding: Mapping[str, Any], folder: Path = PROPERTIES / "answers") -> dict[bytes, str]:
+    """Answers that came with the package, of files made by exactly this model and decoding."""
+    answers: dict[bytes, str] = {}
     for path in sorted(folder.glob("*.jsonl")):
-        with open(path, encoding="utf-8") as lines:
-            provenance = json.loads(next(lines))["provenance"]
-            if provenance["model"] == identity and provenance["decoding"] == dict(decoding):
-                answers.update(json.loads(line) for line in lines)
+        provenance, rows = read_answers(path)
+        if provenance["model"] == identity and provenance["decoding"] == dict(decoding):
+            answers.update((bytes.fromhex(key), answer) for key, answer in rows)
     return answers
 
 
-def write_shipped(path: str | Path, provenance: Mapping[str, Any], answers: Mapping[str, str]) -> None:
-    """Write a file of answers to ship, in the form `shipped_answers` reads."""
+def write_answers(path: str | Path, provenance: Mapping[str, Any], answers: Iterable[tuple[str, str]]) -> None:
+    """Write a file of answers: a line of provenance, then per line a JSON list of key (hexadecimal) and raw answer."""
     with write_whole(path) as handle:
         handle.write(json.dumps({"provenance": dict(provenance)}, ensure_ascii=False) + "\n")
-        for key in sorted(answers):
-            handle.write(json.dumps([key, answers[key]], ensure_ascii=False) + "\n")
+        handle.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in answers)
+
+
+def read_answers(path: str | Path) -> tuple[dict[str, Any], Iterator[tuple[str, str]]]:
+    """Provenance and (key, raw answer) rows of a file that `write_answers` wrote.
+
+    Raises:
+        UserError: the file cannot be read or is not such a file; for a bad row, its number, when it is reached.
+    """
+
+    def rows() -> Iterator[tuple[str, str]]:
+        with open(path, encoding="utf-8") as lines:
+            next(lines)
+            for number, line in enumerate(lines, 2):
+                try:
+                    key, answer = json.loads(line)
+                    if len(bytes.fromhex(key)) != 16 or not isinstance(answer, str):
+                        raise ValueError
+                except (ValueError, TypeError):
+                    raise UserError(f"{str(path)!r}, line {number}, is not a key and an answer; take an intact copy") from None
+                yield key, answer
+
+    try:
+        with open(path, encoding="utf-8") as lines:
+            provenance = json.loads(next(lines))["provenance"]
+            _ = provenance["model"], dict(provenance["decoding"])
+    except OSError as error:
+        raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, StopIteration):
+        raise UserError(
+            f"{str(path)!r} is not a file of exported answers (its first line names no model and decoding)"
+        ) from None
+    return provenance, rows()
 
 
 # Applied in this order, again and again until nothing changes: what stands before a name ...

@@ -38,7 +38,7 @@ class Encoder:
         vectors = np.zeros((len(texts), self.dim), np.float32)
         order = sorted((i for i in range(len(texts)) if texts[i]), key=lambda i: len(texts[i]))
         limit = min(256, int(self._model.config.max_position_embeddings) - 2)
-        with tqdm(total=len(order), unit="text", desc="encoder", disable=len(order) < 1000) as bar:
+        with tqdm(total=len(order), unit="text", desc="encoder", disable=len(order) < 5000, mininterval=0.5) as bar:
             for start in range(0, len(order), self._batch_size):
                 rows = order[start : start + self._batch_size]
                 batch = self._tokenizer(

@@ -3,13 +3,12 @@
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from recbole_llm4sbr._version import __version__
 from recbole_llm4sbr.data.atomic import (
@@ -23,20 +22,25 @@ from recbole_llm4sbr.data.atomic import (
 from recbole_llm4sbr.data.sessions import PARTS
 from recbole_llm4sbr.errors import UserError
 from recbole_llm4sbr.files import read_json, sha256_file, write_json, write_whole
-from recbole_llm4sbr.intent.answers import clean
-from recbole_llm4sbr.intent.ask import ask
-from recbole_llm4sbr.intent.backends import Request, make_backend
+from recbole_llm4sbr.intent.answers import AnswerStore, clean
+from recbole_llm4sbr.intent.ask import Questions, cost, estimate
+from recbole_llm4sbr.intent.backends import make_backend
 from recbole_llm4sbr.intent.encoder import Encoder, Vectors
 from recbole_llm4sbr.intent.localize import localize
-from recbole_llm4sbr.intent.prompts import PromptTemplate, item_names, item_texts
+from recbole_llm4sbr.intent.prompts import PromptTemplate, SessionPrompts, item_names, item_texts, split_joint
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "infer.json"
 STORE = "answers.sqlite"
+FAILURES = "failures.jsonl"
 RECENT = 3  # items of the `short` view under intent_source=session_text
 _ALWAYS = ("intent_source", "views", "item_text", "article_last", "missing_item_text", "encoder", "intent_k_max", "faiss_index")
-_OF_THE_LLM = ("prompt", "item_name", "item_name_length", "llm", "llm_backend", "llm_max_new_tokens", "max_sessions")
+_OF_THE_LLM = (
+    "prompt", "item_name", "item_name_length", "llm", "llm_max_new_tokens", "llm_extra", "max_sessions", "intent_refresh",
+    "views_in_one_call",
+)  # fmt: skip
+_OF_THE_RUN = ("calls", "reused", "shipped", "failures", "prompt_tokens", "answer_tokens", "llm_seconds", "cost")
 
 
 def infer(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,54 +76,65 @@ def infer(settings: Mapping[str, Any]) -> dict[str, Any]:
                 f"add --rebuild=true to make them anew (LLM answers are kept), or choose another --atomic_path"
             )
     items = read_items(folder / f"{settings['dataset']}.item")
+    rows = read_sessions(folder, settings["dataset"], *PARTS)
+    asking = settings["intent_source"] == "llm"
+    if asking and settings["dry_run"]:
+        store = AnswerStore(folder.parent / STORE)
+        print(estimate(_questions(settings, store, rows, items), _prices(settings)))
+        return {}
     # The encoder and the index are tried before the LLM is asked: a mistake there must not cost an hour of answers.
     encoder = Encoder(settings["encoder"], settings["encoder_batch_size"], settings["llm_device"])
     item_vectors = encoder.encode(item_texts(items, settings))
     localize(item_vectors[:1], item_vectors, 1, settings["faiss_index"])
-    parts = [read_sessions(folder, settings["dataset"], part) for part in PARTS]
-    rows = SessionRows(
-        *(list(chain.from_iterable(getattr(part, field.name) for part in parts)) for field in fields(SessionRows))
-    )
-    if settings["intent_source"] == "llm":
-        names = dict(zip(items["item_id"], item_names(items, settings)))
-        answers, counted = _answers(settings, folder, rows, names)
-        distinct = sorted({answer for column in answers.values() for answer in column if answer})
-        if not distinct:
-            raise UserError(
-                f"none of the {counted['prompts']:,} answers of {settings['llm']!r} names anything; try another --llm or --prompt"
-            )
-        vectors = encoder.encode(distinct)
-        number = {answer: position for position, answer in enumerate(distinct)}
-        intents = {view: np.array([number.get(answer, -1) for answer in column]) for view, column in answers.items()}
-        counted["distinct_answers"] = len(distinct)
+    tokens = items["item_id"].tolist()
+    if asking:
+        texts, intents, counted = _answers(settings, folder, rows, items)
+        vectors = encoder.encode(texts)
+        counted["distinct_answers"] = len(texts)
     else:
-        vectors, intents = _session_text(rows, items["item_id"].tolist(), item_vectors, settings["views"])
-        counted = {"prompts": 0, "distinct_prompts": 0, "calls": 0, "reused": 0, "shipped": 0}
+        vectors, intents = _session_text(rows, tokens, item_vectors, settings["views"])
+        counted = {"prompts": 0, "distinct_prompts": 0, "calls": 0, "reused": 0, "shipped": 0, "not_asked": 0}
     found, sims = localize(vectors, item_vectors, settings["intent_k_max"], settings["faiss_index"])
+    without = int(sum((column < 0).sum() for column in intents.values()))
     counted |= {
         "sessions": len(rows.ids),
-        "failed": int(sum((column < 0).sum() for column in intents.values())),
+        "intents": len(rows.ids) * len(intents) - without,
+        "no_intent": without - counted["not_asked"],
         "dim": encoder.dim,
         "k_max": found.shape[1],
     }
     (folder / MANIFEST).unlink(missing_ok=True)
-    files = _write(settings, folder, rows.ids, items["item_id"].tolist(), item_vectors, vectors, intents, found, sims)
+    files = _write(settings, folder, rows.ids, tokens, item_vectors, vectors, intents, found, sims)
     manifest = {
         "made_by": "recbole_llm4sbr infer",
         "version": __version__,
         "settings": wanted,
         "encoder": encoder.identity,
         "prepared": prepared["files"],
-        "counts": {key: value for key, value in counted.items() if key not in ("calls", "reused", "shipped")},
+        "counts": {key: value for key, value in counted.items() if key not in _OF_THE_RUN},
         "files": files,
     }
     write_json(folder / MANIFEST, manifest)
     counted["seconds"] = round(time.perf_counter() - started, 1)
-    log.info(
-        "infer: %s sessions; %s LLM calls made, %s answers reused, of these %s shipped with the package; %s without an intent",
-        *(f"{counted[key]:,}" for key in ("sessions", "calls", "reused", "shipped", "failed")),
-    )
+    log.info(report(counted))
     return counted
+
+
+def report(counted: Mapping[str, Any]) -> str:
+    """The counts of a run of `infer`, in words."""
+    text = f"infer: {counted['sessions']:,} sessions, {counted['intents']:,} intents; {counted['no_intent']:,} answers without a name"
+    if counted["not_asked"]:
+        text += f", {counted['not_asked']:,} not asked for (max_sessions)"
+    text += (
+        f"; {counted['calls']:,} LLM calls made, {counted['reused']:,} answers reused, of these {counted['shipped']:,} shipped"
+    )
+    if counted["calls"]:
+        text += (
+            f"; {counted['failures']:,} calls failed; {counted['prompt_tokens']:,} prompt and "
+            f"{counted['answer_tokens']:,} answer tokens in "
+            f"{counted['llm_seconds']:,.0f} s" + (f", cost {counted['cost']:,.2f}" if counted["cost"] is not None else "")
+        )
+    return text
 
 
 def _write(
@@ -129,7 +144,7 @@ def _write(
     tokens: Sequence[str],
     item_vectors: Vectors,
     vectors: Vectors,
-    intents: Mapping[str, npt.NDArray[np.int64]],
+    intents: Mapping[str, npt.NDArray[np.int32]],
     found: npt.NDArray[np.int64],
     sims: Vectors,
 ) -> dict[str, str]:
@@ -190,6 +205,10 @@ def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
     keys = _ALWAYS + (_OF_THE_LLM if settings["intent_source"] == "llm" else ())
     deciding = {key: settings[key] for key in keys}
     if settings["intent_source"] == "llm":
+        backend = settings["ray_backend"] if settings["llm_backend"] == "ray" else settings["llm_backend"]
+        deciding["llm_backend"] = (
+            "local" if backend in ("transformers", "vllm") else backend
+        )  # local engines share their answers
         template = PromptTemplate.load(settings["prompt"])
         template.check_views(settings["views"])
         example = [template.build(["1", "2"], view) for view in settings["views"]]
@@ -199,31 +218,68 @@ def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
     return deciding
 
 
-def _answers(
-    settings: Mapping[str, Any], folder: Path, rows: SessionRows, names: Mapping[str, str]
-) -> tuple[dict[str, list[str]], dict[str, Any]]:
-    """The cleaned answer of every session row per view ("" where there is none), and counts."""
+def _questions(settings: Mapping[str, Any], store: AnswerStore, rows: SessionRows, items: pd.DataFrame) -> Questions:
+    """What there is to ask about the rows."""
     template = PromptTemplate.load(settings["prompt"])
+    names = dict(zip(items["item_id"], item_names(items, settings)))
+    requests = SessionPrompts(
+        template,
+        settings["views"],
+        rows,
+        [names[token] for token in rows.tokens],
+        _spread(len(rows.ids), settings["max_sessions"]),
+        settings["intent_refresh"] == "powers",
+        settings["views_in_one_call"],
+    )
+    return Questions(make_backend(settings), requests, store, template.name, settings["llm_refresh"])
+
+
+def _answers(
+    settings: Mapping[str, Any], folder: Path, rows: SessionRows, items: pd.DataFrame
+) -> tuple[list[str], dict[str, npt.NDArray[np.int32]], dict[str, Any]]:
+    """Distinct names in the answers, the place there of every row's name by view (-1: none), and counts."""
+    views, prices = settings["views"], _prices(settings)
+    store = AnswerStore(folder.parent / STORE)
+    questions = _questions(settings, store, rows, items)
+    counts = questions.ask(folder / FAILURES, settings["max_failure_rate"], prices)
+    qualifiers = [view.qualifier for view in PromptTemplate.load(settings["prompt"]).views.values()]
+
+    def parse(raw: str) -> list[str]:
+        return [clean(part, qualifiers) for part in (split_joint(raw, views) if settings["views_in_one_call"] else [raw])]
+
+    names, numbers = questions.answers(parse, len(views) if settings["views_in_one_call"] else 1)
+    store.close()
+    if not names:
+        raise UserError(
+            f"none of the {counts.prompts:,} answers of {settings['llm']!r} names anything; try another --llm or --prompt"
+        )
     asked = _spread(len(rows.ids), settings["max_sessions"])
-    requests: list[Request] = []
-    for row in asked:
-        shown = [names[item] for item in rows.prefixes[row]]
-        requests += [template.build(shown, view) for view in settings["views"]]
-    given = ask(make_backend(settings), requests, folder.parent / STORE, template.name, settings["llm_refresh"])
-    qualifiers = [view.qualifier for view in template.views.values()]
-    cleaned = {key: clean(given.raw[key], qualifiers) for key in set(given.keys)}
-    answers = {view: [""] * len(rows.ids) for view in settings["views"]}
-    keys = iter(given.keys)
-    for row in asked:
-        for view in settings["views"]:
-            answers[view][row] = cleaned[next(keys)]
-    return answers, {
-        "prompts": len(requests),
-        "distinct_prompts": len(cleaned),
-        "calls": given.calls,
-        "reused": given.reused + given.shipped,
-        "shipped": given.shipped,
-    }
+    intents = {view: np.full(len(rows.ids), -1, np.int32) for view in views}
+    by_row = numbers[questions.number].reshape(len(asked), len(views))
+    for column, view in enumerate(views):
+        intents[view][asked] = by_row[:, column]
+    return (
+        names,
+        intents,
+        {
+            "prompts": counts.prompts,
+            "distinct_prompts": counts.distinct,
+            "calls": counts.calls,
+            "reused": counts.reused + counts.shipped + counts.elsewhere,
+            "shipped": counts.shipped,
+            "failures": counts.failures,
+            "prompt_tokens": counts.prompt_tokens,
+            "answer_tokens": counts.answer_tokens,
+            "llm_seconds": round(counts.seconds, 1),
+            "cost": round(cost(counts, prices), 4) if prices else None,
+            "not_asked": (len(rows.ids) - len(asked)) * len(views),
+        },
+    )
+
+
+def _prices(settings: Mapping[str, Any]) -> tuple[float, float] | None:
+    prices = settings["llm_prices"]
+    return (float(prices[0]), float(prices[1])) if prices else None
 
 
 def _spread(total: int, most: int) -> list[int]:
@@ -235,26 +291,30 @@ def _spread(total: int, most: int) -> list[int]:
 
 def _session_text(
     rows: SessionRows, tokens: Sequence[str], item_vectors: Vectors, views: Sequence[str]
-) -> tuple[Vectors, dict[str, npt.NDArray[np.int64]]]:
+) -> tuple[Vectors, dict[str, npt.NDArray[np.int32]]]:
     """Intents without an LLM: unit mean vector of all items of the prefix, for the view `short` of its last three."""
-    number = {token: position for position, token in enumerate(tokens)}
+    place = {token: position for position, token in enumerate(tokens)}
+    items = np.array([place[token] for token in rows.tokens])[rows.clicks]
     vectors: list[Vectors] = []
-    intents: dict[str, npt.NDArray[np.int64]] = {}
+    intents: dict[str, npt.NDArray[np.int32]] = {}
+    ends, lengths = rows.starts[1:], np.diff(rows.starts)
     for view in views:
-        prefixes = [prefix[-RECENT:] if view == "short" else prefix for prefix in rows.prefixes]
-        lengths = np.array([len(prefix) for prefix in prefixes])
-        flat = np.array([number[token] for prefix in prefixes for token in prefix])
-        starts = np.cumsum(lengths) - lengths
+        size = np.minimum(lengths, RECENT) if view == "short" else lengths
         means = np.concatenate(
-            [
-                np.add.reduceat(item_vectors[flat[starts[a] : starts[b - 1] + lengths[b - 1]]], starts[a:b] - starts[a])
-                for a, b in _blocks(len(lengths), 10_000)
-            ]
+            [_sums(item_vectors, items, ends[a:b] - size[a:b], size[a:b]) for a, b in _blocks(len(size), 10_000)]
         )
         norms = np.linalg.norm(means, axis=1)
-        intents[view] = np.where(norms > 0, np.arange(len(means)) + sum(map(len, vectors)), -1)
+        intents[view] = np.where(norms > 0, np.arange(len(means)) + sum(map(len, vectors)), -1).astype(np.int32)
         vectors.append((means / np.maximum(norms, 1e-12)[:, None]).astype(np.float32))
     return np.concatenate(vectors), intents
+
+
+def _sums(item_vectors: Vectors, items: npt.NDArray[np.int64], starts: Any, sizes: Any) -> Vectors:
+    """Sum of the vectors of `sizes` items from `starts` on, row by row."""
+    offsets = np.cumsum(sizes) - sizes
+    flat = np.repeat(starts - offsets, sizes) + np.arange(sizes.sum())
+    sums: Vectors = np.add.reduceat(item_vectors[items[flat]], offsets)
+    return sums
 
 
 def _blocks(length: int, size: int) -> Iterable[tuple[int, int]]:
@@ -270,7 +330,7 @@ def _vector_lines(head: str, ids: Sequence[str], vectors: Vectors) -> Iterable[s
 
 
 def _session_lines(
-    ids: Sequence[str], intents: Mapping[str, npt.NDArray[np.int64]], found: Sequence[Sequence[str]], sims: Vectors
+    ids: Sequence[str], intents: Mapping[str, npt.NDArray[np.int32]], found: Sequence[Sequence[str]], sims: Vectors
 ) -> Iterable[str]:
     """Lines of `.sessemb`: per view the nearest items, their similarities (four decimals) and the intent's id; empty without one."""
     yield (

@@ -66,17 +66,27 @@ class Pretrained:
         Raises:
             UserError: `where` holds no causal language model.
         """
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM
 
-        extra = {"gguf_file": self.gguf_file} if self.gguf_file else {}
-        tokenizer, model = _load(
-            self.where,
-            lambda: AutoTokenizer.from_pretrained(self.where, padding_side="left", **extra),
-            lambda: AutoModelForCausalLM.from_pretrained(self.where, dtype=dtype, **extra),
-        )
+        (model,) = _load(self.where, lambda: AutoModelForCausalLM.from_pretrained(self.where, dtype=dtype, **self._extra))
+        return model.to(device).eval(), self.load_tokenizer()
+
+    def load_tokenizer(self) -> Any:
+        """The language model's tokenizer, padding on the left.
+
+        Raises:
+            UserError: `where` holds no tokenizer.
+        """
+        from transformers import AutoTokenizer
+
+        (tokenizer,) = _load(self.where, lambda: AutoTokenizer.from_pretrained(self.where, padding_side="left", **self._extra))
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
-        return model.to(device).eval(), tokenizer
+        return tokenizer
+
+    @property
+    def _extra(self) -> dict[str, str]:
+        return {"gguf_file": self.gguf_file} if self.gguf_file else {}
 
     def load_encoder(self, device: torch.device) -> tuple[Any, Any]:
         """The text encoder in evaluation mode (float32) and its tokenizer.

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from recbole_llm4sbr.data.atomic import SessionRows
 from recbole_llm4sbr.errors import UserError
 from recbole_llm4sbr.files import PROPERTIES
 from recbole_llm4sbr.intent.backends import Request
@@ -38,6 +39,7 @@ class PromptTemplate:
     task: str
     views: Mapping[str, View]
     answer_start: str = ""
+    joint: str = ""
 
     @classmethod
     def load(cls, prompt: str) -> "PromptTemplate":
@@ -60,7 +62,7 @@ class PromptTemplate:
             raise UserError(
                 f"prompt template {str(path)!r} lacks {', '.join(missing)}; see the shipped properties/prompt/movies.yaml"
             )
-        if unknown := sorted(set(parts) - needed - {"answer_start"}):
+        if unknown := sorted(set(parts) - needed - {"answer_start", "joint"}):
             raise UserError(f"prompt template {str(path)!r} has the unknown part {', '.join(unknown)}")
         try:
             views = {view: View(**given) for view, given in parts.pop("views").items()}
@@ -84,10 +86,90 @@ class PromptTemplate:
             view: a view of the template.
         """
         seen = self.views[view]
-        shown = names[-seen.window :] if seen.window else names
+        return Request(
+            self.system, self._user(names, seen.window, self.task.format(qualifier=seen.qualifier)), self.answer_start
+        )
+
+    def build_joint(self, names: Sequence[str], views: Sequence[str]) -> Request:
+        """One request for several views of one prefix; its answer has a line `view: name` for each (`split_joint`).
+
+        Raises:
+            UserError: the template has no `joint` question.
+        """
+        if not self.joint:
+            raise UserError(f"prompt template {self.name!r} has no part `joint`; add one, or leave --views_in_one_call out")
+        windows = [self.views[view].window for view in views]
+        window = None if None in windows else max(each for each in windows if each)
+        questions = "\n".join(f"{view}: {self.views[view].qualifier}" for view in views)
+        user = self._user(names, window, self.joint.strip().format(views=questions))
+        return Request(self.system, user, f"{views[0]}:", len(views))
+
+    def _user(self, names: Sequence[str], window: int | None, question: str) -> str:
+        shown = names[-window:] if window else names
         lines = [self.item.format(number=number, name=name) for number, name in enumerate(shown, 1)]
-        user = "\n".join([self.background, *lines, self.task.format(qualifier=seen.qualifier)])
-        return Request(self.system, user, self.answer_start)
+        return "\n".join([self.background, *lines, question])
+
+
+def split_joint(raw: str, views: Sequence[str]) -> list[str]:
+    """The raw answer of each view in the answer to a joint request; "" for one that is not there.
+
+    A first line without a name of a view belongs to the first view, whose name the request itself put before it.
+    """
+    found: dict[str, str] = {}
+    lines = [line for line in raw.splitlines() if line.strip()]
+    for number, line in enumerate(lines):
+        label, colon, rest = line.partition(":")
+        view = re.sub(r"\W", "", label).lower()
+        match = next((each for each in views if colon and each.lower() == view), None)
+        if match:
+            found.setdefault(match, rest.strip())
+        elif number == 0:
+            found[views[0]] = line.strip()
+    return [found.get(view, "") for view in views]
+
+
+class SessionPrompts(Sequence[Request]):
+    """The requests of session rows, built when they are read: a million of them take no memory.
+
+    Args:
+        template: how they read.
+        views: one request per row and view, in this order.
+        rows: prepared sessions.
+        names: what each item is called, in the order of `rows.tokens`.
+        asked: rows to ask about.
+        powers: ask about the longest beginning of the prefix whose length is a power of two; since that is an earlier prefix of the
+            same session, longer ones use the newest earlier intent.
+        joint: one request per row for all views.
+    """
+
+    def __init__(
+        self,
+        template: PromptTemplate,
+        views: Sequence[str],
+        rows: SessionRows,
+        names: Sequence[str],
+        asked: Sequence[int],
+        powers: bool = False,
+        joint: bool = False,
+    ) -> None:
+        self._template, self._views, self._rows, self._names, self._asked = template, views, rows, names, asked
+        self._powers, self._joint = powers, joint
+        self._per_row = 1 if joint else len(views)
+
+    def __len__(self) -> int:
+        """Number of requests."""
+        return len(self._asked) * self._per_row
+
+    def __getitem__(self, position: Any) -> Any:
+        """The request at a position: row by row, within a row view by view."""
+        if position >= len(self):
+            raise IndexError(position)
+        row, view = divmod(position, self._per_row)
+        start, end = self._rows.starts[self._asked[row] : self._asked[row] + 2]
+        if self._powers:
+            end = start + (1 << int(end - start).bit_length() - 1)
+        shown = [self._names[item] for item in self._rows.clicks[start:end]]
+        return self._template.build_joint(shown, self._views) if self._joint else self._template.build(shown, self._views[view])
 
 
 def item_names(items: pd.DataFrame, settings: Mapping[str, Any]) -> list[str]:

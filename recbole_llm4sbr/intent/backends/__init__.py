@@ -1,7 +1,7 @@
 """LLM backends: one method of substance each. A new one is one small file and a line in `BACKENDS` (docs/llm-backends.md)."""
 
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from recbole_llm4sbr.errors import UserError
@@ -9,16 +9,36 @@ from recbole_llm4sbr.errors import UserError
 # name -> module and class; heavy imports happen inside the module of the one that is used
 BACKENDS = {
     "transformers": ("recbole_llm4sbr.intent.backends.transformers", "TransformersBackend"),
+    "vllm": ("recbole_llm4sbr.intent.backends.vllm", "VLLMBackend"),
+    "openai": ("recbole_llm4sbr.intent.backends.openai", "OpenAIBackend"),
+    "ray": ("recbole_llm4sbr.intent.backends.ray", "RayBackend"),
     "echo": ("recbole_llm4sbr.intent.backends.echo", "EchoBackend"),
 }
 
 
 class Request(NamedTuple):
-    """One question to an LLM. `answer_start` is put into its mouth where the backend can do that, else left out."""
+    """One question to an LLM.
+
+    Attributes:
+        system, user: the two messages.
+        answer_start: put into the LLM's mouth where the backend can do that, else left out.
+        lines: lines of an answer; a backend may stop when it has them.
+    """
 
     system: str
     user: str
     answer_start: str = ""
+    lines: int = 1
+
+
+class Reply(NamedTuple):
+    """What came back for the request at `position`: an answer, or the reason why there is none; tokens where they are known."""
+
+    position: int
+    answer: str = ""
+    failure: str = ""
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
 
 
 class LLMBackend(Protocol):
@@ -32,8 +52,17 @@ class LLMBackend(Protocol):
     identity: str
     decoding: Mapping[str, Any]
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, str]]:
-        """Answer all requests in any order; yield (position in `requests`, raw answer) as they come."""
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> "LLMBackend":
+        """The backend as the settings say, its model not loaded yet."""
+        ...
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Reply]:
+        """Answer all requests in any order; yield replies as they come. A failure is a reply; an exception ends the run."""
+        ...
+
+    def count_tokens(self, requests: Iterable[Request]) -> int | None:
+        """Tokens of the requests' prompts, without calling the LLM; None where the tokenizer is not at hand."""
         ...
 
 
@@ -47,7 +76,5 @@ def make_backend(settings: Mapping[str, Any]) -> LLMBackend:
     if name not in BACKENDS:
         raise UserError(f"llm_backend={name!r} is unknown; choose one of {', '.join(BACKENDS)}")
     module, kind = BACKENDS[name]
-    backend: LLMBackend = getattr(importlib.import_module(module), kind)(
-        settings["llm"], settings["llm_max_new_tokens"], settings["llm_batch_size"], settings["llm_device"]
-    )
+    backend: LLMBackend = getattr(importlib.import_module(module), kind).from_settings(settings)
     return backend

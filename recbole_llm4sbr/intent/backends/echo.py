@@ -1,19 +1,35 @@
-"""Backend `echo`: not a language model. It answers with the session's last item, for tests and dry runs."""
+"""Backend `echo`: not a language model. It answers with the session's last item, for tests and trials of the line."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
-from recbole_llm4sbr.intent.backends import Request
+from recbole_llm4sbr.intent.backends import Reply, Request
 
 
 class EchoBackend:
-    """Answers every request with the name on the last numbered line of the prompt."""
+    """Answers every request with the name on the last numbered line of the prompt, on as many lines as are wanted."""
 
-    def __init__(self, llm: str = "", max_new_tokens: int = 0, batch_size: int = 32, device: str = "") -> None:
-        self.identity = "echo (not a language model)"
-        self.decoding: dict[str, object] = {}
+    identity = "echo (not a language model)"
+    decoding: Mapping[str, Any] = {}
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, str]]:
-        """Yield (position, last listed item), one by one."""
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> "EchoBackend":
+        """It has no settings."""
+        return cls()
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Reply]:
+        """Yield replies one by one; tokens are words."""
         for position, request in enumerate(requests):
             numbered = [line for line in request.user.splitlines() if line[:1].isdigit()]
-            yield position, numbered[-1].partition(". ")[2] if numbered else ""
+            answer = numbered[-1].partition(". ")[2] if numbered else ""
+            yield Reply(
+                position,
+                "\n".join([answer] * request.lines),
+                "",
+                len(request.user.split()),
+                request.lines * len(answer.split()),
+            )
+
+    def count_tokens(self, requests: Iterable[Request]) -> int:
+        """Words of the questions."""
+        return sum(len(request.user.split()) for request in requests)

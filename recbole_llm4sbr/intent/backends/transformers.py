@@ -5,18 +5,20 @@ beginning form a group; the beginning's keys and values are computed once per gr
 """
 
 import logging
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
 
-from recbole_llm4sbr.intent.backends import Request
+from recbole_llm4sbr.intent.backends import Reply, Request
+from recbole_llm4sbr.intent.chat import Group, common, group, local_decoding, tokenize
 from recbole_llm4sbr.intent.pretrained import Pretrained, resolve_llm
 
 log = logging.getLogger(__name__)
 
-_SHORTEST_SHARED = 24  # tokens; below this a group of its own costs more than it saves
+_BLOCK = 8_192  # requests that are tokenized, sorted and grouped together
+_CPU_TOKENS, _GPU_TOKENS = 16_384, 131_072  # tokens of a batch where the user gives no number
 
 
 class TransformersBackend:
@@ -24,98 +26,172 @@ class TransformersBackend:
 
     Args:
         llm: short name, hub id, local folder or .gguf file.
-        max_new_tokens: longest answer in tokens.
-        batch_size: groups (sessions) computed at once; halved when the GPU's memory is too small.
+        max_new_tokens: longest line of an answer in tokens.
+        batch_tokens: prompt tokens computed at once, padding included; 0: as suits the device. Halved when the GPU's memory is too
+            small.
         device: `auto`, `cpu`, `cuda`, `cuda:1`.
+        share: compute the common beginning of prompts once.
 
     Raises:
         UserError: the model cannot be found or is not a causal language model.
     """
 
-    def __init__(self, llm: str, max_new_tokens: int, batch_size: int, device: str = "auto") -> None:
+    def __init__(self, llm: str, max_new_tokens: int, batch_tokens: int = 0, device: str = "auto", share: bool = True) -> None:
         self.source: Pretrained = resolve_llm(llm)
         self.identity = self.source.identity
-        self.decoding = {"sampling": "greedy", "max_new_tokens": max_new_tokens, "stop": "\n or closing quote"}
-        self.batch_size = batch_size
+        self.decoding = local_decoding(max_new_tokens)
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        self.batch_tokens = batch_tokens or (_CPU_TOKENS if self.device.type == "cpu" else _GPU_TOKENS)
+        self._share = share
         self._max_new_tokens = max_new_tokens
         self._model: Any = None
         self._tokenizer: Any = None
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, str]]:
-        """Answer all requests, in the order that is fastest; yields (position in `requests`, raw answer) batch by batch."""
-        if not requests:
-            return
-        self._load()
-        tokens = [self._tokenizer(text, add_special_tokens=False).input_ids for text in map(self._render, requests)]
-        groups = _groups(tokens)
-        groups.sort(key=lambda group: (len(group.members), group.shared, max(len(tokens[i]) for i in group.members)))
-        groups.reverse()  # the longest first: what does not fit into memory shows at once
-        for _, same_size in groupby(groups, key=lambda group: len(group.members)):
-            waiting = list(same_size)
-            while waiting:
-                batch, waiting = waiting[: self.batch_size], waiting[self.batch_size :]
-                try:
-                    yield from self._answer(batch, tokens)
-                except torch.cuda.OutOfMemoryError:
-                    if self.batch_size == 1:
-                        raise
-                    torch.cuda.empty_cache()
-                    self.batch_size = max(1, self.batch_size // 2)
-                    log.warning("out of GPU memory; going on with %d sessions at once", self.batch_size)
-                    waiting = batch + waiting
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> "TransformersBackend":
+        """As `llm`, `llm_max_new_tokens`, `llm_batch_tokens`, `llm_device` say."""
+        return cls(settings["llm"], settings["llm_max_new_tokens"], settings["llm_batch_tokens"], settings["llm_device"])
 
-    def _load(self) -> None:
+    def count_tokens(self, requests: Iterable[Request]) -> int:
+        """Tokens of the prompts; loads the tokenizer only."""
+        self._tokenizer = self._tokenizer or self.source.load_tokenizer()
+        return sum(map(len, tokenize(self._tokenizer, requests)))
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Reply]:
+        """Answer all requests, block by block in the order that is fastest; yields batch by batch."""
+        coming, done = iter(requests), 0
+        while block := list(islice(coming, _BLOCK)):
+            for lines in sorted({request.lines for request in block}):
+                places = [place for place, request in enumerate(block) if request.lines == lines]
+                for reply in self._answer_block([block[place] for place in places], lines):
+                    yield reply._replace(position=done + places[reply.position])
+            done += len(block)
+
+    def _answer_block(self, block: Sequence[Request], lines: int) -> Iterator[Reply]:
+        self.load()
+        tokens = tokenize(self._tokenizer, block)
+        groups = group(tokens) if self._share else [Group([], [position], [0]) for position in range(len(tokens))]
+        rest = {id(each): max(len(tokens[i]) - shared for i, shared in zip(each.members, each.shared)) for each in groups}
+        # The longest first: what does not fit into memory shows at once. Prompts alone in their group stand by themselves.
+        waiting = sorted(groups, key=lambda each: (len(each.members) == 1, rest[id(each)] + len(each.chain)), reverse=True)
+        while waiting:
+            count = self._fitting(waiting, rest)
+            batch, waiting = waiting[:count], waiting[count:]
+            try:
+                yield from self._answer(batch, tokens, lines)
+            except torch.cuda.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                if len(batch) == 1:
+                    raise
+                self.batch_tokens //= 2
+                log.warning("out of GPU memory; going on with batches of %s tokens", f"{self.batch_tokens:,}")
+                waiting = batch + waiting
+
+    def _fitting(self, waiting: Sequence[Group], rest: Mapping[int, int]) -> int:
+        """How many of the first groups make a batch of `batch_tokens`; at least one."""
+        rows = chain = tail = 0
+        for count, each in enumerate(waiting):
+            rows, chain, tail = rows + len(each.members), max(chain, len(each.chain)), max(tail, rest[id(each)])
+            alone = len(each.members) == 1
+            if count and (rows * (chain + tail) > self.batch_tokens or alone != (len(waiting[0].members) == 1)):
+                return count
+        return len(waiting)
+
+    def load(self) -> None:
+        """Load model and tokenizer, once."""
         if self._model is None:
             self._model, self._tokenizer = self.source.load_causal_lm(compute_dtype(self.device), self.device)
-            stops = [i for text, i in self._tokenizer.get_vocab().items() if "Ċ" in text or "\n" in text or '"' in text]
-            eos = self._model.generation_config.eos_token_id
-            self._newline_or_quote = torch.tensor(stops, device=self.device)
-            self._ends = eos if isinstance(eos, list) else [eos]
-
-    def _render(self, request: Request) -> str:
-        if not self._tokenizer.chat_template:
-            return f"{request.system}\n{request.user}\n{request.answer_start}"
-        chat = [{"role": "system", "content": request.system}, {"role": "user", "content": request.user}]
-        text = self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, enable_thinking=False)
-        return str(text) + request.answer_start
+            config = self._model.config.get_text_config()
+            kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+            if kinds != {"full_attention"} or getattr(self._model, "_is_stateful", False):
+                self._share = False  # a sliding window or a recurrent state does not skip what is masked
+            vocabulary = self._tokenizer.get_vocab().items()
+            newlines = [i for text, i in vocabulary if "Ċ" in text or "\n" in text]
+            quotes = [i for text, i in vocabulary if '"' in text]
+            ends = self._model.generation_config.eos_token_id
+            self._ends = torch.tensor(ends if isinstance(ends, list) else [ends or -1], device=self.device)
+            self._newline = torch.tensor(newlines, device=self.device)
+            self._newline_or_quote = torch.tensor(newlines + quotes, device=self.device)
 
     @torch.inference_mode()
-    def _answer(self, batch: Sequence["_Group"], tokens: Sequence[list[int]]) -> Iterator[tuple[int, str]]:
+    def _answer(self, batch: Sequence[Group], tokens: Sequence[list[int]], lines: int) -> Iterator[Reply]:
         from transformers import DynamicCache
 
-        members = [i for group in batch for i in group.members]
-        size = len(batch[0].members)
-        rest, rest_mask = self._pad([tokens[i][group.shared :] for group in batch for i in group.members])
-        cache, ids, mask = None, rest, rest_mask
-        if batch[0].shared:
-            head, head_mask = self._pad([tokens[group.members[0]][: group.shared] for group in batch])
+        members = [i for each in batch for i in each.members]
+        shared = [length for each in batch for length in each.shared]
+        ids, mask = self._pad([tokens[i][length:] for i, length in zip(members, shared)])
+        cache = None
+        if any(shared):
             cache = DynamicCache(config=self._model.config)
-            positions = (head_mask.cumsum(1) - 1).clamp(min=0)
-            self._model.base_model(
-                input_ids=head, attention_mask=head_mask, position_ids=positions, past_key_values=cache, use_cache=True
-            )
-            cache.batch_repeat_interleave(size)
-            ids = torch.cat([head.repeat_interleave(size, 0), rest], 1)
-            mask = torch.cat([head_mask.repeat_interleave(size, 0), rest_mask], 1)
-        output = self._model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            past_key_values=cache,
-            max_new_tokens=self._max_new_tokens,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            stopping_criteria=[self._stop],
-            pad_token_id=self._tokenizer.pad_token_id,
-        )
-        answers = self._tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
-        yield from zip(members, answers, strict=True)
+            root = min(common(each.chain, batch[0].chain) for each in batch) if len(batch) > 1 else 0
+            beginning = torch.tensor([list(batch[0].chain[:root])], device=self.device)
+            chains, chain_mask = self._pad([each.chain[root:] for each in batch])
+            if root:
+                self._prefill(beginning, torch.ones_like(beginning), cache)
+                cache.batch_select_indices(torch.zeros(len(batch), dtype=torch.long, device=self.device))
+                beginning = beginning.expand(len(batch), -1)
+                chains, chain_mask = torch.cat([beginning, chains], 1), torch.cat([torch.ones_like(beginning), chain_mask], 1)
+            self._prefill(chains[:, root:], chain_mask, cache)
+            row = torch.tensor([number for number, each in enumerate(batch) for _ in each.members], device=self.device)
+            cache.batch_select_indices(row)
+            # A member sees of its group's chain what it shares; positions go on behind that, wherever the columns stand.
+            seen = chain_mask[row] * (chain_mask[row].cumsum(1) <= torch.tensor(shared, device=self.device).unsqueeze(1))
+            ids, mask = torch.cat([chains[row], ids], 1), torch.cat([seen, mask], 1)
+        made = self._greedy(ids, mask, cache or DynamicCache(config=self._model.config), lines)
+        counts = (made != self._tokenizer.pad_token_id).sum(1).tolist()
+        answers = self._tokenizer.batch_decode(made, skip_special_tokens=True)
+        for position, answer, count in zip(members, answers, counts, strict=True):
+            yield Reply(position, answer, "", len(tokens[position]), count)
 
-    def _stop(self, ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        """Rows whose newest token ends a line or a quotation are done: an answer is one line."""
-        return torch.isin(ids[:, -1], self._newline_or_quote)
+    def _greedy(self, ids: torch.Tensor, mask: torch.Tensor, cache: Any, lines: int) -> torch.Tensor:
+        """New tokens of each row, padded behind its end, [B, T]. Unlike `generate`, rows that are done leave the batch.
+
+        Args:
+            ids, mask: the whole prompts, [B, L]; the cache holds the first columns of them.
+            cache: their keys and values.
+            lines: lines of an answer.
+        """
+        most, pad = self._max_new_tokens * lines, self._tokenizer.pad_token_id
+        made = torch.full((len(ids), most), pad, device=self.device)
+        row = torch.arange(len(ids), device=self.device)  # where in `made` each row of the batch goes
+        new = ids[:, cache.get_seq_length() :]
+        extra = {"logits_to_keep": 1} if self._model._supports_logits_to_keep() else {}
+        ended = torch.zeros(len(ids), dtype=torch.bool, device=self.device)
+        for step in range(most):
+            positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -new.size(1) :]
+            output = self._model(
+                input_ids=new, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, **extra
+            )
+            token = output.logits[:, -1].argmax(-1)
+            made[row, step] = token.masked_fill(ended, pad)
+            ended = ended | torch.isin(token, self._ends) | self.stop(lines, 0)(made[row, : step + 1], None)
+            done = int(ended.sum())
+            if done == len(row):
+                return made[:, : step + 1]
+            if 4 * done > len(row):  # copying the cache costs less than computing a quarter of it in vain
+                alive = (~ended).nonzero().squeeze(1)
+                cache.batch_select_indices(alive)
+                row, token, mask, ended = row[alive], token[alive], mask[alive], ended[alive]
+            new = token.unsqueeze(1)
+            mask = torch.cat([mask, torch.ones_like(new)], 1)
+        return made
+
+    def _prefill(self, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> None:
+        """Compute keys and values of tokens into the cache."""
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.size(1) :]
+        self._model.base_model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+        )
+
+    def stop(self, lines: int, start: int) -> Callable[..., torch.Tensor]:
+        """Criterion of rows that have what was asked: one line or a closed quotation, or that many lines behind column `start`."""
+
+        def done(ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+            if lines == 1:
+                return torch.isin(ids[:, -1], self._newline_or_quote)
+            return torch.isin(ids[:, start:], self._newline).sum(1) >= lines
+
+        return done
 
     def _pad(self, rows: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         width = max(map(len, rows))
@@ -125,41 +201,6 @@ class TransformersBackend:
             ids[row, width - len(tokens) :] = torch.tensor(tokens)
             mask[row, width - len(tokens) :] = 1
         return ids.to(self.device), mask.to(self.device)
-
-
-class _Group:
-    """Positions of prompts that share their first `shared` tokens."""
-
-    def __init__(self, members: list[int], shared: int) -> None:
-        self.members = members
-        self.shared = shared
-
-
-def _groups(tokens: Sequence[list[int]]) -> list[_Group]:
-    """Group prompts whose neighbours in lexical order share at least half of their tokens, at most four to a group."""
-    order = sorted(range(len(tokens)), key=lambda i: tokens[i])
-    groups: list[_Group] = []
-    for position in order:
-        mine = tokens[position]
-        if groups and len(groups[-1].members) < 4:
-            group = groups[-1]
-            shared = _common(mine, tokens[group.members[-1]])
-            shared = min(shared, group.shared) if group.shared else shared
-            if shared >= max(_SHORTEST_SHARED, len(mine) // 2):
-                group.members.append(position)
-                group.shared = shared
-                continue
-        groups.append(_Group([position], 0))
-    return groups
-
-
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the common beginning, leaving at least one token of each."""
-    end = min(len(a), len(b)) - 1
-    for i in range(end):
-        if a[i] != b[i]:
-            return i
-    return max(end, 0)
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:

@@ -1,0 +1,235 @@
+"""The `openai` backend against real servers: `transformers serve` with a small model, and one that fails in every way we could think of."""
+
+import json
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+
+from recbole_llm4sbr.errors import UserError
+from recbole_llm4sbr.intent.answers import AnswerStore
+from recbole_llm4sbr.intent.ask import Questions
+from recbole_llm4sbr.intent.backends import Request
+from recbole_llm4sbr.intent.backends.openai import OpenAIBackend
+from recbole_llm4sbr.intent.backends.transformers import TransformersBackend
+
+KEY = "sk-very-secret-0123456789"
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers "echo <last line of the question>"; a first word of the question names what goes wrong, the first `times` times."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        question = body["messages"][-1]["content"]
+        what, _, times = question.split()[0].partition("*")
+        with self.server.lock:
+            self.server.asked.append((question, time.monotonic()))
+            count = sum(each == question for each, _ in self.server.asked)
+            self.server.under_way += 1
+            self.server.most = max(self.server.most, self.server.under_way)
+            self.server.bodies.append(body)
+        try:
+            (getattr(self, what) if hasattr(self, what) and count <= int(times or 10**6) else self.fine)(question)
+        finally:
+            with self.server.lock:
+                self.server.under_way -= 1
+
+    def fine(self, question):
+        time.sleep(0.005)
+        self.say(f"echo {question.splitlines()[-1]}")
+
+    def say(self, text, finish="stop"):
+        message = {"choices": [{"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text}}]}
+        self.send(200, json.dumps({**message, "usage": {"prompt_tokens": 7, "completion_tokens": 3}}))
+
+    def send(self, status, text, length=None, **headers):
+        data = text.encode()
+        self.send_response(status)
+        for name, value in {"Content-Type": "application/json", "Content-Length": str(length or len(data)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(data)
+
+    def busy(self, _):
+        self.send(429, '{"error": {"message": "slow down"}}', Retry_After="1")
+
+    def broken(self, _):
+        self.send(500, '{"error": {"message": "boom"}}')
+
+    def reset(self, _):
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+        self.close_connection = True
+
+    def hang(self, _):
+        time.sleep(3)
+        self.close_connection = True
+
+    def half(self, _):
+        self.send(200, '{"choices": [', length=5000)
+        self.connection.shutdown(socket.SHUT_RDWR)
+        self.close_connection = True
+
+    def malformed(self, _):
+        self.send(200, '{"choices": [{')
+
+    def page(self, _):
+        self.send(200, "<html>welcome</html>", Content_Type="text/html")
+
+    def empty(self, _):
+        self.say("", "content_filter")
+
+    def huge(self, _):
+        self.say("long " * 2_000_000)
+
+    def bad(self, _):
+        self.send(400, json.dumps({"error": {"message": f"context too long {self.headers['Authorization']}"}}))
+
+    def unauthorized(self, _):
+        self.send(401, json.dumps({"error": {"message": f"bad key {self.headers['Authorization']}"}}))
+
+
+@pytest.fixture
+def server():
+    made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    made.asked, made.bodies, made.lock, made.under_way, made.most = [], [], threading.Lock(), 0, 0
+    threading.Thread(target=made.serve_forever, daemon=True).start()
+    yield made
+    made.shutdown()
+
+
+@pytest.fixture
+def backend(server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    return lambda **changed: OpenAIBackend("m", 16, url, **({"timeout": 1, "retries": 2} | changed))
+
+
+def ask(backend, texts, folder, rate=1.0):
+    store = AnswerStore(folder / "answers.sqlite")
+    questions = Questions(backend, [Request("s", text) for text in texts], store, "t")
+    counts = questions.ask(folder / "failures.jsonl", rate)
+    names, numbers = questions.answers(lambda raw: [raw], 1)
+    store.close()
+    return counts, {text: names[number] for text, number in zip(texts, numbers[questions.number, 0]) if number >= 0}
+
+
+PASSING = ["busy*1", "broken*2", "reset*1", "hang*1", "half*1", "malformed*1", "page*2"]  # come right on another try
+LASTING = ["broken", "reset", "hang", "half", "malformed", "page", "empty", "bad"]
+
+
+def test_whatever_goes_wrong_every_prompt_is_answered_or_logged_and_no_key_is_seen(server, backend, tmp_path, caplog):
+    fine = [f"fine\nnumber {n}" for n in range(40)]
+    passing = [f"{what}\nasked {what}" for what in PASSING]
+    lasting = [f"{what}\nnever {what}" for what in LASTING]
+    counts, answers = ask(backend(), fine + passing + lasting + ["huge\nx"], tmp_path)
+    assert counts.calls == len(fine + passing + lasting) + 1
+    assert {text: answers[text] for text in fine + passing} == {text: f"echo {text.splitlines()[1]}" for text in fine + passing}
+    assert answers["huge\nx"] == ("long " * 400)
+    logged = [json.loads(line) for line in (tmp_path / "failures.jsonl").read_text().splitlines()]
+    assert sorted(each["prompt"] for each in logged) == sorted(lasting)
+    assert counts.failures == len(lasting)
+    reasons = {each["prompt"].split("\n")[0]: each["reason"] for each in logged}
+    assert "content_filter" in reasons["empty"]
+    assert "context too long" in reasons["bad"]
+    assert counts.prompt_tokens == 7 * (len(fine + passing) + 2)  # the huge and the empty answer count too
+    times = [at for text, at in server.asked if text.startswith("busy")]
+    assert 1.0 <= times[1] - times[0] < 3  # Retry-After was kept
+    assert sum(text.startswith("bad") for text, _ in server.asked) == 1  # no retry on 4xx
+    seen = caplog.text + "".join(path.read_bytes().decode(errors="replace") for path in tmp_path.iterdir())
+    assert KEY not in seen
+    assert "[key]" in reasons["bad"]
+
+
+def test_a_refused_key_ends_the_run_at_once_without_showing_it(server, backend, tmp_path):
+    with pytest.raises(UserError, match=r"refuses.*OPENAI_API_KEY") as caught:
+        ask(backend(concurrency=2), [f"unauthorized\n{n}" for n in range(100)], tmp_path)
+    assert KEY not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert len(server.asked) < 10
+
+
+def test_so_many_requests_are_under_way_and_no_more(server, backend, tmp_path):
+    counts, _ = ask(backend(concurrency=5), [f"fine\n{n}" for n in range(100)], tmp_path)
+    assert counts.calls == 100
+    assert 3 <= server.most <= 5
+
+
+def test_fields_of_the_request_are_ours_but_for_what_extra_says(server, backend, tmp_path):
+    changed = backend(extra={"max_tokens": None, "max_completion_tokens": 99, "top_p": 0.5})
+    ask(changed, ["fine\nx"], tmp_path)
+    body = server.bodies[0]
+    assert {key: body[key] for key in body if key != "messages"} == {
+        "model": "m", "temperature": 0, "max_completion_tokens": 99, "top_p": 0.5,
+    }  # fmt: skip
+    assert changed.decoding != backend().decoding
+    assert backend(name="mine").identity == "mine"
+
+
+def test_bad_addresses_and_missing_keys_are_named(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    with pytest.raises(UserError, match="OPENAI_API_KEY"):
+        OpenAIBackend("gpt", 16)
+    with pytest.raises(UserError, match="not an address"):
+        OpenAIBackend("m", 16, "localhost:8000")
+    with pytest.raises(UserError, match="password") as caught:
+        OpenAIBackend("m", 16, f"http://me:{KEY}@127.0.0.1:8000/v1")
+    assert KEY not in str(caught.value)
+
+
+def test_an_endpoint_that_is_not_there_ends_the_run_early(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    with pytest.raises(UserError, match="none of the first 64 calls was answered"):
+        ask(OpenAIBackend("m", 16, url, retries=0), [f"x {n}" for n in range(500)], tmp_path)
+
+
+@pytest.fixture(scope="module")
+def transformers_server(tiny_llm, tmp_path_factory):
+    """`transformers serve` with the tiny model."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", tiny_llm, "--port", str(port), "--device", "cpu"]
+    with open(tmp_path_factory.mktemp("serve") / "log", "w") as log:
+        process = subprocess.Popen([*command, "--dtype", "float32"], stdout=log, stderr=log)
+        url = f"http://127.0.0.1:{port}"
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(f"{url}/health", timeout=1)
+                break
+            except OSError:
+                assert process.poll() is None, Path(log.name).read_text()
+                time.sleep(0.2)
+        yield f"{url}/v1"
+        process.terminate()
+        process.wait()
+
+
+def test_a_real_server_answers_as_the_model_does_here(transformers_server, tiny_llm, tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    texts = [f"what comes after {n} {n * n}" for n in range(8)]
+    counts, answers = ask(OpenAIBackend(tiny_llm, 6, transformers_server, concurrency=2), texts, tmp_path)
+    assert (counts.calls, counts.failures) == (8, 0)
+    assert counts.prompt_tokens > 8 * 20
+    assert 8 <= counts.answer_tokens <= 8 * 6
+    monkeypatch.setattr("recbole_llm4sbr.intent.backends.transformers.compute_dtype", lambda device: torch.float32)
+    here = TransformersBackend(tiny_llm, 6, device="cpu").generate([Request("s", text, lines=9) for text in texts])
+    expected = {texts[reply.position]: reply.answer for reply in here}
+    assert {text: answers[text] for text in texts} == {text: expected[text][: len(answers[text])] for text in texts}
