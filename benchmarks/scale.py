@@ -14,6 +14,7 @@ import logging
 import multiprocessing
 import random
 import resource
+import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -89,6 +90,7 @@ def load(folder: str, suffix: str) -> dict[str, Any]:
     from recbole_llm4sbr.files import PROPERTIES
 
     compat.apply()
+    sys.argv = sys.argv[:1]  # RecBole reads it
     from recbole.config import Config
     from recbole.data import create_dataset
     from recbole.model.sequential_recommender import GRU4Rec
@@ -159,9 +161,8 @@ def main() -> None:
         write_dense(folder)
         for name, suffix in (("session files alone", ""), (".sessemb", "sessemb"), ("dense rows", "dense")):
             files[name] = in_a_process(load, folder, suffix)
-            print(
-                f"RecBole loads {name:20} {files[name]['mb']:8.2f} MB {files[name]['seconds']:7.2f} s {files[name]['memory_mb']:6,} MB of memory"
-            )
+            size, seconds, memory = files[name].values()
+            print(f"RecBole loads {name:20} {size:8.2f} MB {seconds:7.2f} s {memory:6,} MB of memory")
     ratio = files["dense rows"]["mb"] / files[".sessemb"]["mb"]
     print(f"dense rows are {ratio:.1f} x as large")
     if options.json:

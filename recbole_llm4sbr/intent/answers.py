@@ -15,7 +15,7 @@ from recbole_llm4sbr.files import PROPERTIES, make_folder, write_whole
 from recbole_llm4sbr.intent.backends import Request
 
 _APPLICATION_ID = 0x5B124  # marks a SQLite file as ours
-_VERSION = 1
+_VERSION = 2
 _TABLES = """
 CREATE TABLE sources (id INTEGER PRIMARY KEY, model TEXT NOT NULL, decoding TEXT NOT NULL, template TEXT NOT NULL,
     UNIQUE (model, decoding, template));
