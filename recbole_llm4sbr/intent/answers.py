@@ -51,11 +51,22 @@ class AnswerStore:
             raise UserError(f"there is no answer store {str(self.path)!r}; name the folder that holds it with --atomic_path")
         try:
             self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
+            self._use_wal()
             self._db.execute("PRAGMA synchronous=FULL")  # answers cost money; one sync per batch costs nothing
             self._open()
         except sqlite3.DatabaseError as error:
             raise UserError(f"{str(self.path)!r} is not an answer store ({error}); move it away and run again") from None
+
+    def _use_wal(self) -> None:
+        """Switch to a write-ahead log. Here SQLite does not wait for another process that is just doing the same."""
+        for tries in range(100, -1, -1):
+            try:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or tries == 0:
+                    raise
+                time.sleep(0.1)
 
     def _open(self) -> None:
         self._db.execute("BEGIN IMMEDIATE")
