@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from recbole_llm4sbr.errors import UserError
+from recbole_llm4sbr.files import PROPERTIES
 from recbole_llm4sbr.model import SessionIntents, build_model, check_wrappable, model_class
 from recbole_llm4sbr.model.adapter import REFUSED, AdaptedRecommender
 from recbole_llm4sbr.model.backbones import BACKBONES
 from recbole_llm4sbr.quick_start import load_data
+from recbole_llm4sbr.settings import read_yaml
 
 ADAPTED = ["GCSAN", "GRU4Rec", "LightSANs", "NARM", "NextItNet", "SASRec", "SINE", "STAMP"]
 WITH_FEATURES = ["FDSA", "GRU4RecF", "SASRecF"]
@@ -28,7 +30,9 @@ def features(settings):
 
 
 def built(settings, name, **changed):
-    settings = (features(settings) if name in WITH_FEATURES else settings) | {"model": name} | SMALL | changed
+    defaults = PROPERTIES / "model" / f"{name}.yaml"
+    settings = (features(settings) if name in WITH_FEATURES else settings) | (read_yaml(defaults) if defaults.is_file() else {})
+    settings |= {"model": name} | SMALL | changed
     config, _, (train, _, test) = load_data(settings)
     torch.manual_seed(3)
     return build_model(config, train.dataset), config, train, test

@@ -1,6 +1,9 @@
 """Backbones of ours, native to the `SessionRecommender` contract. A new one is a file here and a line in `BACKBONES`."""
 
+from recbole_llm4sbr.model.backbones.dhcn import DHCN
+from recbole_llm4sbr.model.backbones.gcegnn import GCEGNN
 from recbole_llm4sbr.model.backbones.srgnn import SRGNN
+from recbole_llm4sbr.model.backbones.tagnn import TAGNN
 from recbole_llm4sbr.model.session import SessionRecommender
 
-BACKBONES: dict[str, type[SessionRecommender]] = {"SRGNN": SRGNN}
+BACKBONES: dict[str, type[SessionRecommender]] = {"SRGNN": SRGNN, "TAGNN": TAGNN, "GCEGNN": GCEGNN, "DHCN": DHCN}

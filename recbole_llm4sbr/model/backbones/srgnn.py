@@ -72,15 +72,15 @@ class SRGNN(SessionRecommender):
         return self.linear_transform
 
     def encode(self, interaction: Any) -> SessionViews:
-        """Local and global embedding; `memo` is the packed graph."""
+        """Local and global embedding; `memo` holds the packed graph and the node states."""
         graph = packed_graph(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
         hidden = self.gnn(graph, self.item_embedding(graph.node_item))  # [V, H]
         local_emb = hidden[graph.last_node]  # [B, H]
         # linear_two is taken per node and not per click: a repeated item has one state
         seen = self.linear_one(local_emb)[graph.click_row] + self.linear_two(hidden)[graph.click_node]  # [N, H]
         attention = self.linear_three(torch.sigmoid(seen))  # [N, 1]
-        global_emb = torch.zeros_like(local_emb).index_add(0, graph.click_row, attention * hidden[graph.click_node])
-        return SessionViews(local_emb, global_emb, graph)
+        global_emb = graph.session_sum(attention * hidden[graph.click_node])
+        return SessionViews(local_emb, global_emb, (graph, hidden))
 
     def fuse(self, views: SessionViews, interaction: Any) -> Tensor:
         """Linear mix of global and local embedding, [B, H]."""

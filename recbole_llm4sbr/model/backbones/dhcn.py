@@ -1,0 +1,87 @@
+"""S2-DHCN: self-supervised hypergraph convolution (Xia et al., AAAI 2021).
+
+Items are convolved over the hypergraph of all training sessions (eq. 1-5); a session is a soft attention over them with positions
+counted from its end (eq. 6-8). A second channel convolves sessions over the line graph of the batch, whose edges are the shares of common
+items (eq. 9-11); a contrastive loss between the two (eq. 13) is the model's own extra loss.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+
+from recbole_llm4sbr.model.graphs import Hypergraph, packed_graph, session_overlap, training_sessions
+from recbole_llm4sbr.model.session import SessionRecommender, SessionViews
+
+
+class DHCN(SessionRecommender):
+    """S2-DHCN. Local: the last click's convolved item; global: the session embedding (eq. 8).
+
+    Args:
+        config: reads `embedding_size`, `layers`, `beta` (weight of the contrastive loss), `detach_line` (no gradient through the line
+            graph, as in the authors' code), `MAX_ITEM_LIST_LENGTH` and, for the hypergraph, `session_targets`.
+        dataset: RecBole's dataset of the training part; the hypergraph is made of its sessions.
+    """
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        size = config["embedding_size"]
+        self.layers, self.beta, self.detach_line = config["layers"], config["beta"], config["detach_line"]
+        self.item_embedding = nn.Embedding(self.n_items, size, padding_idx=0)
+        self.position_embedding = nn.Embedding(config["MAX_ITEM_LIST_LENGTH"], size)
+        self.linear_place = nn.Linear(2 * size, size)  # W_1, b
+        self.linear_mean = nn.Linear(size, size, bias=False)  # W_2
+        self.linear_click = nn.Linear(size, size)  # W_3, c
+        self.attend = nn.Linear(size, 1, bias=False)  # f
+        self.hypergraph = Hypergraph(training_sessions(config, dataset), self.n_items)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -1 / math.sqrt(size), 1 / math.sqrt(size))
+
+    def encode(self, interaction: Any) -> SessionViews:
+        """Local and global embedding; `memo` holds the convolved item table and the graph."""
+        graph = packed_graph(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
+        items = self._convolved_items()
+        clicks = items[graph.node_item][graph.click_node]  # [N, H]
+        placed = torch.tanh(self.linear_place(torch.cat([clicks, self.position_embedding(graph.click_back)], -1)))  # eq. 6
+        mean = self.linear_mean(graph.session_mean(clicks))[graph.click_row]
+        attention = self.attend(torch.sigmoid(mean + self.linear_click(placed)))  # eq. 7
+        last = items[graph.node_item[graph.last_node]]
+        return SessionViews(last, graph.session_sum(attention * clicks), (items, graph))  # eq. 8
+
+    def fuse(self, views: SessionViews, interaction: Any) -> Tensor:
+        """The session embedding itself, [B, H]."""
+        return views.global_emb
+
+    def score(self, session: Tensor, views: SessionViews) -> Tensor:
+        """Session embedding times convolved item table (eq. 12), [B, n_items]."""
+        scores: Tensor = session @ views.memo[0].T
+        return scores
+
+    def extra_loss(self, views: SessionViews, interaction: Any) -> Tensor:
+        """beta times the contrastive loss (eq. 13): agree with the session's line-graph embedding, not with a shuffled session's."""
+        line = self._line_graph(views.memo[1])
+        rows = torch.randperm(len(line), device=line.device)
+        columns = torch.randperm(line.size(1), device=line.device)
+        corrupted = views.global_emb[rows][:, columns]
+        agree, differ = (views.global_emb * line).sum(1), (corrupted * line).sum(1)
+        loss: Tensor = -self.beta * (logsigmoid(agree) + logsigmoid(-differ)).sum()
+        return loss
+
+    def _convolved_items(self) -> Tensor:
+        """Mean over the layers of the item table's convolutions (eq. 4-5), [n_items, H]."""
+        values = [self.item_embedding.weight]
+        for _ in range(self.layers):
+            values.append(self.hypergraph(values[-1]))
+        return torch.stack(values).mean(0)
+
+    def _line_graph(self, graph: Any) -> Tensor:
+        """Sessions convolved over the line graph, from the mean of their clicks' items on (eq. 10-11), [B, H]."""
+        embedding = self.item_embedding(graph.node_item)[graph.click_node]
+        values = [graph.session_mean(embedding.detach() if self.detach_line else embedding)]
+        weights = session_overlap(graph)  # 1 on the diagonal: the A + I of eq. 10
+        weights = weights / weights.sum(1, keepdim=True)
+        for _ in range(self.layers):
+            values.append(weights @ values[-1])
+        return torch.stack(values).mean(0)
