@@ -12,6 +12,7 @@ compat.apply()
 
 from recbole.data.interaction import Interaction  # noqa: E402  (numpy must be mended first)
 from recbole.model.abstract_recommender import SequentialRecommender  # noqa: E402
+from recbole.utils import InputType  # noqa: E402
 
 
 @dataclass
@@ -36,6 +37,8 @@ class SessionRecommender(SequentialRecommender):  # type: ignore[misc]
         config: RecBole's config.
         dataset: RecBole's dataset.
     """
+
+    input_type = InputType.POINTWISE  # a row is a session and its target; no negative items
 
     @property
     def item_table(self) -> Tensor:

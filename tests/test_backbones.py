@@ -1,0 +1,282 @@
+"""TAGNN, GCE-GNN and DHCN against slow references written from the papers' formulas, and their graphs against brute force."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import sigmoid, tanh
+
+from recbole_llm4sbr.files import PROPERTIES
+from recbole_llm4sbr.model import graphs
+from recbole_llm4sbr.model.backbones import BACKBONES, gcegnn, tagnn
+from recbole_llm4sbr.quick_start import load_data
+from recbole_llm4sbr.settings import read_yaml
+
+SESSIONS = st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=8), min_size=1, max_size=6)
+HAND = [[1], [2, 2, 2], [1, 2, 1, 3, 2, 1], [4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15], [3, 1, 4, 1, 5]]
+
+
+def padded(sessions, extra=0):
+    width = max(map(len, sessions)) + extra
+    return torch.tensor([s + [0] * (width - len(s)) for s in sessions]), torch.tensor([len(s) for s in sessions])
+
+
+def packed(sessions, extra=0):
+    return graphs.packed_graph(*padded(sessions, extra))
+
+
+@given(SESSIONS, st.integers(0, 3))
+@settings(deadline=None)
+def test_typed_edges_equal_brute_force(sessions, extra):
+    graph = packed(sessions, extra)
+    where = list(zip(graph.node_row.tolist(), graph.node_item.tolist()))
+    assert sorted(where) == sorted({(row, item) for row, session in enumerate(sessions) for item in session})
+    expected = set()
+    for row, session in enumerate(sessions):
+        steps = set(zip(session, session[1:]))
+        for a in set(session):
+            for b in set(session):
+                kind = {(True, True): graphs.BOTH, (True, False): graphs.OUT, (False, True): graphs.IN}.get(
+                    ((a, b) in steps, (b, a) in steps)
+                )
+                if a == b:
+                    kind = graphs.SELF
+                if kind is not None:
+                    expected.add(((row, a), (row, b), kind))
+    found = [(where[a], where[b], kind) for a, b, kind in zip(*(each.tolist() for each in graphs.typed_edges(graph)))]
+    assert len(found) == len(set(found))
+    assert set(found) == expected
+
+
+@given(SESSIONS)
+@settings(deadline=None)
+def test_clicks_know_how_far_from_the_end_they_are_and_overlaps_are_shares_of_common_items(sessions):
+    graph = packed(sessions)
+    assert graph.click_back.tolist() == [len(s) - 1 - place for s in sessions for place in range(len(s))]
+    expected = [[len(set(a) & set(b)) / len(set(a) | set(b)) for b in sessions] for a in sessions]
+    torch.testing.assert_close(graphs.session_overlap(graph), torch.tensor(expected))
+    values = torch.randn(sum(map(len, sessions)), 3)
+    parts = values.split([len(s) for s in sessions])
+    torch.testing.assert_close(graph.session_mean(values), torch.stack([part.mean(0) for part in parts]))
+
+
+@given(SESSIONS.filter(lambda each: sum(map(len, each)) > 1), st.integers(1, 4), st.integers(1, 3))
+@settings(deadline=None)
+def test_the_global_graph_equals_brute_force(sessions, distance, most):
+    counts = np.zeros((7, 7), int)
+    for session in sessions:
+        for i, a in enumerate(session):
+            for b in session[i + 1 : i + 1 + distance]:
+                if a != b:
+                    counts[a, b] += 1
+                    counts[b, a] += 1
+    if not counts.any():
+        return
+    near, weights = graphs.cooccurrence([np.array(s) for s in sessions], 7, distance, most)
+    for item in range(7):
+        ranked = sorted((n for n in range(7) if counts[item, n]), key=lambda n: (-counts[item, n], n))[:most]
+        assert near[item].tolist() == ranked + [0] * (most - len(ranked))
+        np.testing.assert_allclose(weights[item, : len(ranked)], [counts[item, n] / counts[item].max() for n in ranked])
+        assert not weights[item, len(ranked) :].any()
+
+
+@given(SESSIONS)
+@settings(deadline=None)
+def test_a_hypergraph_convolution_is_its_matrix_formula(sessions):
+    incidence = np.zeros((7, len(sessions)))
+    for number, session in enumerate(sessions):
+        incidence[session, number] = 1
+    degree, size = incidence.sum(1), incidence.sum(0)
+    values = np.random.default_rng(0).normal(size=(7, 3))
+    expected = np.diag(1 / np.maximum(degree, 1)) @ incidence @ np.diag(1 / size) @ incidence.T @ values
+    found = graphs.Hypergraph([np.array(s) for s in sessions], 7)(torch.from_numpy(values))
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-12)
+
+
+def test_softmax_by_groups():
+    values, index = torch.tensor([1.0, 100.0, 2.0, 101.0, -5.0]), torch.tensor([0, 1, 0, 1, 3])
+    expected = torch.cat([torch.tensor([1.0, 2.0]).softmax(0), torch.tensor([100.0, 101.0]).softmax(0), torch.ones(1)])
+    torch.testing.assert_close(graphs.softmax_by(values, index, 4), expected[[0, 2, 1, 3, 4]])
+
+
+def built(tiny, name, **changed):
+    given = tiny | read_yaml(PROPERTIES / "model" / f"{name}.yaml") | {"model": name, "llm4sbr": False} | changed
+    config, _, (train, _, _) = load_data(given)
+    torch.manual_seed(4)
+    model = BACKBONES[name](config, train.dataset)
+    for parameter in model.parameters():
+        torch.nn.init.uniform_(parameter, -1, 1)  # large enough that every term counts
+    return model.eval(), config, train.dataset
+
+
+def batch_of(sessions):
+    seq, length = padded(sessions, extra=12 - max(map(len, sessions)))
+    return {"item_id_list": seq, "item_length": length, "item_id": torch.ones(len(sessions), dtype=torch.long)}
+
+
+def sessions_of_training(dataset):
+    feat = dataset.inter_feat
+    return [
+        [*seq[:length].tolist(), int(target)]
+        for seq, length, target in zip(feat["item_id_list"], feat["item_length"], feat["item_id"])
+    ]
+
+
+def ggnn(model, session):
+    """SR-GNN's node states (Wu et al. 2019, eq. 1-5), one session with dense matrices; one row per click."""
+    nodes = sorted(set(session))
+    out = torch.zeros(len(nodes), len(nodes))
+    for a, b in zip(session, session[1:]):
+        out[nodes.index(a), nodes.index(b)] = 1
+    into = out.T.clone()  # into[v, u] = 1 where u -> v
+    h, gnn = model.item_embedding.weight[nodes], model.gnn
+    for _ in range(gnn.step):
+        a_in = into / into.sum(1, keepdim=True).clamp(min=1) @ gnn.linear_edge_in(h) + gnn.b_iah
+        a_out = out / out.sum(1, keepdim=True).clamp(min=1) @ gnn.linear_edge_out(h) + gnn.b_ioh
+        i_r, i_i, i_n = (torch.cat([a_in, a_out], 1) @ gnn.w_ih.T + gnn.b_ih).chunk(3, 1)
+        h_r, h_i, h_n = (h @ gnn.w_hh.T + gnn.b_hh).chunk(3, 1)
+        z = sigmoid(i_i + h_i)
+        h = (1 - z) * h + z * tanh(i_n + sigmoid(i_r + h_r) * h_n)
+    return torch.stack([h[nodes.index(item)] for item in session])
+
+
+@pytest.mark.parametrize("piece", [tagnn._PIECE, 200])
+def test_tagnn_equals_its_formulas(tiny, monkeypatch, piece):
+    monkeypatch.setattr(tagnn, "_PIECE", piece)
+    model, _, dataset = built(tiny, "TAGNN")
+    scores = model.full_sort_predict(batch_of(HAND))
+    w3 = torch.cat([model.linear_mix.weight, model.linear_transform.weight], 1)  # over [target ; global ; local]
+    for row, session in enumerate(HAND):
+        h = ggnn(model, session)
+        alpha = [model.linear_three(sigmoid(model.linear_one(h[-1]) + model.linear_two(each))) for each in h]
+        s_global = sum(a * each for a, each in zip(alpha, h))
+        for item in range(1, dataset.item_num):
+            v = model.item_embedding.weight[item]
+            beta = torch.stack([v @ model.linear_target.weight @ each for each in h]).softmax(0)  # eq. 5
+            s_target = sum(b * each for b, each in zip(beta, h))  # eq. 6
+            s = w3 @ torch.cat([s_target, s_global, h[-1]]) + model.linear_transform.bias  # eq. 8
+            torch.testing.assert_close(scores[row, item], s @ v, atol=1e-5, rtol=1e-5)
+
+
+def gce_reference(model, config, sessions, near, weights, session):
+    """GCE-GNN's session embedding for one session, by loops."""
+    table, slope = model.item_embedding.weight, config["leaky_slope"]
+    mean = table[session].mean(0)
+
+    def global_level(item, layers):
+        """Embedding of an item after all of `layers` (eq. 2-6): it and its neighbours went through the layers before."""
+        if not layers:
+            return table[item]
+        layer, before = layers[-1], layers[:-1]
+        own = global_level(item, before)
+        there = [n for n in range(len(near[item])) if weights[item][n] > 0]
+        context = torch.zeros_like(own)
+        if there:
+            others = [global_level(near[item][n], before) for n in there]
+            shares = [torch.tensor([weights[item][n]]) for n in there]
+            leaky = torch.nn.functional.leaky_relu
+            pi = torch.cat(
+                [layer.attend(leaky(layer.linear_pair(torch.cat([mean * h, w])), slope)) for h, w in zip(others, shares)]
+            ).softmax(0)
+            context = sum(p * h for p, h in zip(pi, others))
+        return torch.relu(layer.aggregate(torch.cat([own, context])))
+
+    steps = set(zip(session, session[1:]))
+    hidden = {}
+    for a in set(session):
+        logits, others = [], []
+        for b in set(session):
+            out, into = (a, b) in steps, (b, a) in steps
+            kind = graphs.SELF if a == b else {(1, 1): graphs.BOTH, (1, 0): graphs.OUT, (0, 1): graphs.IN}.get((out, into))
+            if kind is not None:
+                logits.append(torch.nn.functional.leaky_relu(model.edge_kinds[kind] @ (table[a] * table[b]), slope))
+                others.append(table[b])
+        alpha = torch.stack(logits).softmax(0)
+        hidden[a] = sum(x * h for x, h in zip(alpha, others)) + global_level(a, list(model.global_layers))
+    clicks = [hidden[item] for item in session]
+    about = torch.stack(clicks).mean(0)
+    result = 0
+    for place, h in enumerate(clicks):
+        z = tanh(model.linear_place(torch.cat([h, model.position_embedding.weight[len(session) - 1 - place]])))
+        result += model.attend(sigmoid(model.linear_click(z) + model.linear_mean(about))) * h
+    return result, clicks[-1]
+
+
+@pytest.mark.parametrize(("hop", "piece"), [(1, gcegnn._PIECE), (2, gcegnn._PIECE), (2, 500)])
+def test_gcegnn_equals_its_formulas(tiny, monkeypatch, hop, piece):
+    monkeypatch.setattr(gcegnn, "_PIECE", piece)
+    model, config, dataset = built(tiny, "GCEGNN", hop=hop, neighbors=3)
+    near, weights = graphs.cooccurrence([np.array(s) for s in sessions_of_training(dataset)], dataset.item_num, 3, 3)
+    assert (weights == 0).any()  # an item with fewer neighbours is among them
+    views = model.encode(batch_of(HAND))
+    scores = model.full_sort_predict(batch_of(HAND))
+    for row, session in enumerate(HAND):
+        expected, last = gce_reference(model, config, None, near.tolist(), weights.tolist(), session)
+        torch.testing.assert_close(views.global_emb[row], expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(views.local_emb[row], last, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(scores[row], model.item_embedding.weight @ expected, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("detach", [False, True])
+def test_dhcn_equals_its_formulas(tiny, monkeypatch, detach):
+    model, config, dataset = built(tiny, "DHCN", detach_line=detach)
+    incidence = torch.zeros(dataset.item_num, len(dataset.inter_feat))
+    for number, session in enumerate(sessions_of_training(dataset)):
+        incidence[session, number] = 1
+    d, b = incidence.sum(1).clamp(min=1), incidence.sum(0)
+    convolve = (incidence / d.unsqueeze(1)) @ (incidence / b).T
+    layers = [model.item_embedding.weight]
+    for _ in range(config["layers"]):
+        layers.append(convolve @ layers[-1])
+    items = sum(layers) / len(layers)
+    expected, means = [], []
+    for session in HAND:
+        x = items[session]
+        total = 0
+        for place, each in enumerate(x):
+            placed = tanh(model.linear_place(torch.cat([each, model.position_embedding.weight[len(session) - 1 - place]])))
+            total += model.attend(sigmoid(model.linear_mean(x.mean(0)) + model.linear_click(placed))) * each
+        expected.append(total)
+        means.append(model.item_embedding.weight[session].mean(0))
+    expected = torch.stack(expected)
+    views = model.encode(batch_of(HAND))
+    torch.testing.assert_close(views.global_emb, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.full_sort_predict(batch_of(HAND)), expected @ items.T, atol=1e-4, rtol=1e-5)
+    overlap = torch.tensor([[len(set(p) & set(q)) / len(set(p) | set(q)) for q in HAND] for p in HAND])
+    line = [torch.stack(means)]
+    for _ in range(config["layers"]):
+        line.append(overlap / overlap.sum(1, keepdim=True) @ line[-1])
+    line = sum(line) / len(line)
+    orders = iter([torch.tensor([3, 0, 4, 1, 2]), torch.arange(8).flip(0)])
+    monkeypatch.setattr(torch, "randperm", lambda *_, **__: next(orders))
+    loss = model.extra_loss(views, None)
+    shuffled = expected[torch.tensor([3, 0, 4, 1, 2])].flip(1)
+    by_hand = sum(
+        -torch.log(sigmoid(h @ t)) - torch.log(1 - sigmoid(c @ t))
+        for h, t, c in zip(expected.double(), line.double(), shuffled.double())
+    )
+    torch.testing.assert_close(loss.double(), config["beta"] * by_hand, atol=1e-5, rtol=1e-5)
+    line_only = model._line_graph(views.memo[1]).sum()
+    assert line_only.requires_grad != detach  # the switch of the authors' code
+
+
+def test_every_training_session_is_in_the_graphs_once_and_nothing_else(tiny):
+    _, _, dataset = built(tiny, "DHCN")
+    found = graphs.training_sessions({"session_targets": "last"}, dataset)
+    assert sorted(each.tolist() for each in found) == sorted(sessions_of_training(dataset))
+    rows = {"s.1": ([3], 4), "s.2": ([3, 4], 5), "t.v.1": ([7], 8), "s.3": ([3, 4, 5], 6)}
+    feat = {
+        "item_id_list": padded([seq for seq, _ in rows.values()])[0],
+        "item_length": torch.tensor([len(seq) for seq, _ in rows.values()]),
+        "item_id": torch.tensor([target for _, target in rows.values()]),
+        "session_id": torch.arange(len(rows)),
+    }
+    prefixes = SimpleNamespace(
+        inter_feat=feat, iid_field="item_id", uid_field="session_id", item_list_length_field="item_length",
+        field2id_token={"session_id": np.array(list(rows))},
+    )  # fmt: skip
+    found = graphs.training_sessions({"session_targets": "all"}, prefixes)
+    assert [each.tolist() for each in found] == [[3, 4, 5, 6], [7, 8]]
