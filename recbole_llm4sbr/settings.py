@@ -33,7 +33,7 @@ AT_LEAST: dict[str, float] = {
     "llm_batch_tokens": 0, "llm_concurrency": 1, "llm_timeout": 1, "llm_retries": 0, "max_failure_rate": 0, "max_sessions": 0,
     "ray_workers": 0, "ray_cpus_per_worker": 1, "encoder_batch_size": 1, "intent_k_max": 1, "intent_k": 0, "intent_lambda": 0,
     "epochs": 1, "train_batch_size": 1, "eval_batch_size": 1, "embedding_size": 1, "hidden_size": 1,
-    "MAX_ITEM_LIST_LENGTH": 1, "nproc": 1, "learning_rate": 0, "weight_decay": 0,
+    "MAX_ITEM_LIST_LENGTH": 1, "nproc": 1, "learning_rate": 0, "learning_rate_step": 0, "learning_rate_decay": 0, "weight_decay": 0,
 }  # fmt: skip
 # Keys of RecBole that none of its property files mentions.
 _RECBOLE_EXTRA = {"model", "dataset", "config_files",

@@ -43,9 +43,13 @@ class _SafeCheckpoints:
         self.saved_model_file = str(Path(config["checkpoint_dir"]) / f"{config['model']}.pth")
         self.epoch_seconds: list[float] = []
 
-    def _train_epoch(self, *args: Any, **kwargs: Any) -> Any:
+    def _train_epoch(self, train_data: Any, epoch: int, *args: Any, **kwargs: Any) -> Any:
+        if every := self.config["learning_rate_step"]:  # type: ignore[attr-defined]
+            for group in self.optimizer.param_groups:  # type: ignore[attr-defined]
+                decays = epoch // every
+                group["lr"] = self.config["learning_rate"] * self.config["learning_rate_decay"] ** decays  # type: ignore[attr-defined]
         started = time.perf_counter()
-        losses = super()._train_epoch(*args, **kwargs)  # type: ignore[misc]
+        losses = super()._train_epoch(train_data, epoch, *args, **kwargs)  # type: ignore[misc]
         self.epoch_seconds.append(time.perf_counter() - started)
         return losses
 

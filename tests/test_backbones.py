@@ -161,6 +161,13 @@ def test_tagnn_equals_its_formulas(tiny, monkeypatch, piece):
             torch.testing.assert_close(scores[row, item], s @ v, atol=1e-5, rtol=1e-5)
 
 
+def test_the_gradient_of_target_attention_is_that_of_its_formula():
+    torch.manual_seed(0)
+    row = torch.tensor([0, 0, 0, 1, 2, 2])
+    items, keys, values = (torch.randn(n, 4, dtype=torch.float64, requires_grad=True) for n in (5, 6, 6))
+    assert torch.autograd.gradcheck(lambda *given: tagnn._TargetScores.apply(*given, row, 3), (items, keys, values))
+
+
 def gce_reference(model, config, sessions, near, weights, session):
     """GCE-GNN's session embedding for one session, by loops."""
     table, slope = model.item_embedding.weight, config["leaky_slope"]

@@ -54,3 +54,10 @@ def test_one_row_equal_rows_and_no_row_give_finite_values_and_gradients():
         assert torch.isfinite(loss)
         assert torch.isfinite(x.grad).all()
     assert uniformity(torch.ones(1, 4)) == 0
+
+
+def test_views_at_once_give_what_each_gives_alone():
+    h, t = torch.randn(2, 3, 6, 4)
+    weight = torch.tensor([[1.0] * 6, [1, 0, 1, 0, 0, 1], [0, 0, 0, 1, 0, 0]])
+    expected = [alignment_uniformity(*each) for each in zip(h, t, weight)]
+    torch.testing.assert_close(alignment_uniformity(h, t, weight), torch.stack(expected))

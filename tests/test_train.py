@@ -124,3 +124,18 @@ def test_two_processes_train_and_their_checkpoint_gives_the_same_metrics_in_one(
             hits += (ranked.topk(20).indices == target.view(-1, 1)).any(1).tolist()
     hits += hits[: len(hits) % 2]  # torch's DistributedSampler repeats a row where the shares are uneven
     assert result["best_valid_result"]["hit@20"] == pytest.approx(sum(hits) / len(hits), abs=1e-5)
+
+
+def test_the_learning_rate_falls_every_so_many_epochs(tiny, monkeypatch):
+    from recbole.trainer import Trainer
+
+    seen, original = [], Trainer._train_epoch
+
+    def watched(self, *args, **kwargs):
+        seen.append(self.optimizer.param_groups[0]["lr"])
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "_train_epoch", watched)
+    train(tiny | {"epochs": 5, "learning_rate_step": 2, "learning_rate": 0.01, "stopping_step": 9}, saved=False)
+    train(tiny | {"epochs": 2}, saved=False)
+    assert seen == pytest.approx([0.01, 0.01, 0.001, 0.001, 0.0001, 0.001, 0.001])

@@ -1,4 +1,7 @@
-"""Alignment and uniformity of session and intent embeddings (LLM4SBR eq. 8-9; Wang & Isola 2020; DirectAU, Wang et al. 2022)."""
+"""Alignment and uniformity of session and intent embeddings (LLM4SBR eq. 8-9; Wang & Isola 2020; DirectAU, Wang et al. 2022).
+
+Leading dimensions (`...`, here the views) are computed at once: on small catalogues every further tensor operation of a step counts.
+"""
 
 import torch
 from torch import Tensor
@@ -9,39 +12,48 @@ def alignment(x: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
     """Mean squared distance of paired rows on the unit sphere (eq. 8, first part).
 
     Args:
-        x, y: embeddings, [B, H]; normalised here.
-        weight: 1 for rows that count and 0 for the others, [B]; all count by default.
+        x, y: embeddings, [..., B, H]; normalised here.
+        weight: 1 for rows that count and 0 for the others, [..., B]; all count by default.
 
     Returns:
-        A scalar in 0..4; 0 when no row counts.
+        Numbers in 0..4, [...]; 0 when no row counts.
     """
-    distance = (normalize(x, dim=-1) - normalize(y, dim=-1)).square().sum(-1)  # [B]
-    if weight is None:
-        return distance.mean()
-    return (distance * weight).sum() / weight.sum().clamp(min=1)
+    return _alignment(normalize(x, dim=-1), normalize(y, dim=-1), weight)
 
 
 def uniformity(x: Tensor, weight: Tensor | None = None, t: float = 2.0) -> Tensor:
     """Log of the mean Gaussian kernel over all pairs of rows; lower is more uniform (eq. 8, second part).
 
     Args:
-        x: embeddings, [B, H]; normalised here.
-        weight: 1 for rows that count and 0 for the others, [B]; all count by default.
+        x: embeddings, [..., B, H]; normalised here.
+        weight: 1 for rows that count and 0 for the others, [..., B]; all count by default.
         t: kernel width, 2 as in the paper.
 
     Returns:
-        A scalar; 0 when fewer than two rows count, since one row has no pair.
+        Numbers, [...]; 0 when fewer than two rows count, since one row has no pair.
     """
-    x = normalize(x, dim=-1)
-    # |a - b|^2 = 2 - 2ab on the unit sphere; unlike torch.pdist this has a gradient for equal rows and none is nan
-    kernel = (2 * t * (x @ x.T - 1)).exp()  # [B, B]
-    weight = x.new_ones(len(x)) if weight is None else weight.to(x.dtype)
-    pairs = (weight.unsqueeze(1) * weight).triu(1)  # [B, B]
-    count = pairs.sum()
-    mean = (kernel * pairs).sum() / count.clamp(min=1)
-    return torch.where(count > 0, mean, torch.ones_like(mean)).log()
+    return _uniformity(normalize(x, dim=-1), weight, t)
 
 
 def alignment_uniformity(h: Tensor, t: Tensor, weight: Tensor | None = None) -> Tensor:
-    """L_AU of one view: align(h, t) + (uniform(h) + uniform(t)) / 2 (eq. 9)."""
-    return alignment(h, t, weight) + (uniformity(h, weight) + uniformity(t, weight)) / 2
+    """L_AU of each view: align(h, t) + (uniform(h) + uniform(t)) / 2 (eq. 9), [...] of [..., B, H]."""
+    both = normalize(torch.stack([h, t]), dim=-1)  # [2, ..., B, H]
+    uniform = _uniformity(both, weight, 2.0).sum(0) / 2
+    return _alignment(both[0], both[1], weight) + uniform
+
+
+def _alignment(x: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:
+    distance = (x - y).square().sum(-1)  # [..., B]
+    if weight is None:
+        return distance.mean(-1)
+    return (distance * weight).sum(-1) / weight.sum(-1).clamp(min=1)
+
+
+def _uniformity(x: Tensor, weight: Tensor | None, t: float) -> Tensor:
+    # |a - b|^2 = 2 - 2ab on the unit sphere; unlike torch.pdist this has a gradient for equal rows and none is nan
+    logits = 2 * t * (x @ x.mT - 1)  # [..., B, B]
+    logits.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)  # a row is no pair with itself
+    weight = x.new_ones(x.shape[-2]) if weight is None else weight.to(x.dtype)
+    total = (logits.exp() * (weight.unsqueeze(-1) * weight.unsqueeze(-2))).sum((-2, -1))  # every pair twice
+    count = weight.sum(-1).square() - weight.square().sum(-1)
+    return torch.where(count > 0, total / count.clamp(min=1), 1.0).log()

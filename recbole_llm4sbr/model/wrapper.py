@@ -82,12 +82,10 @@ class LLM4SBRWrapper(SessionRecommender):
         losses = self.backbone.extra_losses(views.memo[0], interaction)
         if self.intent_lambda == 0:
             return losses
-        parts = [
-            alignment_uniformity(embedding, *views.memo[1][name])
-            for name, embedding in self._embeddings(views)
-            if name in self.partners
-        ]
-        return [self.intent_lambda * torch.stack(parts).sum(), *losses]
+        embeddings = dict(self._embeddings(views))
+        h, t, known = zip(*((embeddings[name], *views.memo[1][name]) for name in self.partners))
+        losses_au = alignment_uniformity(torch.stack(h), torch.stack(t), torch.stack(known))  # [V]
+        return [self.intent_lambda * losses_au.sum(), *losses]
 
     @staticmethod
     def _embeddings(views: SessionViews) -> list[tuple[str, Tensor]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import leaky_relu
+from torch.nn.functional import leaky_relu, linear
 from torch.utils.checkpoint import checkpoint
 
 from recbole_llm4sbr.model.graphs import cooccurrence, packed_graph, softmax_by, training_sessions, typed_edges
@@ -42,11 +42,12 @@ class GlobalLayer(nn.Module):
             weights: share of co-occurrences of each neighbour, 0 where there is none, [..., S].
             session: what the session is about, broadcastable to [..., 1, H].
         """
-        pair = torch.cat([session * near, weights.unsqueeze(-1)], -1)
-        logits = self.attend(leaky_relu(self.linear_pair(pair), self._slope)).squeeze(-1)  # [..., S]
+        w1 = self.linear_pair.weight  # W_1 [x ; w] = W_1' x + w w_1'', without the copy that joins x and w
+        pair = torch.addcmul(linear(session * near, w1[:, :-1]), weights.unsqueeze(-1), w1[:, -1])
+        logits = linear(leaky_relu(pair, self._slope), self.attend.weight).squeeze(-1)  # [..., S]
         there = weights > 0
         attention = logits.masked_fill(~there, -torch.inf).softmax(-1).masked_fill(~there, 0.0)  # all zero without neighbours
-        context = (attention.unsqueeze(-1) * near).sum(-2)
+        context = (attention.unsqueeze(-2) @ near).squeeze(-2)
         return torch.relu(self.aggregate(torch.cat([own, context], -1)))
 
 

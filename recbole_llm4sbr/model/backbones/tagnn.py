@@ -5,7 +5,8 @@ s_t . v_t. Written out as a [B, n_items, H] tensor that is 31 GB at B = 4096 and
 
     s_t . v_t = (W_3' [s_global ; s_local]) . v_t + sum_i beta_it (W_3'' h_i) . v_t
 
-so two numbers per (click, item) are enough, [N, n_items], taken over pieces of the catalogue and computed again on the way back.
+so two numbers per (click, item) are enough, [N, n_items]. Where even they are too many they are taken over pieces of the catalogue and
+computed again on the way back.
 """
 
 import math
@@ -48,29 +49,47 @@ class TAGNN(SRGNN):
         """Scores of all items (eq. 9), [B, n_items]."""
         row, keys, values = views.memo
         width = max(1, _PIECE // len(row))
-        pieces = [
-            checkpoint(_target_scores, items, keys, values, row, len(session), use_reentrant=False)
-            for items in torch.split(self.item_table, width)
-        ]
-        return session @ self.item_table.T + torch.cat(pieces, 1)
+        if width >= self.n_items:
+            target = _TargetScores.apply(self.item_table, keys, values, row, len(session))  # type: ignore[no-untyped-call]
+        else:
+            pieces = [
+                checkpoint(_TargetScores.apply, items, keys, values, row, len(session), use_reentrant=False)
+                for items in torch.split(self.item_table, width)
+            ]
+            target = torch.cat(pieces, 1)
+        scores: Tensor = session @ self.item_table.T + target
+        return scores
 
 
-def _target_scores(items: Tensor, keys: Tensor, values: Tensor, row: Tensor, rows: int) -> Tensor:
-    """sum_i beta_it (values_i . v_t) with beta the softmax over a session's clicks of keys_i . v_t (eq. 5-6).
+class _TargetScores(torch.autograd.Function):
+    """sum_i beta_it (values_i . v_t) with beta the softmax over a session's clicks of keys_i . v_t (eq. 5-6), [rows, n].
 
-    Args:
+    The gradient is written by hand, since on matrices of this size every needless copy counts: with m = values V^T, out = sum beta m,
+    d m = g beta and d logits = g beta (m - out).
+
+    Args of `apply`:
         items: a piece of the item table, [n, H].
-        keys, values: per click, sessions one after the other, [N, H].
-        row: session row of each click, in order, [N].
+        keys, values: per click, [N, H].
+        row: session row of each click, [N].
         rows: number of sessions.
-
-    Returns:
-        [rows, n].
     """
-    logits = keys @ items.T  # [N, n]
-    lengths = torch.bincount(row, minlength=rows)
-    peak = torch.segment_reduce(logits.detach(), "max", lengths=lengths, axis=0)  # [rows, n]
-    weights = (logits - peak[row]).exp()
-    zeros = logits.new_zeros(rows, len(items))
-    total = zeros.index_add(0, row, weights)
-    return zeros.index_add(0, row, weights * (values @ items.T)) / total
+
+    @staticmethod
+    def forward(ctx: Any, items: Tensor, keys: Tensor, values: Tensor, row: Tensor, rows: int) -> Tensor:
+        beta = keys @ items.T  # [N, n]
+        index = row.unsqueeze(1).expand(-1, len(items))
+        peak = beta.new_full((rows, len(items)), -torch.inf).scatter_reduce(0, index, beta, "amax")
+        beta.sub_(peak[row]).exp_()
+        beta.div_(torch.zeros_like(peak).index_add_(0, row, beta)[row])
+        worth = values @ items.T  # [N, n]
+        out = torch.zeros_like(peak).index_add_(0, row, beta * worth)
+        ctx.save_for_backward(items, keys, values, row, beta, worth, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        items, keys, values, row, beta, worth, out = ctx.saved_tensors
+        by_worth = grads[0][row].mul_(beta)  # [N, n]
+        by_logit = (worth - out[row]).mul_(by_worth)
+        by_items = by_logit.T @ keys + by_worth.T @ values
+        return by_items, by_logit @ items, by_worth @ items, None, None
