@@ -184,8 +184,7 @@ def summary(result: Mapping[str, Any]) -> str:
         lines.append(
             f"intents from {settings['intent_source']}: {stage1['prompts']:,} prompts, {stage1['distinct_prompts']:,} distinct; "
             f"{stage1['calls']:,} calls made, {stage1['reused']:,} answers reused; {stage1['intents']:,} intents, "
-            f"{stage1['no_intent']:,} answers without a name"
-            + (f", {stage1['not_asked']:,} not asked for" if stage1["not_asked"] else "")
+            f"{stage1['no_intent']:,} missing" + (f", {stage1['not_asked']:,} not asked for" if stage1["not_asked"] else "")
         )
     if result["checkpoint"]:
         lines.append(f"checkpoint {result['checkpoint']}")

@@ -122,7 +122,9 @@ def infer(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def report(counted: Mapping[str, Any]) -> str:
     """The counts of a run of `infer`, in words."""
-    text = f"infer: {counted['sessions']:,} sessions, {counted['intents']:,} intents; {counted['no_intent']:,} answers without a name"
+    text = f"infer: {counted['sessions']:,} sessions, {counted['intents']:,} intents, {counted['no_intent']:,} missing"
+    if counted["no_intent"]:
+        text += " (the answer names nothing, or the call failed)"
     if counted["not_asked"]:
         text += f", {counted['not_asked']:,} not asked for (max_sessions)"
     text += (
