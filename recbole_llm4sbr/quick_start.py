@@ -231,5 +231,5 @@ def _log_to_file(config: SessionConfig) -> None:
         if isinstance(handler, logging.FileHandler) or getattr(handler, "of_this_package", False):
             root.removeHandler(handler)
             handler.close()
-    make_folder("log")  # several processes start at once, and RecBole does not expect that
+    make_folder(Path("log") / config["model"])  # several processes start at once, and RecBole does not expect that
     init_logger(config)
