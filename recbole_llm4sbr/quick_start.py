@@ -1,5 +1,6 @@
 """The whole line as functions: prepare -> infer -> train -> test, and loading a trained model again."""
 
+import gc
 import importlib.metadata
 import logging
 import platform
@@ -185,6 +186,8 @@ def _one_of_many(rank: int, settings: dict[str, Any], saved: bool, address: str,
     result = _train_here(settings | many, saved, None)
     if rank == 0:
         queue.put(result)
+    gc.collect()  # the wrapped model holds threads of the group, in cycles of references
+    torch.distributed.barrier()  # a process that leaves early takes the others' connections away
     torch.distributed.destroy_process_group()
 
 
