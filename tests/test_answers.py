@@ -135,6 +135,20 @@ def test_a_failure_is_logged_and_counted_never_stored_and_asked_again(tmp_path):
     assert not (tmp_path / "failures.jsonl").exists()
 
 
+def test_a_complete_batch_is_stored_before_the_next_one_is_waited_for(tmp_path):
+    stored = []
+
+    class Batches(EchoBackend):
+        def generate(self, requests):
+            for reply in super().generate(requests):
+                yield reply._replace(more=reply.position % 5 < 4)
+                if reply.position % 5 == 4:  # asked for the next batch
+                    stored.append(len(AnswerStore(tmp_path / "store")))
+
+    ask(Batches(), [Request("s", f"1. item {n}") for n in range(20)], tmp_path / "store")
+    assert stored == [5, 10, 15, 20]
+
+
 def test_too_many_failures_end_in_an_error_after_the_rest_is_done(tmp_path):
     requests = [Request("s", f"1. {'fails' if n == 5 else 'item'} {n}") for n in range(50)]
     with pytest.raises(UserError, match=r"1 of 50 calls failed.*max_failure_rate=0.01.*run again"):

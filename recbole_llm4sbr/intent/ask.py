@@ -128,6 +128,7 @@ class Questions:
                         raise UserError(f"none of the first {_HOPELESS} calls was answered ({reason}); see {str(failures)!r}")
                 else:
                     writer.put(self._key(number), reply.answer)
+                writer.came(reply.more)
                 bar.set_postfix_str(_postfix(counts, prices), refresh=False)
                 bar.update()
         self.store.add_run(source, counts.calls, counts.seconds, counts.prompt_tokens, counts.answer_tokens)
@@ -187,10 +188,15 @@ class _Writer:
     source: int
     waiting: list[tuple[bytes, str]] = field(default_factory=list)
     since: float = field(default_factory=time.monotonic)
+    batch: bool = False
 
     def put(self, key: bytes, answer: str) -> None:
         self.waiting.append((key, answer))
-        if len(self.waiting) >= _BATCH or time.monotonic() - self.since > _SECONDS:
+
+    def came(self, more: bool) -> None:
+        """After every reply: store what waits when its batch is complete, or it is much, or it has waited long."""
+        ended, self.batch = self.batch and not more, more
+        if ended or len(self.waiting) >= _BATCH or time.monotonic() - self.since > _SECONDS:
             self.flush()
 
     def flush(self) -> None:

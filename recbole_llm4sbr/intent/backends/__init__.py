@@ -32,13 +32,17 @@ class Request(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What came back for the request at `position`: an answer, or the reason why there is none; tokens where they are known."""
+    """What came back for the request at `position`: an answer, or the reason why there is none; tokens where they are known.
+
+    `more` says that further replies of the same batch follow at once; behind the last one a batch is stored.
+    """
 
     position: int
     answer: str = ""
     failure: str = ""
     prompt_tokens: int = 0
     answer_tokens: int = 0
+    more: bool = False
 
 
 class LLMBackend(Protocol):

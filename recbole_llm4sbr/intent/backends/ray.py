@@ -104,5 +104,6 @@ class _Worker:
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
         requests = [Request(*row) for row in zip(*(batch[field].tolist() for field in Request._fields), strict=True)]
         positions = batch["position"].tolist()
-        replies = [reply._replace(position=positions[reply.position]) for reply in self._backend.generate(requests)]
+        replies = [reply._replace(position=positions[reply.position], more=True) for reply in self._backend.generate(requests)]
+        replies[-1] = replies[-1]._replace(more=False)
         return {field: [getattr(reply, field) for reply in replies] for field in Reply._fields}

@@ -141,7 +141,7 @@ class TransformersBackend:
         counts = (made != self._tokenizer.pad_token_id).sum(1).tolist()
         answers = self._tokenizer.batch_decode(made, skip_special_tokens=True)
         for position, answer, count in zip(members, answers, counts, strict=True):
-            yield Reply(position, answer, "", len(tokens[position]), count)
+            yield Reply(position, answer, "", len(tokens[position]), count, more=position != members[-1])
 
     def _greedy(self, ids: torch.Tensor, mask: torch.Tensor, cache: Any, lines: int) -> torch.Tensor:
         """New tokens of each row, padded behind its end, [B, T]. Unlike `generate`, rows that are done leave the batch.

@@ -69,7 +69,9 @@ class VLLMBackend:
             )
             for position, output in zip(order, outputs, strict=True):
                 answer = output.outputs[0]
-                yield Reply(done + position, answer.text, "", len(tokens[position]), len(answer.token_ids))
+                yield Reply(
+                    done + position, answer.text, "", len(tokens[position]), len(answer.token_ids), position != order[-1]
+                )
             done += len(block)
 
     def _sampling(self, lines: int) -> Any:
