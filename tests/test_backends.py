@@ -57,6 +57,41 @@ def test_batches_with_shared_prefixes_answer_as_one_prompt_at_a_time(tiny_llm, b
     assert len(set(got.values())) > 3  # the model does not answer everything alike
 
 
+def test_when_memory_is_too_small_batches_and_then_groups_are_halved_and_nothing_is_lost(tiny_llm, monkeypatch):
+    original, sizes = TransformersBackend._answer, []
+
+    def small(self, batch, *rest):
+        sizes.append(sum(len(each.members) for each in batch))
+        if sizes[-1] > 3:
+            raise torch.cuda.OutOfMemoryError
+        yield from original(self, batch, *rest)
+
+    expected = answers(TransformersBackend(tiny_llm, 4, 1, "cpu"), requests())
+    monkeypatch.setattr(TransformersBackend, "_answer", small)
+    got = answers(TransformersBackend(tiny_llm, 4, 0, "cpu"), requests())
+    assert sorted(got) == sorted(expected)
+    assert max(sizes) > 16
+    monkeypatch.setattr(TransformersBackend, "_answer", lambda *_: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError()))
+    with pytest.raises(torch.cuda.OutOfMemoryError):  # one prompt alone does not fit
+        answers(TransformersBackend(tiny_llm, 4, 0, "cpu"), requests())
+
+
+def test_a_sliding_window_is_not_led_through_a_chain_with_holes(tiny_llm, tmp_path, monkeypatch):
+    from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
+
+    monkeypatch.setattr("recbole_llm4sbr.intent.backends.transformers.compute_dtype", lambda device: torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llm)
+    torch.manual_seed(2)
+    config = MistralConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        sliding_window=40, pad_token_id=0, bos_token_id=2, eos_token_id=4, initializer_range=0.3,
+    )  # fmt: skip
+    MistralForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    got = answers(TransformersBackend(str(tmp_path), 8, 0, "cpu"), requests())
+    assert [got[n] for n in range(len(got))] == one_by_one(tmp_path, requests(), 8)
+
+
 def test_prompts_that_begin_alike_form_a_group_along_one_chain():
     root, items = [1, 2, 3], list(range(100, 200))
     tokens = [

@@ -82,7 +82,13 @@ class TransformersBackend:
             except torch.cuda.OutOfMemoryError:
                 torch.cuda.empty_cache()
                 if len(batch) == 1:
-                    raise
+                    half = len(batch[0].members) // 2
+                    if not half:
+                        raise
+                    whole = batch[0]
+                    parts = [Group(whole.chain, whole.members[a], whole.shared[a]) for a in (slice(half), slice(half, None))]
+                    rest |= {id(part): rest[id(whole)] for part in parts}
+                    batch = parts
                 self.batch_tokens //= 2
                 log.warning("out of GPU memory; going on with batches of %s tokens", f"{self.batch_tokens:,}")
                 waiting = batch + waiting
@@ -102,14 +108,15 @@ class TransformersBackend:
         if self._model is None:
             self._model, self._tokenizer = self.source.load_causal_lm(compute_dtype(self.device), self.device)
             config = self._model.config.get_text_config()
-            kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+            windowed = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
+            kinds = set(getattr(config, "layer_types", None) or ["sliding_attention" if windowed else "full_attention"])
             if kinds != {"full_attention"} or getattr(self._model, "_is_stateful", False):
                 self._share = False  # a sliding window or a recurrent state does not skip what is masked
             vocabulary = self._tokenizer.get_vocab().items()
             newlines = [i for text, i in vocabulary if "Ċ" in text or "\n" in text]
             quotes = [i for text, i in vocabulary if '"' in text]
             ends = self._model.generation_config.eos_token_id
-            self._ends = torch.tensor(ends if isinstance(ends, list) else [ends or -1], device=self.device)
+            self._ends = torch.tensor(ends if isinstance(ends, list) else [-1 if ends is None else ends], device=self.device)
             self._newline = torch.tensor(newlines, device=self.device)
             self._newline_or_quote = torch.tensor(newlines + quotes, device=self.device)
 
@@ -137,7 +144,7 @@ class TransformersBackend:
             # A member sees of its group's chain what it shares; positions go on behind that, wherever the columns stand.
             seen = chain_mask[row] * (chain_mask[row].cumsum(1) <= torch.tensor(shared, device=self.device).unsqueeze(1))
             ids, mask = torch.cat([chains[row], ids], 1), torch.cat([seen, mask], 1)
-        made = self._greedy(ids, mask, cache or DynamicCache(config=self._model.config), lines)
+        made = self._greedy(ids, mask, DynamicCache(config=self._model.config) if cache is None else cache, lines)
         counts = (made != self._tokenizer.pad_token_id).sum(1).tolist()
         answers = self._tokenizer.batch_decode(made, skip_special_tokens=True)
         for position, answer, count in zip(members, answers, counts, strict=True):
