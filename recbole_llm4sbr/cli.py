@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,9 @@ verbs
   prepare   click log -> sessions, written as RecBole benchmark files under --atomic_path
   infer     sessions -> LLM intents -> feature files beside them (prepares first where needed)
   train     train on the files that are there, select on validation, test once
+  compare   models x variants x datasets x seeds, and a report: does the LLM help, and more than chance? (`compare --help`)
+  ablate    the paper's ablations of one model, by name, and the controls (`ablate --help`)
+  report    the report again, of several grids if you like (`report --help`)
   answers   the LLM's answers: `answers stats | export | import | drop`, with --atomic_path, --file, --llm, --prompt (`answers --help`)
 
 examples
@@ -49,7 +53,8 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str], di
     rest = list(arguments)
     verb = rest.pop(0) if rest and not rest[0].startswith("-") else None
     if verb is not None and verb not in VERBS:
-        raise UserError(f"verb {verb!r} is unknown; choose one of {', '.join(VERBS)}, or none for the whole line")
+        others = "compare, ablate, report, answers"
+        raise UserError(f"verb {verb!r} is unknown; choose one of {', '.join(VERBS)}, {others}, or none for the whole line")
     settings: dict[str, Any] = {}
     while rest:
         word = rest.pop(0)
@@ -69,12 +74,12 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str], di
 
 def run_all(settings: dict[str, Any]) -> None:
     """The whole line."""
-    from recbole_llm4sbr.config import check_runnable, uses_intents
-    from recbole_llm4sbr.quick_start import train
+    from recbole_llm4sbr.config import check_runnable
+    from recbole_llm4sbr.quick_start import make_features, train
 
     check_runnable(settings)
     run_prepare(settings)
-    stage1 = run_infer(settings, prepared=True) if uses_intents(settings) else None
+    stage1 = make_features(settings)
     if settings["dry_run"]:
         return
     _finish(settings, train(settings, stage1))
@@ -87,13 +92,15 @@ def run_prepare(settings: dict[str, Any]) -> None:
     prepare(settings)
 
 
-def run_infer(settings: dict[str, Any], prepared: bool = False) -> Mapping[str, Any]:
+def run_infer(settings: dict[str, Any]) -> None:
     """Verb `infer`."""
-    from recbole_llm4sbr.intent.infer import infer
+    from recbole_llm4sbr.intent.infer import encode_items, infer
 
-    if not prepared:
-        run_prepare(settings)
-    return infer(settings)
+    run_prepare(settings)
+    if settings["intent_source"] == "none":
+        encode_items(settings)
+    else:
+        infer(settings)
 
 
 def run_train(settings: dict[str, Any]) -> None:
@@ -152,6 +159,97 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in cells)
 
 
+TABLES = ("components", "baselines", "views", "k", "lambda", "controls", "switches")
+GRID_HELP = """\
+usage: recbole-llm4sbr compare --models=SRGNN,GRU4Rec --variants=plain,llm4sbr --datasets=ml-100k [--seeds=5] [--key=value ...]
+       recbole-llm4sbr ablate  --model=SRGNN --datasets=ml-100k [--tables=components,views,k,...] [--seeds=5] [--key=value ...]
+
+Trains and tests every cell of a grid as `train` does, on the same files and with the same settings, selects on validation, tests once,
+and writes a report. A run that was interrupted goes on where it was; cells that are done are not run again.
+
+  --models      names of models, of this package or of RecBole                                        (default: SRGNN)
+  --datasets    names of datasets                                                                     (default: ml-100k)
+  --variants    compare: what each model is compared as; any may be changed, as llm4sbr+intent_k=3    (default: plain,llm4sbr)
+  --tables      ablate: {tables}  (default: all)
+  --seeds       how many, from --seed (2020) on, or which, as [1,2,3]                                 (default: 3)
+  --workers     cells trained at once, each in its own process, which gets its share of the cores     (default: 1)
+  --out         folder of the grid; the next grid in it adds to its report                            (default: comparison)
+  --key=value   any setting, for every cell; with --intent_source=session_text no LLM is asked at all
+
+variants:
+{variants}
+"""
+
+
+def run_grid(verb: str, arguments: Sequence[str]) -> int:
+    """Verbs `compare` and `ablate`."""
+    if {"-h", "--help"} & set(arguments):
+        names = "\n".join(f"  {name:16} {each['about']}" for name, each in read_yaml(PROPERTIES / "variants.yaml").items())
+        print(GRID_HELP.format(tables=", ".join(TABLES), variants=names))
+        return 0
+    _, files, given = parse_arguments(arguments)
+    models = names_of(given, "models", given.pop("model", "SRGNN"))
+    datasets = names_of(given, "datasets", given.pop("dataset", "ml-100k"))
+    variants = names_of(given, "variants", "plain,llm4sbr")
+    tables = names_of(given, "tables", ",".join(TABLES))
+    seeds, workers, out = given.pop("seeds", 3), given.pop("workers", 1), str(given.pop("out", "comparison"))
+    if not (seeds and (isinstance(seeds, int) or (isinstance(seeds, list) and all(isinstance(each, int) for each in seeds)))):
+        raise UserError(f"--seeds={seeds!r} must be a number of seeds, as 3, or the seeds, as [1,2,3]")
+    if not isinstance(workers, int) or workers < 0:
+        raise UserError(f"--workers={workers!r} must be a number of processes; 0 trains in this one")
+    for table in tables:
+        if table not in TABLES:
+            raise UserError(f"table {table!r} is unknown; choose from {', '.join(TABLES)}")
+    from recbole_llm4sbr.compare import ABLATIONS, COMPARISON, compare
+
+    groups = {COMPARISON: variants}
+    if verb == "ablate":
+        groups = {ABLATIONS[table][0]: ABLATIONS[table][1] for table in tables}
+    command = shlex.join(["recbole-llm4sbr", verb, *arguments])
+    rows = compare(groups, models, datasets, seeds, given, out, workers, files, command)
+    if any(row["status"] == "ok" for row in rows):
+        _report([out], out, str(Path(out) / "report.html"))
+    failed = sum(row["status"] != "ok" for row in rows)
+    if failed:
+        print(
+            f"{failed} of {len(rows)} cells failed; the reasons stand in the report and in {Path(out) / 'cells.jsonl'}",
+            file=sys.stderr,
+        )
+    return 1 if failed == len(rows) else 0
+
+
+def names_of(given: dict[str, Any], key: str, default: str) -> list[str]:
+    """Take a list of names out of the settings: `a,b` or `[a, b]`."""
+    value = given.pop(key, default)
+    names = [str(each).strip() for each in (value if isinstance(value, list) else str(value).split(","))]
+    if not all(names) or not names:
+        raise UserError(f"--{key}={value!r} must be names with commas between them")
+    return names
+
+
+def run_report(arguments: Sequence[str]) -> int:
+    """Verb `report`."""
+    parser = argparse.ArgumentParser(
+        "recbole-llm4sbr report", description="Write the report of grids again, from their folders."
+    )
+    parser.add_argument("folders", nargs="+", help="folders of compare, ablate and tune (their --out)")
+    parser.add_argument("--markdown", help="folder for one <dataset>.md each (default: the first folder)")
+    parser.add_argument("--html", help="the page, which needs no network (default: report.html in the first folder)")
+    options = parser.parse_args(arguments)
+    first = options.folders[0]
+    _report(options.folders, options.markdown or first, options.html or str(Path(first) / "report.html"))
+    return 0
+
+
+def _report(folders: Sequence[str], markdown: str, page: str) -> None:
+    from recbole_llm4sbr.report import read_grids, report, tables_of
+
+    for block in read_grids(folders):
+        table = tables_of(block)[0]
+        print(f"\n{block.title}: {table.title}\n" + _table([dict(zip(table.head, row)) for row in table.rows]))
+    print("written: " + ", ".join(map(str, report(folders, markdown, page))))
+
+
 VERBS: dict[str, Callable[[dict[str, Any]], Any]] = {"prepare": run_prepare, "infer": run_infer, "train": run_train}
 
 
@@ -194,7 +292,9 @@ def summary(result: Mapping[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0, 2 for a user's mistake, 130 when interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments[:1] != ["answers"] and any(word in ("-h", "--help", "help") for word in arguments):
+    if arguments[:1] not in [["answers"], ["compare"], ["ablate"], ["report"]] and any(
+        word in ("-h", "--help", "help") for word in arguments
+    ):
         print(USAGE + describe())
         return 0
     if "--version" in arguments:
@@ -206,6 +306,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if arguments[:1] == ["answers"]:
             return run_answers(arguments[1:])
+        if arguments[:1] == ["report"]:
+            return run_report(arguments[1:])
+        if arguments[:1] in (["compare"], ["ablate"]):
+            return run_grid(arguments[0], arguments[1:])
         verb, files, given = parse_arguments(arguments)
         settings = load_settings(config_files=files, overrides=given)
         (VERBS[verb] if verb else run_all)(settings)

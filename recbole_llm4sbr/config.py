@@ -13,7 +13,7 @@ compat.apply()
 from recbole.config import Config  # noqa: E402  (numpy must be mended first)
 
 from recbole_llm4sbr.errors import UserError  # noqa: E402
-from recbole_llm4sbr.model import check_wrappable, model_class  # noqa: E402
+from recbole_llm4sbr.model import check_wrappable, is_switched, model_class  # noqa: E402
 
 _OF_MANY = ("local_rank", "world_size", "offset")  # settings of one of several training processes
 
@@ -30,7 +30,7 @@ class SessionConfig(Config):  # type: ignore[misc]
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         model = model_class(settings["model"])
-        if settings["llm4sbr"]:
+        if settings["llm4sbr"] or is_switched(settings):
             check_wrappable(model)
         folder = Path(settings["atomic_path"]) / settings["dataset"]
         super().__init__(model=model, dataset=settings["dataset"], config_dict=dict(settings) | file_settings(settings))
@@ -73,15 +73,14 @@ def file_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def uses_intents(settings: Mapping[str, Any]) -> bool:
-    """Whether training reads feature files."""
-    return bool(settings["llm4sbr"]) and settings["intent_source"] != "none"
-
-
 def check_runnable(settings: Mapping[str, Any]) -> None:
-    """Refuse before long work: an unknown model, one that cannot be wrapped, intents that nothing would use."""
+    """Refuse before long work: an unknown model, one that cannot be wrapped or scored so, intents that a model needs and nobody gives."""
     model = model_class(settings["model"])
-    if settings["llm4sbr"]:
-        if settings["intent_source"] == "none":
-            raise UserError("intent_source='none' leaves LLM4SBR nothing to work with; add --llm4sbr=false for the plain model")
+    if settings["llm4sbr"] or is_switched(settings):
         check_wrappable(model)
+    if settings["similarity"] == "cosine" and getattr(model, "dot_only", False):
+        raise UserError(
+            f"{settings['model']} cannot score by similarity=cosine: its session embedding differs per item; use dot"
+        )
+    if settings["model"] == "LLMInfer" and settings["intent_source"] == "none":
+        raise UserError("LLMInfer ranks by intents, and intent_source='none' gives it none; choose llm or session_text")

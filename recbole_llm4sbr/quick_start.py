@@ -14,6 +14,7 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from torch.multiprocessing.spawn import spawn
 
@@ -25,16 +26,18 @@ compat.apply()
 from recbole.data.utils import data_preparation  # noqa: E402  (numpy must be mended first)
 from recbole.utils import init_logger, init_seed  # noqa: E402
 
-from recbole_llm4sbr.config import SessionConfig, check_runnable, uses_intents  # noqa: E402
+from recbole_llm4sbr.config import SessionConfig, check_runnable  # noqa: E402
 from recbole_llm4sbr.data.atomic import check_prepared, prepare  # noqa: E402
 from recbole_llm4sbr.dataset import SessionDataset  # noqa: E402
 from recbole_llm4sbr.errors import UserError  # noqa: E402
 from recbole_llm4sbr.files import make_folder  # noqa: E402
-from recbole_llm4sbr.intent.infer import check_inferred, infer  # noqa: E402
-from recbole_llm4sbr.model import build_model  # noqa: E402
-from recbole_llm4sbr.settings import load_settings  # noqa: E402
+from recbole_llm4sbr.intent.infer import check_inferred, check_items, encode_items, infer  # noqa: E402
+from recbole_llm4sbr.model import SessionIntents, build_model  # noqa: E402
+from recbole_llm4sbr.model.graphs import training_sessions  # noqa: E402
+from recbole_llm4sbr.settings import load_settings, uses_intents, uses_item_texts  # noqa: E402
 from recbole_llm4sbr.trainer import plain, read_checkpoint, session_trainer  # noqa: E402
 
+HEAD = 0.2  # share of the catalogue, by clicks in the training part, that counts as its head
 _LIBRARIES = ("recbole", "torch", "transformers", "numpy", "pandas", "faiss-cpu")
 
 
@@ -75,8 +78,16 @@ def run_recbole_llm4sbr(
     settings = load_settings(model, dataset, config_file_list or (), config_dict)
     check_runnable(settings)
     prepare(settings)
-    stage1 = infer(settings) if uses_intents(settings) else None
-    return train(settings, stage1, saved)
+    return train(settings, make_features(settings), saved)
+
+
+def make_features(settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Write the feature files that a run needs, unless they are there; the counts of `infer` where intents are needed."""
+    if uses_intents(settings):
+        return infer(settings)
+    if uses_item_texts(settings):
+        encode_items(settings)
+    return None
 
 
 def load_data(settings: Mapping[str, Any]) -> tuple[SessionConfig, SessionDataset, tuple[Any, Any, Any]]:
@@ -92,6 +103,7 @@ def train(
     stage1: Mapping[str, Any] | None = None,
     saved: bool = True,
     on_epoch: Callable[[int, float], None] | None = None,
+    on_test: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Train with RecBole's Trainer, select the epoch on validation, test once.
 
@@ -100,6 +112,7 @@ def train(
         stage1: counts of the `infer` step before, for the report.
         saved: whether checkpoints are written; without them the last epoch is tested instead of the best.
         on_epoch: called with the epoch and its validation score.
+        on_test: called with the test rows (`test_rows`), from the one test that there is.
 
     Returns:
         RecBole's four results, and settings, versions, counts, seconds per epoch, best epoch, memory, checkpoint.
@@ -109,11 +122,13 @@ def train(
     if uses_intents(settings):
         inferred = check_inferred(settings)
         stage1 = stage1 or inferred["counts"] | {"calls": 0, "reused": inferred["counts"]["distinct_prompts"], "shipped": 0}
+    elif uses_item_texts(settings):
+        check_items(settings)
     model_name = settings["model"].rpartition(":")[2]
     run_name = f"{model_name}-{settings['dataset']}-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6:06d}"
     folder = make_folder(Path(settings["checkpoint_dir"]) / run_name)
     here = {**settings, "checkpoint_dir": str(folder)}
-    result = _train_here(here, saved, on_epoch) if settings["nproc"] == 1 else _train_on_many(here, saved)
+    result = _train_here(here, saved, on_epoch, on_test) if settings["nproc"] == 1 else _train_on_many(here, saved)
     return result | {
         "prepare": manifest["counts"],
         "infer": dict(stage1) if stage1 else None,
@@ -122,7 +137,12 @@ def train(
     }
 
 
-def _train_here(settings: Mapping[str, Any], saved: bool, on_epoch: Callable[[int, float], None] | None) -> dict[str, Any]:
+def _train_here(
+    settings: Mapping[str, Any],
+    saved: bool,
+    on_epoch: Callable[[int, float], None] | None = None,
+    on_test: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
     """Train and test in this process."""
     config, dataset, (train_data, valid_data, test_data) = load_data(settings)
     _log_to_file(config)
@@ -146,6 +166,8 @@ def _train_here(settings: Mapping[str, Any], saved: bool, on_epoch: Callable[[in
     if not config["single_spec"]:
         torch.distributed.barrier()  # the first process writes the checkpoint that all of them read next
     test = trainer.evaluate(test_data, load_best_model=saved, show_progress=show)
+    if on_test and (ranks := trainer.ranks()):
+        on_test(test_rows(*ranks, config, model, train_data.dataset, test_data.dataset))
     bigger = config["valid_metric_bigger"]
     return {
         "best_valid_score": float(best_score),
@@ -156,11 +178,45 @@ def _train_here(settings: Mapping[str, Any], saved: bool, on_epoch: Callable[[in
         "best_epoch": (max if bigger else min)(scores, key=lambda epoch: scores[epoch]) if scores else None,
         "epochs": len(trainer.epoch_seconds),
         "valid_scores": list(scores.values()),
+        "train_losses": [float(loss) for loss in trainer.train_loss_dict.values()],
         "seconds_training": round(seconds, 3),
         "seconds_per_epoch": [round(each, 4) for each in trainer.epoch_seconds],
         "peak_memory_mb": peak_memory_mb(config["device"]),
         "parameters": sum(each.numel() for each in model.parameters() if each.requires_grad),
         "checkpoint": str(trainer.saved_model_file) if saved else None,
+    }
+
+
+def test_rows(
+    session: torch.Tensor, rank: torch.Tensor, config: SessionConfig, model: torch.nn.Module, trained: Any, tested: Any
+) -> dict[str, Any]:
+    """What the comparison of models needs of every test row, joined by session id; arrays of [R].
+
+    Args:
+        session: RecBole's session id of each row.
+        rank: of its target, 0 beyond the largest `topk`.
+        config: RecBole's config.
+        model: the tested model.
+        trained, tested: RecBole's datasets of the training and the test part.
+
+    Returns:
+        `session` (its token), `rank`, `length` (clicks before the target), `head` (the target is among the 20 % of items that the
+        training part clicks most) and `intent` (the model reads intents and has all of this session's).
+    """
+    feat = tested.inter_feat
+    place = {int(number): row for row, number in enumerate(feat[tested.uid_field])}
+    order = torch.tensor([place[int(number)] for number in session])
+    clicks = numpy.bincount(numpy.concatenate(training_sessions(config, trained)), minlength=tested.item_num)
+    head = numpy.zeros(tested.item_num, bool)
+    head[numpy.argsort(-clicks[1:], kind="stable")[: round(HEAD * (tested.item_num - 1))] + 1] = True
+    intents = next((module for module in model.modules() if isinstance(module, SessionIntents)), None)
+    known = intents.known(session.to(intents.nearest.device)).cpu() if intents else torch.zeros(len(session))
+    return {
+        "session": numpy.asarray(tested.field2id_token[tested.uid_field][session.numpy()], dtype=str),
+        "rank": rank.numpy().astype(numpy.int32),
+        "length": feat[tested.item_list_length_field][order].numpy().astype(numpy.int32),
+        "head": head[feat[tested.iid_field][order].numpy()],
+        "intent": known.numpy().astype(bool),
     }
 
 
@@ -183,7 +239,7 @@ def _one_of_many(rank: int, settings: dict[str, Any], saved: bool, address: str,
     torch.distributed.init_process_group("nccl" if cuda else "gloo", address, rank=rank, world_size=settings["nproc"])
     quiet = {} if rank == 0 else {"state": "error", "show_progress": False}
     many = {"local_rank": rank, "world_size": settings["nproc"], "offset": 0, **quiet}
-    result = _train_here(settings | many, saved, None)
+    result = _train_here(settings | many, saved)
     if rank == 0:
         queue.put(result)
     gc.collect()  # the wrapped model holds threads of the group, in cycles of references
@@ -206,6 +262,8 @@ def load_model(checkpoint: str | Path, **changed: Any) -> Loaded:
     check_prepared(settings)
     if uses_intents(settings):
         check_inferred(settings)
+    elif uses_item_texts(settings):
+        check_items(settings)
     config, dataset, (train_data, valid_data, test_data) = load_data(settings)
     model = build_model(config, train_data.dataset).to(config["device"])
     model.load_state_dict(state["state_dict"])

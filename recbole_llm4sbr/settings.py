@@ -23,9 +23,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "llm_backend": ("transformers", "vllm", "openai", "ray", "echo"),
     "ray_backend": ("transformers", "vllm", "echo"),
     "intent_refresh": ("every", "powers"),
-    "intent_source": ("llm", "session_text", "none"),
+    "intent_source": ("llm", "session_text", "shuffled", "random", "none"),
+    "control_of": ("llm", "session_text"),
     "intent_weighting": ("similarity", "softmax"),
-    "fusion": ("gate",),
+    "fusion": ("gate", "residual", "concat"),
+    "item_init": ("random", "text", "pca"),
+    "similarity": ("dot", "cosine"),
+    "aggregate": ("mean", "last", "position"),
 }
 # Smallest allowed value of numeric settings.
 AT_LEAST: dict[str, float] = {
@@ -34,10 +38,12 @@ AT_LEAST: dict[str, float] = {
     "ray_workers": 0, "ray_cpus_per_worker": 1, "encoder_batch_size": 1, "intent_k_max": 1, "intent_k": 0, "intent_lambda": 0,
     "epochs": 1, "train_batch_size": 1, "eval_batch_size": 1, "embedding_size": 1, "hidden_size": 1,
     "MAX_ITEM_LIST_LENGTH": 1, "nproc": 1, "learning_rate": 0, "learning_rate_step": 0, "learning_rate_decay": 0, "weight_decay": 0,
+    "temperature": 1e-6,
 }  # fmt: skip
 # Keys of RecBole that none of its property files mentions.
 _RECBOLE_EXTRA = {"model", "dataset", "config_files",
                   "loss_type", "selected_features", "pooling_mode", "user_inter_num_interval"}  # fmt: skip
+_LLM2SEQ = "LLM2"  # LLM2SRGNN: the plain SRGNN whose item table starts from text (Boz et al. 2024)
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
@@ -108,6 +114,8 @@ def load_settings(
         raise UserError("no dataset was named; add --dataset=NAME (for instance ml-100k, which comes with RecBole)")
     for key in ("model", "dataset"):
         external[key] = str(external[key])
+    if external["model"].startswith(_LLM2SEQ) and len(external["model"]) > len(_LLM2SEQ):
+        external |= {"model": external["model"][len(_LLM2SEQ) :], "llm4sbr": False, "item_init": "pca"}
     name = external["model"].rpartition(":")[2]
     defaults = read_yaml(PROPERTIES / "overall.yaml")
     settings = dict(defaults)
@@ -147,7 +155,7 @@ def _unknown_key(key: str, known: set[str], own_model: bool) -> None:
 
 def _check_values(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     for key, choices in CHOICES.items():
-        if settings[key] not in choices:
+        if key in settings and settings[key] not in choices:
             near = difflib.get_close_matches(str(settings[key]), choices, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise UserError(f"{key}={settings[key]!r} is not a choice{hint}; choose one of {', '.join(choices)}")
@@ -186,6 +194,22 @@ def _wanted_type(default: Any) -> tuple[type, ...]:
     if isinstance(default, float):
         return (float, int)
     return () if default is None else (type(default),)
+
+
+def intent_files(settings: Mapping[str, Any]) -> str:
+    """Whose feature files a run reads: `llm`, `session_text` or `none`; the controls `shuffled` and `random` change those of another."""
+    source: str = settings["intent_source"]
+    return settings["control_of"] if source in ("shuffled", "random") else source
+
+
+def uses_intents(settings: Mapping[str, Any]) -> bool:
+    """Whether training reads `.sessemb`."""
+    return bool(settings["llm4sbr"] or settings["model"] == "LLMInfer") and settings["intent_source"] != "none"
+
+
+def uses_item_texts(settings: Mapping[str, Any]) -> bool:
+    """Whether training reads `.itememb`."""
+    return uses_intents(settings) or settings["item_init"] != "random" or settings["model"] == "LLMSeqSim"
 
 
 def describe() -> str:

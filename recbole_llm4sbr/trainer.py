@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import SyncBatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
@@ -20,14 +21,15 @@ from recbole_llm4sbr.files import write_whole  # noqa: E402
 
 
 def session_trainer(config: Any, model: torch.nn.Module) -> Trainer:
-    """RecBole's trainer for the model, with safe checkpoints and the seconds of each training epoch in `epoch_seconds`."""
+    """RecBole's trainer for the model, with safe checkpoints, the seconds of each training epoch in `epoch_seconds`, and `ranks`."""
     base: type[Trainer] = get_trainer(config["MODEL_TYPE"], config["model"])
-    trainer: Trainer = type(base.__name__, (_SafeCheckpoints, base), {})(config, model)
+    trainer: Trainer = type(base.__name__, (_SessionTrainer, base), {})(config, model)
     return trainer
 
 
-class _SafeCheckpoints:
-    """Mixin over any RecBole trainer. RecBole pickles its Config, which torch >= 2.6 rightly refuses to load."""
+class _SessionTrainer:
+    """Mixin over any RecBole trainer: plain-type checkpoints (RecBole pickles its Config, which torch >= 2.6 rightly refuses to load),
+    a step-wise learning rate, and what `evaluate` found of each row."""
 
     def __init__(self, config: Any, model: torch.nn.Module) -> None:
         alone = config["single_spec"]
@@ -42,6 +44,31 @@ class _SafeCheckpoints:
             )
         self.saved_model_file = str(Path(config["checkpoint_dir"]) / f"{config['model']}.pth")
         self.epoch_seconds: list[float] = []
+        self._rows: list[Tensor] = []
+        self._hits: Tensor | None = None
+        evaluate = self.evaluator.evaluate  # type: ignore[has-type]
+
+        def watched(struct: Any) -> Any:
+            self._hits = struct.get("rec.topk")[:, :-1] if "rec.topk" in struct else None
+            return evaluate(struct)
+
+        self.evaluator.evaluate = watched
+
+    def ranks(self) -> tuple[Tensor, Tensor] | None:
+        """Of the last `evaluate`: each row's session id, and its target's rank, 0 beyond the largest `topk`; None without a ranking."""
+        if self._hits is None or not self._rows:
+            return None
+        found = self._hits.bool()
+        return torch.cat(self._rows), (found.int().argmax(1) + 1) * found.any(1)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """RecBole's, and remember the rows."""
+        self._rows = []
+        return super().evaluate(*args, **kwargs)  # type: ignore[misc]
+
+    def _full_sort_batch_eval(self, batched_data: Any) -> Any:
+        self._rows.append(batched_data[0][self.config["USER_ID_FIELD"]].cpu())  # type: ignore[attr-defined]
+        return super()._full_sort_batch_eval(batched_data)  # type: ignore[misc]
 
     def _train_epoch(self, train_data: Any, epoch: int, *args: Any, **kwargs: Any) -> Any:
         if every := self.config["learning_rate_step"]:  # type: ignore[attr-defined]

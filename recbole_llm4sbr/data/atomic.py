@@ -25,7 +25,7 @@ from recbole_llm4sbr._version import __version__
 from recbole_llm4sbr.data.sessions import PARTS, counts, drop_unseen, filter_rare, prefixes, session_names, sessionize, split
 from recbole_llm4sbr.errors import UserError
 from recbole_llm4sbr.files import make_folder, read_json, sha256_file, write_json, write_whole
-from recbole_llm4sbr.settings import read_yaml
+from recbole_llm4sbr.settings import read_yaml, uses_item_texts
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def prepare(settings: Mapping[str, Any]) -> dict[str, Any]:
             )
     make_folder(folder)
     tables, numbers = _make(settings, _read_clicks(settings, inter_file), item_file)
-    for old in (MANIFEST, "infer.json"):
+    for old in (MANIFEST, "infer.json", "itememb.json", "session_text/infer.json"):  # what is made of other session files goes
         (folder / old).unlink(missing_ok=True)
     for name, lines in tqdm(tables.items(), desc="writing", unit="file", leave=False, disable=numbers["clicks"] < 10**6):
         with write_whole(folder / name) as handle:
@@ -253,7 +253,7 @@ def _check_columns(settings: Mapping[str, Any], inter_file: Path, item_file: Pat
             raise UserError(
                 f"{str(inter_file)!r} has no column {settings[option]!r}; it has {', '.join(present)}; name the right one with --{option}"
             )
-    if not settings["llm4sbr"] or settings["intent_source"] == "none":
+    if not uses_item_texts(settings):
         return
     if not item_file.is_file():
         raise UserError(

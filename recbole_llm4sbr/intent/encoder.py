@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
+from recbole_llm4sbr.features import Vectors
 from recbole_llm4sbr.intent.pretrained import resolve
-
-Vectors = npt.NDArray[np.float32]
 
 
 class Encoder:

@@ -21,21 +21,25 @@ from recbole_llm4sbr.data.atomic import (
 )
 from recbole_llm4sbr.data.sessions import PARTS
 from recbole_llm4sbr.errors import UserError
-from recbole_llm4sbr.files import read_json, sha256_file, write_json, write_whole
+from recbole_llm4sbr.features import Vectors, intents_folder, read_vectors, vector_lines
+from recbole_llm4sbr.files import make_folder, read_json, sha256_file, write_json, write_whole
 from recbole_llm4sbr.intent.answers import AnswerStore, clean
 from recbole_llm4sbr.intent.ask import Questions, cost, estimate
 from recbole_llm4sbr.intent.backends import make_backend
-from recbole_llm4sbr.intent.encoder import Encoder, Vectors
+from recbole_llm4sbr.intent.encoder import Encoder
 from recbole_llm4sbr.intent.localize import localize
 from recbole_llm4sbr.intent.prompts import PromptTemplate, SessionPrompts, item_names, item_texts, split_joint
+from recbole_llm4sbr.settings import intent_files
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "infer.json"
+ITEM_MANIFEST = "itememb.json"
 STORE = "answers.sqlite"
 FAILURES = "failures.jsonl"
 RECENT = 3  # items of the `short` view under intent_source=session_text
-_ALWAYS = ("intent_source", "views", "item_text", "article_last", "missing_item_text", "encoder", "intent_k_max", "faiss_index")
+_OF_ITEMS = ("item_text", "article_last", "missing_item_text", "encoder")
+_ALWAYS = (*_OF_ITEMS, "views", "intent_k_max", "faiss_index")
 _OF_THE_LLM = (
     "prompt", "item_name", "item_name_length", "llm", "llm_max_new_tokens", "llm_extra", "max_sessions", "intent_refresh",
     "views_in_one_call",
@@ -45,6 +49,9 @@ _OF_THE_RUN = ("calls", "reused", "shipped", "failures", "prompt_tokens", "answe
 
 def infer(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Write the feature files of a prepared dataset, unless they are there, made with the same settings.
+
+    Views that are missing in files made otherwise alike are added to them. The LLM's and `session_text`'s files stand beside each
+    other; `.itememb` is shared.
 
     Args:
         settings: what `settings.load_settings` returned.
@@ -57,37 +64,44 @@ def infer(settings: Mapping[str, Any]) -> dict[str, Any]:
         UserError: nothing is prepared, a template, view, model or column is wrong, or the files were made with other settings.
     """
     started = time.perf_counter()
-    if settings["intent_k"] == 0 and settings["intent_source"] != "llm":
+    asking = intent_files(settings) == "llm"
+    if settings["intent_k"] == 0 and not asking:
         raise UserError(
-            f"intent_k=0 needs an LLM's answers, which intent_source={settings['intent_source']!r} does not have; raise it"
+            f"intent_k=0 needs an LLM's answers, which intents from {intent_files(settings)!r} do not have; raise it"
         )
     prepared = check_prepared(settings)
     folder = dataset_folder(settings)
-    wanted = _deciding(settings)
-    if (folder / MANIFEST).is_file() and not settings["llm_refresh"]:
-        changed = _changed(read_json(folder / MANIFEST), wanted, prepared)
+    here = intents_folder(folder, settings)
+    if (here / MANIFEST).is_file() and not settings["llm_refresh"]:
+        made = read_json(here / MANIFEST)
+        changed = _changed(made, _deciding(settings), prepared)
         if not changed:
             manifest = check_inferred(settings)
             log.info("infer: %s sessions have their intents already; no LLM call", f"{manifest['counts']['sessions']:,}")
             return {**manifest["counts"], "calls": 0, "reused": manifest["counts"]["distinct_prompts"], "shipped": 0}
-        if not settings["rebuild"]:
+        more = [*made["settings"]["views"], *settings["views"]]
+        wider = {**settings, "views": list(dict.fromkeys(more))}
+        if not settings["views_in_one_call"] and not _changed(
+            made | {"settings": _deciding(wider)}, made["settings"], prepared
+        ):
+            settings = wider  # the files keep their views and get new ones
+        elif not settings["rebuild"]:
             raise UserError(
-                f"the feature files in {str(folder)!r} were made otherwise: {'; '.join(changed)}; "
+                f"the feature files in {str(here)!r} were made otherwise: {'; '.join(changed)}; "
                 f"add --rebuild=true to make them anew (LLM answers are kept), or choose another --atomic_path"
             )
-    items = read_items(folder / f"{settings['dataset']}.item")
     rows = read_sessions(folder, settings["dataset"], *PARTS)
-    asking = settings["intent_source"] == "llm"
     if asking and settings["dry_run"]:
         store = AnswerStore(folder.parent / STORE)
+        items = read_items(folder / f"{settings['dataset']}.item")
         print(estimate(_questions(settings, store, rows, items), _prices(settings)))
         return {}
     # The encoder and the index are tried before the LLM is asked: a mistake there must not cost an hour of answers.
-    encoder = Encoder(settings["encoder"], settings["encoder_batch_size"], settings["llm_device"])
-    item_vectors = encoder.encode(item_texts(items, settings))
+    encoder = Encoder(settings["encoder"], settings["encoder_batch_size"], settings["llm_device"]) if asking else None
+    tokens, item_vectors = encode_items(settings, encoder)
     localize(item_vectors[:1], item_vectors, 1, settings["faiss_index"])
-    tokens = items["item_id"].tolist()
-    if asking:
+    if encoder:
+        items = read_items(folder / f"{settings['dataset']}.item")
         texts, intents, counted = _answers(settings, folder, rows, items)
         vectors = encoder.encode(texts)
         counted["distinct_answers"] = len(texts)
@@ -100,24 +114,92 @@ def infer(settings: Mapping[str, Any]) -> dict[str, Any]:
         "sessions": len(rows.ids),
         "intents": len(rows.ids) * len(intents) - without,
         "no_intent": without - counted["not_asked"],
-        "dim": encoder.dim,
+        "dim": item_vectors.shape[1],
         "k_max": found.shape[1],
     }
-    (folder / MANIFEST).unlink(missing_ok=True)
-    files = _write(settings, folder, rows.ids, tokens, item_vectors, vectors, intents, found, sims)
+    make_folder(here)
+    (here / MANIFEST).unlink(missing_ok=True)
+    files = _write(settings, here, rows.ids, tokens, vectors if asking else None, intents, found, sims)
     manifest = {
         "made_by": "recbole_llm4sbr infer",
         "version": __version__,
-        "settings": wanted,
-        "encoder": encoder.identity,
+        "settings": _deciding(settings),
         "prepared": prepared["files"],
+        "items": read_json(folder / ITEM_MANIFEST)["files"],
         "counts": {key: value for key, value in counted.items() if key not in _OF_THE_RUN},
         "files": files,
     }
-    write_json(folder / MANIFEST, manifest)
+    write_json(here / MANIFEST, manifest)
     counted["seconds"] = round(time.perf_counter() - started, 1)
     log.info(report(counted))
     return counted
+
+
+def encode_items(settings: Mapping[str, Any], encoder: Encoder | None = None) -> tuple[list[str], Vectors]:
+    """Write `.itememb`, unless it is there, made with the same settings; all that `item_init` and LLMSeqSim need, without an LLM.
+
+    Args:
+        settings: what `settings.load_settings` returned.
+        encoder: the encoder of the settings, when it is loaded already.
+
+    Returns:
+        Item tokens and their vectors as the file has them, [M, D]; zeros for an item without a text.
+
+    Raises:
+        UserError: nothing is prepared, a column or the encoder is wrong, or the file was made with other settings.
+    """
+    prepared = check_prepared(settings)
+    folder, wanted = dataset_folder(settings), {key: settings[key] for key in _OF_ITEMS}
+    path = folder / f"{settings['dataset']}.itememb"
+    changed = _changed_items(folder, wanted, prepared) if (folder / ITEM_MANIFEST).is_file() else ["it is missing"]
+    if changed:
+        if (folder / ITEM_MANIFEST).is_file() and not settings["rebuild"]:
+            raise UserError(
+                f"{str(path)!r} was made otherwise: {'; '.join(changed)}; add --rebuild=true to make it anew, or choose another "
+                f"--atomic_path"
+            )
+        items = read_items(folder / f"{settings['dataset']}.item")
+        texts = item_texts(items, settings)
+        encoder = encoder or Encoder(settings["encoder"], settings["encoder_batch_size"], settings["llm_device"])
+        (folder / ITEM_MANIFEST).unlink(missing_ok=True)
+        with write_whole(path) as handle:
+            handle.writelines(vector_lines("iid:token\titem_emb:float_seq", items["item_id"].tolist(), encoder.encode(texts)))
+        manifest = {
+            "made_by": "recbole_llm4sbr infer",
+            "version": __version__,
+            "settings": wanted,
+            "encoder": encoder.identity,
+            "prepared": prepared["files"],
+            "files": {path.name: sha256_file(path)},
+        }
+        write_json(folder / ITEM_MANIFEST, manifest)
+    return read_vectors(path)
+
+
+def check_items(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest of a dataset's `.itememb`.
+
+    Raises:
+        UserError: there is none, it was made for other settings or session files, or it has changed since.
+    """
+    folder = dataset_folder(settings)
+    if not (folder / ITEM_MANIFEST).is_file():
+        raise UserError(
+            f"{str(folder)!r} holds no .itememb file; run `recbole-llm4sbr infer --dataset={settings['dataset']}` first, with "
+            f"--intent_source=none when no LLM is wanted"
+        )
+    wanted = {key: settings[key] for key in _OF_ITEMS}
+    if changed := _changed_items(folder, wanted, check_prepared(settings)):
+        raise UserError(
+            f"the .itememb in {str(folder)!r} was made otherwise: {'; '.join(changed)}; run `infer` with --rebuild=true"
+        )
+    manifest: dict[str, Any] = read_json(folder / ITEM_MANIFEST)
+    check_files(folder, manifest)
+    return manifest
+
+
+def _changed_items(folder: Path, wanted: Mapping[str, Any], prepared: Mapping[str, Any]) -> list[str]:
+    return _changed(read_json(folder / ITEM_MANIFEST), wanted, prepared)
 
 
 def report(counted: Mapping[str, Any]) -> str:
@@ -144,21 +226,17 @@ def _write(
     folder: Path,
     ids: Sequence[str],
     tokens: Sequence[str],
-    item_vectors: Vectors,
-    vectors: Vectors,
+    vectors: Vectors | None,
     intents: Mapping[str, npt.NDArray[np.int32]],
     found: npt.NDArray[np.int64],
     sims: Vectors,
 ) -> dict[str, str]:
-    """Write the feature files; their names and checksums."""
+    """Write `.sessemb` and, of an LLM, `.intentemb` (else every session has a vector of its own: too much for a text file)."""
     name = settings["dataset"]
-    files = {
-        f"{name}.itememb": _vector_lines("iid:token\titem_emb:float_seq", tokens, item_vectors),
-        f"{name}.sessemb": _session_lines(ids, intents, [[tokens[item] for item in row] for row in found.tolist()], sims),
-    }
-    if settings["intent_source"] == "llm":  # without an LLM every session has a vector of its own: too much for a text file
+    files = {f"{name}.sessemb": _session_lines(ids, intents, [[tokens[item] for item in row] for row in found.tolist()], sims)}
+    if vectors is not None:
         numbers = [f"i{number}" for number in range(len(vectors))]
-        files[f"{name}.intentemb"] = _vector_lines("intent_id:token\tintent_emb:float_seq", numbers, vectors)
+        files[f"{name}.intentemb"] = vector_lines("intent_id:token\tintent_emb:float_seq", numbers, vectors)
     for file, lines in files.items():
         with write_whole(folder / file) as handle:
             handle.writelines(lines)
@@ -171,13 +249,16 @@ def check_inferred(settings: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: there are none, they were made for other settings or session files, or a file has changed since.
     """
-    folder = dataset_folder(settings)
+    folder = intents_folder(dataset_folder(settings), settings)
     if not (folder / MANIFEST).is_file():
         raise UserError(
-            f"{str(folder)!r} holds no feature files; run `recbole-llm4sbr infer --dataset={settings['dataset']}` first"
+            f"{str(folder)!r} holds no feature files; run `recbole-llm4sbr infer --dataset={settings['dataset']} "
+            f"--intent_source={intent_files(settings)}` first"
         )
     manifest: dict[str, Any] = read_json(folder / MANIFEST)
     changed = _changed(manifest, _deciding(settings), check_prepared(settings))
+    if check_items(settings)["files"] != manifest["items"]:
+        changed.append("the .itememb is another one")
     if changed:
         raise UserError(
             f"the feature files in {str(folder)!r} were made otherwise: {'; '.join(changed)}; run `infer` with --rebuild=true"
@@ -191,7 +272,13 @@ def check_inferred(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _changed(manifest: Mapping[str, Any], wanted: Mapping[str, Any], prepared: Mapping[str, Any]) -> list[str]:
-    made = manifest["settings"]
+    """In what files were made otherwise than wanted; further views in them do no harm, unless they shared a question."""
+    made = dict(manifest["settings"])
+    if "views" in wanted and set(wanted["views"]) <= set(made["views"]) and not wanted.get("views_in_one_call"):
+        examples = made.get("prompt_example") or {}
+        made |= {"views": wanted["views"]}
+        if "prompt_example" in wanted:
+            made["prompt_example"] = {view: examples.get(view) for view in wanted["views"]}
     changed = [
         f"{key} was {made.get(key)!r}, now {wanted.get(key)!r}"
         for key in sorted(made | wanted)
@@ -204,19 +291,17 @@ def _changed(manifest: Mapping[str, Any], wanted: Mapping[str, Any], prepared: M
 
 def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that the feature files depend on; the prompt template by its content."""
-    keys = _ALWAYS + (_OF_THE_LLM if settings["intent_source"] == "llm" else ())
-    deciding = {key: settings[key] for key in keys}
-    if settings["intent_source"] == "llm":
+    asking = intent_files(settings) == "llm"
+    deciding = {key: settings[key] for key in _ALWAYS + (_OF_THE_LLM if asking else ())}
+    if asking:
         backend = settings["ray_backend"] if settings["llm_backend"] == "ray" else settings["llm_backend"]
-        deciding["llm_backend"] = (
-            "local" if backend in ("transformers", "vllm") else backend
-        )  # local engines share their answers
+        # local engines share their answers
+        deciding["llm_backend"] = "local" if backend in ("transformers", "vllm") else backend
         template = PromptTemplate.load(settings["prompt"])
         template.check_views(settings["views"])
-        example = [template.build(["1", "2"], view) for view in settings["views"]]
-        deciding["prompt_example"] = [
-            list(request) + [template.views[view].window] for view, request in zip(settings["views"], example)
-        ]
+        deciding["prompt_example"] = {
+            view: [*template.build(["1", "2"], view), template.views[view].window] for view in settings["views"]
+        }
     return deciding
 
 
@@ -321,14 +406,6 @@ def _sums(item_vectors: Vectors, items: npt.NDArray[np.int64], starts: Any, size
 
 def _blocks(length: int, size: int) -> Iterable[tuple[int, int]]:
     return ((start, min(start + size, length)) for start in range(0, length, size))
-
-
-def _vector_lines(head: str, ids: Sequence[str], vectors: Vectors) -> Iterable[str]:
-    """Lines of an atomic file of one vector per id, six significant digits."""
-    yield head + "\n"
-    form = " ".join(["%.6g"] * vectors.shape[1])
-    for token, vector in zip(ids, vectors.tolist()):
-        yield f"{token}\t{form % tuple(vector)}\n"
 
 
 def _session_lines(

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from recbole_llm4sbr.errors import UserError
-from recbole_llm4sbr.intent.encoder import Vectors
+from recbole_llm4sbr.features import Vectors
 
 _TIES = 32  # neighbours fetched beyond k, so that equal similarities at the edge can be put into catalogue order
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from recbole_llm4sbr.errors import UserError
+from recbole_llm4sbr.features import intents_folder, read_vectors
 
 _CHUNK = 20_000  # rows of a file in memory at once
 
@@ -25,22 +25,21 @@ class SessionIntents(nn.Module):
     Args:
         vectors: vectors that intents are made of, row 0 all zeros, [M, D].
         nearest: rows of `vectors` per session and view, in falling order of similarity, 0 where there is no intent, [S, V, k].
-        sims: their similarities, [S, V, k].
+        sims: their similarities, 0 where there is no intent, [S, V, k].
         weighting: `similarity`: sum of sim * vector (eq. 5); `softmax`: sum of softmax(sim) * vector.
     """
 
     item_emb: Tensor
     nearest: Tensor
-    weights: Tensor
+    sims: Tensor
 
     def __init__(self, vectors: Tensor, nearest: Tensor, sims: Tensor, weighting: str = "similarity") -> None:
         super().__init__()
-        known = nearest != 0
-        if weighting == "softmax":
-            sims = sims.masked_fill(~known, -torch.inf).softmax(-1).nan_to_num(0.0)
-        self.register_buffer("item_emb", vectors.float(), persistent=False)
-        self.register_buffer("nearest", nearest.int().contiguous(), persistent=False)  # int32: half the memory of ids
-        self.register_buffer("weights", (sims.float() * known).contiguous(), persistent=False)
+        self.softmax = weighting == "softmax"
+        # as they are, without a copy: several trials of a search may share them
+        self.register_buffer("item_emb", vectors, persistent=False)
+        self.register_buffer("nearest", nearest, persistent=False)
+        self.register_buffer("sims", sims, persistent=False)
 
     @property
     def dim(self) -> int:
@@ -56,53 +55,79 @@ class SessionIntents(nn.Module):
         Returns:
             Intent vectors [B, V, D], zeros where a session has none, and 1.0 where it has one [B, V].
         """
-        nearest, weights = self.nearest[session], self.weights[session]  # [B, V, k]
+        nearest, weights = self.nearest[session], self.sims[session]  # [B, V, k]
+        known = nearest[..., 0] != 0
+        if self.softmax:
+            weights = weights.softmax(-1) * known.unsqueeze(-1)
         flat = nn.functional.embedding_bag(
             nearest.flatten(0, 1), self.item_emb, per_sample_weights=weights.flatten(0, 1), mode="sum"
         )  # [B * V, D], without the [B, V, k, D] in between
-        return flat.view(*nearest.shape[:2], -1), (nearest[..., 0] != 0).to(weights.dtype)
+        return flat.view(*nearest.shape[:2], -1), known.to(weights.dtype)
+
+    def known(self, session: Tensor) -> Tensor:
+        """Which sessions have intents of all views, [B]."""
+        return (self.nearest[session][..., 0] != 0).all(1)
 
     @classmethod
     def from_dataset(cls, config: Any, dataset: Any) -> "SessionIntents":
         """Read the feature files of a RecBole dataset; rows are joined with its items and sessions by id.
 
         Args:
-            config: reads `data_path`, `views`, `intent_k`, `intent_weighting`.
+            config: reads `data_path`, `views`, `intent_k`, `intent_weighting`, `intent_source`, `control_of` and, for the controls
+                `shuffled` (sessions exchange their intents) and `random` (random unit vectors for the items'), `seed`.
             dataset: RecBole's dataset over the session files in the same folder.
 
         Raises:
             UserError: an item or session of the dataset has no row, or fewer than `intent_k` neighbours are stored.
         """
-        path, name, views, k = Path(config["data_path"]), dataset.dataset_name, config["views"], config["intent_k"]
+        sessions = dataset.field2id_token[dataset.uid_field]
+        if config["intent_source"] == "none":
+            nothing = torch.zeros(len(sessions), len(config["views"]), 1)
+            return cls(torch.zeros(1, 1), nothing.int(), nothing)
+        vectors, nearest, sims = cls._read(config, dataset)
+        control = torch.Generator().manual_seed(config["seed"])
+        if config["intent_source"] == "shuffled":
+            other = torch.cat([torch.zeros(1, dtype=torch.long), torch.randperm(len(nearest) - 1, generator=control) + 1])
+            nearest, sims = nearest[other], sims[other]
+        elif config["intent_source"] == "random":
+            drawn = nn.functional.normalize(torch.randn(vectors[1:].shape, generator=control), dim=-1)
+            vectors = torch.cat([vectors[:1], drawn])
+            nearest = torch.randint(1, len(vectors), nearest.shape, generator=control, dtype=torch.int32) * (nearest != 0)
+        return cls(vectors, nearest, sims, config["intent_weighting"])
+
+    @staticmethod
+    def _read(config: Any, dataset: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """The files' vectors [M, D], nearest rows and similarities [S, V, k]."""
+        folder, name, views, k = Path(config["data_path"]), dataset.dataset_name, config["views"], config["intent_k"]
+        path = intents_folder(folder, config)
         items = pd.Index(dataset.field2id_token[dataset.iid_field])
         sessions = pd.Index(dataset.field2id_token[dataset.uid_field])
         if k == 0:
-            intents, vectors = _read_vectors(path / f"{name}.intentemb")
+            intents, vectors = read_vectors(path / f"{name}.intentemb")
             rows = pd.Index(["", *intents])
             nearest = _read_sessions(path / f"{name}.sessemb", sessions, [f"{view}_intent" for view in views], rows, 1)
             vectors = np.concatenate([np.zeros((1, vectors.shape[1]), np.float32), vectors])
-            return cls(torch.from_numpy(vectors), torch.from_numpy(nearest), torch.ones(nearest.shape))
-        tokens, read = _read_vectors(path / f"{name}.itememb")
-        place = pd.Index(tokens).get_indexer(items[1:])
-        if (place < 0).any():
-            token = items[1:][place < 0][0]
-            raise UserError(
-                f"item {token!r} has no row in {name}.itememb, which was made for another catalogue; "
-                f"run `infer` with --rebuild=true"
-            )
-        vectors = np.concatenate([np.zeros((1, read.shape[1]), np.float32), read[place]])
+            return torch.from_numpy(vectors), torch.from_numpy(nearest), torch.from_numpy((nearest != 0).astype(np.float32))
         nearest = _read_sessions(path / f"{name}.sessemb", sessions, [f"{view}_items" for view in views], items, k)
         sims = _read_sessions(path / f"{name}.sessemb", sessions, [f"{view}_sims" for view in views], None, k)
-        return cls(torch.from_numpy(vectors), torch.from_numpy(nearest), torch.from_numpy(sims), config["intent_weighting"])
+        return item_vectors(config, dataset), torch.from_numpy(nearest), torch.from_numpy(sims)
 
 
-def _read_vectors(path: Path) -> tuple[list[str], npt.NDArray[np.float32]]:
-    """Ids and vectors of a file with an id and a float_seq column, [N] and [N, D]."""
-    with open(path, encoding="utf-8") as lines:
-        next(lines)
-        cells = [line.rstrip("\n").split("\t") for line in lines]
-    numbers = np.concatenate([np.fromstring(text, np.float32, sep=" ") for _, text in cells])
-    return [token for token, _ in cells], numbers.reshape(len(cells), -1)
+def item_vectors(config: Any, dataset: Any) -> Tensor:
+    """Text vectors of a dataset's items by RecBole's item id, zeros for padding and for items without a text, [n_items, D].
+
+    Raises:
+        UserError: an item has no row in the file.
+    """
+    tokens, read = read_vectors(Path(config["data_path"]) / f"{dataset.dataset_name}.itememb")
+    items = dataset.field2id_token[dataset.iid_field][1:]
+    place = pd.Index(tokens).get_indexer(items)
+    if (place < 0).any():
+        raise UserError(
+            f"item {items[place < 0][0]!r} has no row in {dataset.dataset_name}.itememb, which was made for another catalogue; "
+            f"run `infer` with --rebuild=true"
+        )
+    return torch.from_numpy(np.concatenate([np.zeros((1, read.shape[1]), np.float32), read[place]]))
 
 
 def _read_sessions(

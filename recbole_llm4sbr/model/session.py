@@ -34,11 +34,16 @@ class SessionRecommender(SequentialRecommender):  # type: ignore[misc]
     """A sequential recommender of RecBole in three exchangeable steps. A backbone gives `encode`, `fuse` and the item table.
 
     Args:
-        config: RecBole's config.
+        config: RecBole's config; `similarity` and `temperature` are read of it.
         dataset: RecBole's dataset.
     """
 
     input_type = InputType.POINTWISE  # a row is a session and its target; no negative items
+    dot_only = False  # true where `score` is no similarity of one session embedding and one embedding per item
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        self.temperature = float(config["temperature"]) if config["similarity"] == "cosine" else None
 
     @property
     def item_table(self) -> Tensor:
@@ -62,7 +67,13 @@ class SessionRecommender(SequentialRecommender):  # type: ignore[misc]
 
     def score(self, session: Tensor, views: SessionViews) -> Tensor:
         """Scores of all items, [B, n_items]: session embedding times item table (eq. 13)."""
-        return session @ self.item_table.T
+        return self.compare(session, self.item_table)
+
+    def compare(self, session: Tensor, items: Tensor) -> Tensor:
+        """Dot products of sessions [B, H] and items [n, H], or under `similarity: cosine` cosines over the temperature, [B, n]."""
+        if self.temperature is None:
+            return session @ items.T
+        return nn.functional.normalize(session, dim=-1) @ nn.functional.normalize(items, dim=-1).T / self.temperature
 
     def extra_loss(self, views: SessionViews, interaction: Interaction) -> Tensor | None:
         """A loss of the model's own besides cross-entropy, a scalar; None when it has none."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,18 +14,28 @@ from recbole_llm4sbr.model.losses import alignment_uniformity
 from recbole_llm4sbr.model.session import SessionRecommender, SessionViews
 
 # The embedding that a view's intent is aligned with (eq. 9) and gates (eq. 10-11); views not named here go with the global one.
-_PARTNER = {"short": "local"}
-_EMBEDDINGS = ("global", "local")
+_PARTNER = {"short": "local", "normal": "session"}
+
+
+@dataclass
+class _Memo:
+    """What `fuse`, `score` and the losses need again: the backbone's views, and by embedding (`global`, `local` or `session`) the
+    embedding [B, H], its projected intent [B, H] and who has one [B]."""
+
+    backbone: SessionViews
+    pairs: dict[str, tuple[Tensor, Tensor, Tensor]]
 
 
 class LLM4SBRWrapper(SessionRecommender):
     """A session recommender that has a backbone: keeps its `encode`, `score` and extra loss, replaces `fuse`, adds lambda * L_AU.
 
-    A view that is left out leaves its embedding without a gate. A session without an intent is gated by the bias of the projection
-    alone and takes no part in L_AU.
+    `fusion: gate` is the paper's. A view that is left out leaves its embedding without a gate. A session without an intent is gated by
+    the bias of the projection alone, and takes no part in L_AU. The view `normal` stands alone and goes with the backbone's own session
+    embedding, which it gates as a whole (the paper gives no formula). `residual` adds the projected intents to that embedding, `concat`
+    mixes the two by a layer; there an absent intent is zero.
 
     Args:
-        config: reads `views` and `intent_lambda`.
+        config: reads `views`, `fusion` and `intent_lambda`.
         dataset: RecBole's dataset.
         backbone: what is enhanced.
         intents: the sessions' intents, in the order of `views`.
@@ -38,12 +49,18 @@ class LLM4SBRWrapper(SessionRecommender):
         self.backbone = backbone
         self.intents = intents
         self.intent_lambda = float(config["intent_lambda"])
+        self.fusion = config["fusion"]
         self.partners = _partners(config["views"])
         size = backbone.item_table.size(1)
         self.project = nn.Linear(intents.dim, size)  # W and b of eq. 7, shared by the views
-        self.gates = nn.ModuleDict({name: nn.Linear(size, 1, bias=False) for name in self.partners})  # w of eq. 10-11
-        # SR-GNN's own mixing layer has the form of eq. 12: it goes on serving there, and no parameter is left idle
-        self.mix = None if backbone.mixing_layer() else nn.Linear(2 * size, size)
+        gated = self.partners if self.fusion == "gate" else []
+        self.gates = nn.ModuleDict({name: nn.Linear(size, 1, bias=False) for name in gated})  # w of eq. 10-11
+        self.mix: nn.Linear | None = None
+        if self.fusion == "concat":
+            self.mix = nn.Linear((1 + len(self.partners)) * size, size)
+        elif self.fusion == "gate" and "session" not in self.partners and backbone.mixing_layer() is None:
+            # SR-GNN's own mixing layer has the form of eq. 12: it goes on serving there, and no parameter is left idle
+            self.mix = nn.Linear(2 * size, size)
         bound = 1 / math.sqrt(size)  # SR-GNN's initialisation
         for module in (self.project, *self.gates.values(), self.mix):
             for parameter in module.parameters() if module else ():
@@ -55,48 +72,61 @@ class LLM4SBRWrapper(SessionRecommender):
         return self.backbone.item_table
 
     def encode(self, interaction: Any) -> SessionViews:
-        """The backbone's views; `memo` holds the backbone's memo, the projected intents by embedding (eq. 7) and who has one."""
+        """The backbone's views; `memo` pairs embeddings with projected intents (eq. 7)."""
         views = self.backbone.encode(interaction)
         intents, known = self.intents(interaction[self.USER_ID])  # [B, V, D], [B, V]
-        projected = dict(zip(self.partners, zip(self.project(intents).unbind(1), known.unbind(1))))  # [B, H], [B] each
-        return SessionViews(views.local_emb, views.global_emb, (views, projected))
+        embeddings = {"global": views.global_emb, "local": views.local_emb}
+        if "session" in self.partners:
+            embeddings["session"] = self.backbone.fuse(views, interaction)
+        parts = zip(self.partners, self.project(intents).unbind(1), known.unbind(1))
+        pairs = {name: (embeddings[name], intent, has) for name, intent, has in parts}
+        return SessionViews(views.local_emb, views.global_emb, _Memo(views, pairs))
 
     def fuse(self, views: SessionViews, interaction: Any) -> Tensor:
-        """Gate each embedding by its intent, then mix (eq. 10-12), [B, H]."""
-        parts = []
-        for name, embedding in self._embeddings(views):
-            if name in self.partners:
-                intent, _ = views.memo[1][name]
-                embedding = self.gates[name](torch.sigmoid(embedding + intent)) * embedding  # [B, 1] * [B, H]
-            parts.append(embedding)
-        mix = self.mix or self.backbone.mixing_layer()
-        mixed: Tensor = mix(torch.cat(parts, -1))  # type: ignore[misc]
-        return mixed
+        """The session embedding with its intents, [B, H]."""
+        backbone, pairs = views.memo.backbone, views.memo.pairs
+        if self.fusion == "gate":
+            if "session" in pairs:
+                return self._gated("session", pairs)
+            return self._mixed(
+                self._gated("global", pairs) if "global" in pairs else views.global_emb,
+                self._gated("local", pairs) if "local" in pairs else views.local_emb,
+            )
+        intents = [intent * has.unsqueeze(1) for _, intent, has in pairs.values()]  # [B, H] each
+        session = self.backbone.fuse(backbone, interaction)
+        return session + torch.stack(intents).sum(0) if self.fusion == "residual" else self._mixed(session, *intents)
 
     def score(self, session: Tensor, views: SessionViews) -> Tensor:
         """The backbone's, [B, n_items]."""
-        return self.backbone.score(session, views.memo[0])
+        return self.backbone.score(session, views.memo.backbone)
 
     def extra_losses(self, views: SessionViews, interaction: Any) -> list[Tensor]:
         """lambda * L_AU summed over views (eq. 9, 15), then the backbone's own."""
-        losses = self.backbone.extra_losses(views.memo[0], interaction)
+        losses = self.backbone.extra_losses(views.memo.backbone, interaction)
         if self.intent_lambda == 0:
             return losses
-        embeddings = dict(self._embeddings(views))
-        h, t, known = zip(*((embeddings[name], *views.memo[1][name]) for name in self.partners))
-        losses_au = alignment_uniformity(torch.stack(h), torch.stack(t), torch.stack(known))  # [V]
-        return [self.intent_lambda * losses_au.sum(), *losses]
+        h, t, known = map(torch.stack, zip(*views.memo.pairs.values()))  # [V, B, H], [V, B, H], [V, B]
+        return [self.intent_lambda * alignment_uniformity(h, t, known).sum(), *losses]
 
-    @staticmethod
-    def _embeddings(views: SessionViews) -> list[tuple[str, Tensor]]:
-        return list(zip(_EMBEDDINGS, (views.global_emb, views.local_emb)))
+    def _gated(self, name: str, pairs: dict[str, tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+        """An embedding times its gate (eq. 10-11), [B, H]."""
+        embedding, intent, _ = pairs[name]
+        gated: Tensor = self.gates[name](torch.sigmoid(embedding + intent)) * embedding  # [B, 1] * [B, H]
+        return gated
+
+    def _mixed(self, *parts: Tensor) -> Tensor:
+        """Eq. 12, [B, H]."""
+        mix = self.mix or self.backbone.mixing_layer()
+        mixed: Tensor = mix(torch.cat(parts, -1))  # type: ignore[misc]
+        return mixed
 
 
 def _partners(views: Sequence[str]) -> list[str]:
     """The embedding of each view, in the order of the views."""
     partners = [_PARTNER.get(view, "global") for view in views]
-    if len(set(partners)) < len(partners):
+    if len(set(partners)) < len(partners) or ("session" in partners and len(partners) > 1):
         raise UserError(
-            f"views={list(views)!r}: at most one view per embedding; `short` goes with the local one, any other with the global one"
+            f"views={list(views)!r}: at most one view per embedding; `short` goes with the local one, `normal`, alone, with the whole "
+            f"session's, any other with the global one"
         )
     return partners

@@ -56,8 +56,7 @@ class DHCN(SessionRecommender):
 
     def score(self, session: Tensor, views: SessionViews) -> Tensor:
         """Session embedding times convolved item table (eq. 12), [B, n_items]."""
-        scores: Tensor = session @ views.memo[0].T
-        return scores
+        return self.compare(session, views.memo[0])
 
     def extra_loss(self, views: SessionViews, interaction: Any) -> Tensor:
         """beta times the contrastive loss (eq. 13): agree with the session's line-graph embedding, not with a shuffled session's."""

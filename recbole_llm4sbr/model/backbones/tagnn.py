@@ -30,6 +30,8 @@ class TAGNN(SRGNN):
         dataset: RecBole's dataset.
     """
 
+    dot_only = True
+
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         size = config["embedding_size"]

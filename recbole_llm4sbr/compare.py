@@ -1,0 +1,386 @@
+"""`compare` and `ablate`: a grid of datasets, models, variants and seeds; every cell trains as `train` does and is kept as it comes.
+
+A grid lives in a folder: `grid.json` says what was asked for, `cells.jsonl` gets a line per finished cell, `ranks/<key>.npz` what became
+of every test session. The key of a cell is a hash of all that its result depends on, so that a second run does only what is missing.
+"""
+
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+from recbole_llm4sbr.config import check_runnable
+from recbole_llm4sbr.data.atomic import prepare
+from recbole_llm4sbr.errors import UserError
+from recbole_llm4sbr.files import PROPERTIES, make_folder, read_json, write_json, write_whole
+from recbole_llm4sbr.model import model_class
+from recbole_llm4sbr.quick_start import make_features, train
+from recbole_llm4sbr.settings import (
+    intent_files,
+    load_settings,
+    parse_value,
+    read_yaml,
+    uses_intents,
+    uses_item_texts,
+)
+
+log = logging.getLogger(__name__)
+
+# The paper's tables and figures by name: variants of one backbone.
+ABLATIONS: dict[str, tuple[str, list[str]]] = {
+    "components": ("Parts of LLM4SBR (the paper's Table 4)", ["llm4sbr", "w/o SBR", "w/o LLM", "w/o AU"]),
+    "baselines": ("Other ways to use a language model (Figure 5)", ["plain", "LLMInfer", "LLMSeqSim", "LLM2Seq", "llm4sbr"]),
+    "views": ("Views (Figure 6)", ["llm4sbr", "w/o Long", "w/o Short", "Normal"]),
+    "k": ("Items per intent, k (Figure 7)", [f"llm4sbr+intent_k={k}" for k in (0, 1, 3, 5)]),
+    "lambda": ("Weight of alignment and uniformity", [f"llm4sbr+intent_lambda={each}" for each in (0.0, 0.05, 0.1, 0.3, 1.0)]),
+    "controls": ("Controls: other vectors for the intents", ["plain", "llm4sbr", "session_text", "shuffled", "random", "none"]),
+    "switches": (
+        "Switches, for plain and enhanced",
+        ["plain", "plain-text-init", "plain-cosine", "llm4sbr", "text-init", "cosine", "residual", "concat"],
+    ),
+}
+COMPARISON = "Comparison"
+# Settings on which no result depends.
+_AIMLESS = {
+    "data_path", "atomic_path", "checkpoint_dir", "result_file", "rebuild", "dry_run", "show_progress", "llm_refresh", "llm_batch_tokens",
+    "llm_device", "llm_url", "llm_concurrency", "llm_timeout", "llm_retries", "llm_prices", "max_failure_rate", "encoder_batch_size",
+    "eval_batch_size", "gpu_id", "use_gpu", "state", "ray_address", "ray_workers", "ray_cpus_per_worker",
+}  # fmt: skip
+# Settings on which the result of a model without intents, and of one without item texts, does not depend.
+_OF_INTENTS = {
+    "llm", "llm_backend", "llm_max_new_tokens", "llm_extra", "llm_name", "ray_backend", "views", "views_in_one_call", "prompt", "item_name",
+    "item_name_length", "control_of", "fusion", "max_sessions", "faiss_index", "intent_refresh", "intent_source", "intent_k_max",
+    "intent_k", "intent_weighting", "intent_lambda",
+}  # fmt: skip
+_OF_TEXTS = {"item_text", "article_last", "missing_item_text", "encoder"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run of a grid.
+
+    Attributes:
+        group: title of the report's table that it stands in.
+        model, variant, dataset, seed: its place there.
+        settings: all settings of the run.
+        about: what the report says of the variant.
+        key: names its result.
+    """
+
+    group: str
+    dataset: str
+    model: str
+    variant: str
+    seed: int
+    about: str
+    settings: dict[str, Any]
+    key: str = ""
+
+    @property
+    def label(self) -> str:
+        """The cell in words."""
+        return f"{self.model} {self.variant}, {self.dataset}, seed {self.seed}"
+
+
+def compare(
+    groups: Mapping[str, Sequence[str]],
+    models: Sequence[str],
+    datasets: Sequence[str],
+    seeds: int | Sequence[int],
+    given: Mapping[str, Any],
+    out: str | Path,
+    workers: int = 1,
+    config_files: Sequence[str] = (),
+    command: str = "",
+) -> list[dict[str, Any]]:
+    """Run what is missing of a grid.
+
+    Args:
+        groups: names of variants by title.
+        models: names of models.
+        datasets: names of datasets.
+        seeds: how many, from the setting `seed` on, or which.
+        given: settings for every cell.
+        out: folder of the grid; grids of several commands may share it.
+        workers: cells trained at once, each in a process of its own; 0: one after the other in this process.
+        config_files: settings files for every cell.
+        command: what was typed, for the report.
+
+    Returns:
+        The rows of `cells.jsonl` that belong to the grid.
+
+    Raises:
+        UserError: an unknown model, variant, dataset or setting; files that were made otherwise. A cell that cannot run is recorded with
+            its reason, and ends nothing.
+    """
+    out = make_folder(out)
+    cells = _with_keys(list(_cells(groups, models, datasets, seeds, given, config_files)))
+    _ask(out / "grid.json", cells, command)
+    make_folder(out / "ranks")
+    done = {row["key"]: row for row in read_rows(out / "cells.jsonl")}
+    missing = {cell.key: cell for cell in cells if done.get(cell.key, {}).get("status") != "ok"}
+    log.info(
+        "%s cells, %s of them distinct, %s to run; results in %s", len(cells), len({c.key for c in cells}), len(missing), out
+    )
+    started = time.perf_counter()
+    for number, (cell, row, ranks) in enumerate(_run(list(missing.values()), workers), 1):
+        if ranks:
+            with write_whole(out / "ranks" / f"{cell.key}.npz", "wb") as handle:
+                np.savez_compressed(handle, **ranks)
+        done[cell.key] = {"key": cell.key, "machine": machine(), **row}
+        _append(out / "cells.jsonl", done[cell.key])
+        left = (time.perf_counter() - started) / number * (len(missing) - number)
+        log.info("[%s/%s] %s: %s; %s left", number, len(missing), cell.label, _outcome(row), _duration(left))
+    return [done[key] for key in dict.fromkeys(cell.key for cell in cells)]
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The lines of a JSONL file; a last line that a killed run left unfinished is passed over."""
+    if not path.is_file():
+        return []
+    rows = []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, 1):
+        try:
+            if line:
+                rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            log.warning("%s, line %s is unfinished and is passed over", path, number)
+    return rows
+
+
+def read_variants() -> dict[str, dict[str, Any]]:
+    """The shipped variants: name -> `about` and `set`."""
+    return read_yaml(PROPERTIES / "variants.yaml")
+
+
+def machine() -> str:
+    """This machine in words: cores, memory, GPU."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{os.cpu_count()} cores ({platform.machine()}), {psutil.virtual_memory().total / 2**30:.0f} GB, {gpu}"
+
+
+def _cells(
+    groups: Mapping[str, Sequence[str]],
+    models: Sequence[str],
+    datasets: Sequence[str],
+    seeds: int | Sequence[int],
+    given: Mapping[str, Any],
+    config_files: Sequence[str],
+) -> Iterator[Cell]:
+    """The cells, the first seed's first, so that a run that is cut short has whole comparisons."""
+    variants = read_variants()
+    for dataset in datasets:
+        base = load_settings(dataset=dataset, config_files=config_files, overrides=given)
+        first = int(base.get("seed", 2020))
+        control = {"control_of": "session_text"} if base["intent_source"] == "session_text" else {}
+        for seed in range(first, first + seeds) if isinstance(seeds, int) else seeds:
+            for title, names in groups.items():
+                for model in models:
+                    for name in names:
+                        about, changed = _variant(name, variants, model)
+                        quiet = {"model": model, "seed": seed, "show_progress": False, "state": "error"}
+                        settings = load_settings(None, dataset, config_files, {**control, **given, **quiet, **changed})
+                        yield Cell(title, dataset, model, name, seed, about, settings)
+
+
+def _variant(name: str, variants: Mapping[str, Any], model: str) -> tuple[str, dict[str, Any]]:
+    """What the report says of a variant, and its settings.
+
+    Raises:
+        UserError: there is no such variant.
+    """
+    shipped, *changes = name.split("+")
+    if shipped not in variants:
+        raise UserError(f"variant {shipped!r} is unknown; choose from {', '.join(variants)}")
+    changed = {
+        key: value.format(model=model) if isinstance(value, str) else value for key, value in variants[shipped]["set"].items()
+    }
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise UserError(f"variant {name!r}: {change!r} is not understood; write it as {shipped}+key=value")
+        changed[key] = parse_value(value, key)
+    return ", ".join([variants[shipped]["about"], *changes]), changed
+
+
+def _with_keys(cells: list[Cell]) -> list[Cell]:
+    """Prepare every dataset, make the feature files that any cell needs, and name the cells."""
+    for name in dict.fromkeys(cell.settings["model"] for cell in cells):
+        model_class(name)
+    files: dict[str, Any] = {}
+    for cell in cells:
+        if cell.dataset not in files:
+            wanting = [each.settings for each in cells if each.dataset == cell.dataset]
+            files[cell.dataset] = prepare(
+                {**cell.settings, "item_init": "text" if any(map(uses_item_texts, wanting)) else "random"}
+            )
+            for settings in _sources(wanting):
+                make_features(settings)
+    return [replace(cell, key=_key(cell.settings, files[cell.dataset]["files"])) for cell in cells]
+
+
+def _sources(wanting: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Settings to make feature files with: one for each source of intents, with all views that any cell reads."""
+    found: dict[str, dict[str, Any]] = {}
+    for settings in wanting:
+        try:
+            check_runnable(settings)
+        except UserError:
+            continue  # will be recorded as a cell that cannot run
+        if not uses_item_texts(settings):
+            continue
+        source = intent_files(settings) if uses_intents(settings) else "items"
+        first = found.setdefault(source, {**settings, "views": []})
+        if uses_intents(settings):
+            first["views"] = list(dict.fromkeys([*first["views"], *settings["views"]]))
+            first["intent_k"] = max(first["intent_k"], settings["intent_k"])
+    yield from found.values()
+
+
+def _key(settings: Mapping[str, Any], files: Mapping[str, str]) -> str:
+    """Sixteen hexadecimal digits of all that a result depends on: settings and session files."""
+    left_out = _AIMLESS | (set() if settings["llm4sbr"] or uses_intents(settings) else _OF_INTENTS)
+    left_out |= set() if uses_item_texts(settings) else _OF_TEXTS
+    deciding = {key: value for key, value in settings.items() if key not in left_out}
+    text = json.dumps({"settings": deciding, "files": files}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _ask(path: Path, cells: Sequence[Cell], command: str) -> None:
+    """Add the cells to what the folder's grid holds; a cell of the same place replaces the one there."""
+    grid = read_json(path) if path.is_file() else {"commands": [], "cells": []}
+    places = {_place(entry): entry for entry in grid["cells"]}
+    for cell in cells:
+        entry = {
+            "group": cell.group, "dataset": cell.dataset, "split": cell.settings["split"], "model": cell.model, "variant": cell.variant,
+            "seed": cell.seed, "about": cell.about, "key": cell.key,
+        }  # fmt: skip
+        places[_place(entry)] = entry
+    commands = grid["commands"] + ([command] if command and command not in grid["commands"] else [])
+    write_json(path, {"commands": commands, "cells": list(places.values())})
+
+
+def _place(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(entry[name] for name in ("group", "dataset", "split", "model", "variant", "seed"))
+
+
+def _append(path: Path, row: Mapping[str, Any]) -> None:
+    """Append a line; when the last one is unfinished, after it."""
+    with open(path, "a+b") as handle:
+        if handle.tell():
+            handle.seek(-1, os.SEEK_END)
+            torn = handle.read(1) != b"\n"
+            handle.seek(0, os.SEEK_END)
+            if torn:
+                handle.write(b"\n")
+        handle.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def run_cell(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train and test one cell: the row for `cells.jsonl` and the test rows. What goes wrong is the row's reason."""
+    ranks: dict[str, Any] = {}
+    folder = tempfile.mkdtemp(prefix="cell-")
+    try:
+        check_runnable(settings)
+        result = train({**settings, "checkpoint_dir": folder}, on_test=ranks.update)
+        return {"status": "ok", "result": result | {"checkpoint": None}}, ranks
+    except UserError as error:
+        return {"status": "failed", "reason": str(error)}, {}
+    except Exception as error:
+        where = traceback.format_exc(limit=-3)
+        return {"status": "failed", "reason": f"{type(error).__name__}: {error}", "traceback": where}, {}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _run(cells: Sequence[Cell], workers: int) -> Iterator[tuple[Cell, dict[str, Any], dict[str, Any]]]:
+    """Run cells, `workers` at a time, each in a fresh process: its peak memory is its own, and when it is killed the rest go on."""
+    if workers == 0:
+        for cell in cells:
+            yield cell, *run_cell(cell.settings)
+        return
+    # a server with everything imported forks the processes: they start at once
+    context = multiprocessing.get_context("forkserver" if sys.platform != "win32" else "spawn")
+    if sys.platform != "win32":
+        context.set_forkserver_preload(["recbole_llm4sbr.compare"])
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    waiting, slots = list(cells), list(range(workers))
+    running: dict[Connection, tuple[Cell, Any, int]] = {}
+    try:
+        while waiting or running:
+            while waiting and slots:
+                cell, slot = waiting.pop(0), slots.pop(0)
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_child, args=(theirs, cell.settings, threads, slot), daemon=True)
+                process.start()
+                theirs.close()
+                running[ours] = cell, process, slot
+            for ready in wait(list(running)):
+                assert isinstance(ready, Connection)
+                cell, process, slot = running.pop(ready)
+                try:
+                    row, ranks = ready.recv()
+                except EOFError:
+                    process.join()
+                    code = process.exitcode
+                    row, ranks = {"status": "failed", "reason": f"its process ended with {code}" + _KILLED * (code == -9)}, {}
+                ready.close()
+                process.join()
+                slots.append(slot)
+                yield cell, row, ranks
+    finally:
+        for _, process, _ in running.values():
+            process.terminate()
+
+
+_KILLED = " (killed; is there enough memory for so many workers?)"
+
+
+def _child(parent: Connection, settings: dict[str, Any], threads: int, slot: int) -> None:
+    def leave_with_parent() -> None:
+        try:
+            parent.recv()
+        except (EOFError, OSError):
+            os._exit(1)
+
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(slot % torch.cuda.device_count())
+    logging.disable(logging.INFO)
+    parent.send(run_cell(settings))
+
+
+def _outcome(row: Mapping[str, Any]) -> str:
+    if row["status"] != "ok":
+        return f"failed ({row['reason']})"
+    result = row["result"]
+    metric = result["valid_metric"]
+    return (
+        f"{metric} {100 * result['test_result'].get(metric.lower(), float('nan')):.2f} on test, best epoch {result['best_epoch']}, "
+        f"{_duration(result['seconds_training'])}"
+    )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

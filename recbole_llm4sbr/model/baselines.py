@@ -1,0 +1,83 @@
+"""Baselines that use the LLM or the text encoder alone and train nothing (paper section 5.2.2, figure 5)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding_bag, normalize
+
+from recbole_llm4sbr.model.intents import SessionIntents, item_vectors
+from recbole_llm4sbr.model.session import SessionRecommender, SessionViews
+
+
+class UntrainedRecommender(SessionRecommender):
+    """Ranks items by the cosine similarity of their text vectors to a text vector of the session, `encode`'s global embedding.
+
+    Args:
+        config: RecBole's config.
+        dataset: RecBole's dataset.
+    """
+
+    item_emb: Tensor
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        self.register_buffer("item_emb", normalize(item_vectors(config, dataset), dim=-1), persistent=False)
+        self.fake_loss = nn.Parameter(torch.zeros(1))  # RecBole's optimizer wants a parameter; so do RecBole's Pop and ItemKNN
+
+    @property
+    def item_table(self) -> Tensor:
+        """Unit text vectors, [n_items, D]."""
+        return self.item_emb
+
+    def fuse(self, views: SessionViews, interaction: Any) -> Tensor:
+        """The session's text vector, [B, D]."""
+        return views.global_emb
+
+    def calculate_loss(self, interaction: Any) -> Tensor:
+        """Zero."""
+        return self.fake_loss.sum()
+
+
+class LLMInfer(UntrainedRecommender):
+    """LLM-Infer, also the paper's "w/o SBR": the sum over the views of the cosine between item and localized intent.
+
+    Args:
+        config: reads what `SessionIntents.from_dataset` reads.
+        dataset: RecBole's dataset.
+    """
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        self.intents = SessionIntents.from_dataset(config, dataset)
+
+    def encode(self, interaction: Any) -> SessionViews:
+        """Sum of the views' unit intents; zeros, and so all items alike, for a session without any."""
+        intents, _ = self.intents(interaction[self.USER_ID])  # [B, V, D]
+        session = normalize(intents, dim=-1).sum(1)  # [B, D]
+        return SessionViews(session, session)
+
+
+class LLMSeqSim(UntrainedRecommender):
+    """LLMSeqSim (Harte et al., RecSys 2023): the cosine between an item's text and the session's items' texts, aggregated.
+
+    Args:
+        config: reads `aggregate`: `mean`, `last` (the last click alone) or `position` (weights 1, 2, ..., n in click order).
+        dataset: RecBole's dataset.
+    """
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        self.aggregate = config["aggregate"]
+
+    def encode(self, interaction: Any) -> SessionViews:
+        """Unit weighted sum of the clicks' text vectors."""
+        item_seq, length = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN].unsqueeze(1)
+        place = torch.arange(1, item_seq.size(1) + 1, device=item_seq.device).expand_as(item_seq)  # [B, L]
+        weights = {"mean": place > 0, "last": place == length, "position": place}[self.aggregate] * (place <= length)
+        session = embedding_bag(item_seq, self.item_emb, per_sample_weights=weights.to(self.item_emb.dtype), mode="sum")
+        session = normalize(session, dim=-1)  # [B, D]
+        return SessionViews(session, session)
+
+
+BASELINES: dict[str, type[SessionRecommender]] = {"LLMInfer": LLMInfer, "LLMSeqSim": LLMSeqSim}

@@ -1,0 +1,49 @@
+"""`item_init`: the item table starts from the items' text vectors (docs/compare.md; `pca` after LLM2Seq, Boz et al. 2024)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recbole_llm4sbr.model.intents import item_vectors
+from recbole_llm4sbr.model.session import SessionRecommender
+
+
+def project_texts(vectors: Tensor, size: int, whiten: bool) -> Tensor:
+    """Principal components of text vectors.
+
+    Args:
+        vectors: of the catalogue's items that have a text, [N, D].
+        size: components wanted.
+        whiten: every component with unit variance; else all scaled by one number, so that their mean variance is 1.
+
+    Returns:
+        [N, R] with R at most `size`: fewer when the vectors span fewer dimensions.
+    """
+    centred = (vectors - vectors.mean(0)).double()
+    variances, directions = torch.linalg.eigh(centred.T @ centred / max(len(centred), 1))  # rising
+    variances, directions = variances.flip(0)[:size], directions.flip(1)[:, :size]
+    kept = variances > 1e-10 * variances.max().clamp(min=1e-30)
+    variances, parts = variances[kept], centred @ directions[:, kept]
+    scale = variances if whiten else variances.mean()
+    return (parts / scale.sqrt()).to(vectors.dtype)
+
+
+@torch.no_grad()
+def start_from_text(model: SessionRecommender, config: Any, dataset: Any) -> None:
+    """Start a model's item table from the texts, in the spread that the model itself gave it; it goes on being trained.
+
+    Items without a text, and numbers beyond what the texts span, keep their own start. All items are items of the training part.
+
+    Args:
+        model: changed in place.
+        config: reads `item_init` (`text`: whitened; `pca`: not), `data_path`.
+        dataset: RecBole's dataset.
+    """
+    vectors = item_vectors(config, dataset)
+    known = vectors.abs().sum(1) > 0
+    table = model.item_table
+    own = table[1 : len(vectors)]
+    parts = project_texts(vectors[known], table.size(1), config["item_init"] == "text") * own.std()
+    rows = known.nonzero().squeeze(1).to(table.device)
+    table[rows, : parts.size(1)] = parts.to(table.device)

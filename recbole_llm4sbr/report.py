@@ -1,0 +1,542 @@
+"""`report`: what `compare`, `ablate` and `tune` left in their folders -> Markdown per dataset and one page to look at.
+
+Everything is read from `grid.json`, `cells.jsonl` and `ranks/*.npz`; nothing is trained or loaded here.
+"""
+
+import html
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from recbole_llm4sbr.errors import UserError
+from recbole_llm4sbr.figures import figures_of, page_script
+from recbole_llm4sbr.files import make_folder, read_json, write_whole
+from recbole_llm4sbr.statistics import holm, improvement, paired_p, session_metric
+
+log = logging.getLogger(__name__)
+
+REFERENCES = ("plain", "w/o LLM", "llm4sbr")  # what the variants of a group are tested against: the first of these that it has
+TESTED = ("Hit@20", "MRR@20")
+LEVEL = 0.05
+
+
+@dataclass
+class Line:
+    """One variant of one model in one group of a grid, over its seeds.
+
+    Attributes:
+        group, model, variant, about: its place, and what the variant is.
+        results: what `train` returned, by seed.
+        ranks: test rows by seed: session, rank, length, head, intent.
+        reasons: why a seed's run failed.
+    """
+
+    group: str
+    model: str
+    variant: str
+    about: str
+    results: dict[int, dict[str, Any]] = field(default_factory=dict)
+    ranks: dict[int, dict[str, npt.NDArray[Any]]] = field(default_factory=dict)
+    reasons: dict[int, str] = field(default_factory=dict)
+
+    def scores(self, metric: str) -> list[float]:
+        """A metric of the test in percent, by seed."""
+        return [100 * float(result["test_result"].get(metric.lower(), np.nan)) for result in self.results.values()]
+
+    def per_session(self, metric: str, seeds: Sequence[int], where: npt.NDArray[Any] | None = None) -> npt.NDArray[np.float64]:
+        """A metric of each test session, in the order of the session ids, averaged over seeds, [R]."""
+        values = []
+        for seed in seeds:
+            rows = self.ranks[seed]
+            order = np.argsort(rows["session"], kind="stable")
+            values.append(session_metric(rows["rank"][order], metric))
+        mean: npt.NDArray[np.float64] = np.mean(values, axis=0)
+        return mean if where is None else mean[where]
+
+
+@dataclass
+class Block:
+    """All that was run on one dataset with one split.
+
+    Attributes:
+        dataset, split: which.
+        lines: in the order of the grid.
+        commands: what was typed.
+        machines: where.
+    """
+
+    dataset: str
+    split: str
+    lines: list[Line] = field(default_factory=list)
+    commands: list[str] = field(default_factory=list)
+    machines: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """Of the Markdown file."""
+        return self.dataset if self.split == "temporal" else f"{self.dataset}-{self.split}"
+
+    @property
+    def title(self) -> str:
+        """Of the section."""
+        return f"{self.dataset}, {self.split} split"
+
+    @property
+    def groups(self) -> list[str]:
+        """Titles of the groups that have a result."""
+        return list(dict.fromkeys(line.group for line in self.lines if line.results))
+
+    def of(self, group: str) -> list[Line]:
+        """The lines of a group that have a result."""
+        return [line for line in self.lines if line.group == group and line.results]
+
+    def any_result(self) -> dict[str, Any]:
+        """A result, for what all have in common; one that used intents where there is one."""
+        results = [result for line in self.lines for result in line.results.values()]
+        return max(results, key=lambda result: result["infer"] is not None)
+
+    def reference(self, line: Line) -> Line | None:
+        """What a line is tested against."""
+        others = [each for each in self.of(line.group) if each.model == line.model]
+        found = [each for name in REFERENCES for each in others if each.variant == name]
+        return found[0] if found else others[0]
+
+
+@dataclass
+class Table:
+    """A table of the report.
+
+    Attributes:
+        title, how: headline, and how its numbers were made.
+        head: names of the columns.
+        rows: cells.
+        texts: how many of the first columns are text.
+        best: (row, column) of cells in bold.
+    """
+
+    title: str
+    how: str
+    head: list[str]
+    rows: list[list[str]]
+    texts: int = 2
+    best: set[tuple[int, int]] = field(default_factory=set)
+
+    def markdown(self) -> list[str]:
+        """The lines of the table."""
+
+        def line(cells: Iterable[str]) -> str:
+            return "| " + " | ".join(cells) + " |"
+
+        rule = ["---" if column < self.texts else "---:" for column in range(len(self.head))]
+        body = [
+            line(f"**{cell}**" if (row, column) in self.best else cell.replace("|", "\\|") for column, cell in enumerate(cells))
+            for row, cells in enumerate(self.rows)
+        ]
+        return [f"### {self.title}", "", self.how, "", line(self.head), line(rule), *body, ""]
+
+    def html(self) -> str:
+        """The table as HTML."""
+
+        def cell(tag: str, text: str, column: int, bold: bool = False) -> str:
+            text = html.escape(text)
+            kind = "" if column < self.texts else " class=n"
+            return f"<{tag}{kind}>{'<b>' + text + '</b>' if bold else text}</{tag}>"
+
+        head = "".join(cell("th", text, column) for column, text in enumerate(self.head))
+        rows = "".join(
+            "<tr>"
+            + "".join(cell("td", text, column, (row, column) in self.best) for column, text in enumerate(cells))
+            + "</tr>\n"
+            for row, cells in enumerate(self.rows)
+        )
+        return (
+            f"<h3>{html.escape(self.title)}</h3>\n<p class=how>{html.escape(self.how)}</p>\n"
+            f"<div class=scroll><table><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table></div>\n"
+        )
+
+
+def report(folders: Sequence[str | Path], markdown: str | Path, page: str | Path | None) -> list[Path]:
+    """Write the report of grids.
+
+    Args:
+        folders: of `compare`, `ablate` and `tune`.
+        markdown: folder for one `<dataset>.md` each.
+        page: the HTML page; None for none.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: a folder holds no grid, or none of its cells has a result.
+    """
+    blocks = read_grids(folders)
+    written = []
+    pieces = []
+    for block in blocks:
+        tables = tables_of(block)
+        path = make_folder(markdown) / f"{block.name}.md"
+        text = [f"# {block.title}", "", *_facts(block), "", *(line for table in tables for line in table.markdown())]
+        with write_whole(path) as handle:
+            handle.write("\n".join(text))
+        written.append(path)
+        pieces.append((block, tables))
+    if page is not None:
+        make_folder(Path(page).parent)
+        with write_whole(page) as handle:
+            handle.write(_page(pieces))
+        written.append(Path(page))
+    return written
+
+
+def read_grids(folders: Sequence[str | Path]) -> list[Block]:
+    """The blocks of grids, in the order of the folders.
+
+    Raises:
+        UserError: as `report`.
+    """
+    blocks: dict[tuple[str, str], Block] = {}
+    for folder in map(Path, folders):
+        if not (folder / "grid.json").is_file():
+            raise UserError(
+                f"{str(folder)!r} holds no grid (no grid.json); run `compare` or `ablate` with --out={folder} first"
+            )
+        grid = read_json(folder / "grid.json")
+        rows = {row["key"]: row for row in _json_lines(folder / "cells.jsonl")}
+        for entry in grid["cells"]:
+            block = blocks.setdefault((entry["dataset"], entry["split"]), Block(entry["dataset"], entry["split"]))
+            place = (entry["group"], entry["model"], entry["variant"])
+            line = next((each for each in block.lines if (each.group, each.model, each.variant) == place), None)
+            if line is None:
+                line = Line(*place, entry["about"])
+                block.lines.append(line)
+            row = rows.get(entry["key"])
+            if row is None:
+                line.reasons[entry["seed"]] = "not run yet"
+                continue
+            block.commands = list(dict.fromkeys([*block.commands, *grid["commands"]]))
+            block.machines = list(dict.fromkeys([*block.machines, row["machine"]]))
+            if row["status"] != "ok":
+                line.reasons[entry["seed"]] = row["reason"]
+                continue
+            line.results[entry["seed"]] = row["result"]
+            ranks = folder / "ranks" / f"{entry['key']}.npz"
+            if ranks.is_file():
+                with np.load(ranks, allow_pickle=False) as arrays:
+                    line.ranks[entry["seed"]] = {name: arrays[name] for name in arrays.files}
+    found = [block for block in blocks.values() if any(line.results for line in block.lines)]
+    if not found:
+        raise UserError(f"no cell of {', '.join(map(str, folders))} has a result yet; run the grid first")
+    return found
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a JSONL file; one that a killed run left unfinished is passed over."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").split("\n") if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def metrics_of(block: Block) -> list[str]:
+    """Names of the metrics, as Hit@5, in the order of the paper's tables."""
+    settings = block.any_result()["settings"]
+    cutoffs = settings["topk"] if isinstance(settings["topk"], list) else [settings["topk"]]
+    return [f"{metric}@{cutoff}" for metric in settings["metrics"] for cutoff in cutoffs]
+
+
+def tables_of(block: Block) -> list[Table]:
+    """All tables of a block."""
+    tables = []
+    for group in block.groups:
+        lines = block.of(group)
+        tables.append(_metrics_table(group, lines, metrics_of(block)))
+        if len(lines) > 1 and all(line.ranks for line in lines):
+            tables.append(_tests_table(block, group, lines))
+    main = block.of(block.groups[0])
+    if all(line.ranks for line in main):
+        tables.append(_buckets_table(main))
+    tables.append(_cost_table(_distinct(block)))
+    tables.append(_variants_table(block))
+    failed = [[line.model, line.variant, str(seed), reason] for line in block.lines for seed, reason in line.reasons.items()]
+    if failed:
+        head = ["model", "variant", "seed", "reason"]
+        tables.append(
+            Table("Cells without a result", "Each with its reason; running the grid again tries them again.", head, failed, 4)
+        )
+    return tables
+
+
+def _mean(values: Sequence[float], form: str = "{:.2f}") -> str:
+    text = form.format(np.mean(values))
+    return text if len(values) < 2 else text + " ± " + form.format(np.std(values, ddof=1))
+
+
+def _metrics_table(group: str, lines: Sequence[Line], metrics: Sequence[str]) -> Table:
+    means = np.array([[np.mean(line.scores(metric)) for metric in metrics] for line in lines])
+    best = {(int(row), column + 2) for column in range(len(metrics)) for row in [np.nanargmax(means[:, column])]}
+    rows = [[line.model, line.variant, *(_mean(line.scores(metric)) for metric in metrics)] for line in lines]
+    seeds = sorted({seed for line in lines for seed in line.results})
+    how = f"Test, in percent, the whole catalogue ranked; {_seeds(seeds)}; the best of each column in bold."
+    return Table(group, how, ["model", "variant", *metrics], rows, 2, best)
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    if len(seeds) == 1:
+        return f"one seed ({seeds[0]}), so nothing here tells chance in training from effect"
+    return f"mean ± standard deviation over the seeds {', '.join(map(str, seeds))}"
+
+
+def _tests_table(block: Block, group: str, lines: Sequence[Line]) -> Table:
+    rows: list[list[str]] = []
+    p_values = []
+    for line in lines:
+        reference = block.reference(line)
+        if reference is None or reference is line:
+            continue
+        seeds = sorted(set(line.ranks) & set(reference.ranks))
+        if not seeds:
+            continue
+        for metric in TESTED:
+            a, b = reference.per_session(metric, seeds), line.per_session(metric, seeds)
+            if len(a) != len(b):
+                raise UserError(
+                    f"{line.model} {line.variant} and {reference.variant} were tested on other sessions; run the grid again"
+                )
+            percent, low, high = improvement(a, b)
+            p_values.append(paired_p(a, b))
+            text = "-" if np.isnan(percent) else f"{percent:+.1f} % [{low:+.1f}, {high:+.1f}]"
+            rows.append([line.model, f"{line.variant} against {reference.variant}", metric, text, f"{p_values[-1]:.3g}"])
+    for row, adjusted in zip(rows, holm(p_values)):
+        row += [f"{adjusted:.3g}", "yes" if adjusted < LEVEL else "no"]
+    how = (
+        "Over the same test sessions, each session's metric averaged over the seeds. Improvement with its 95 % bootstrap interval (2,000 "
+        "resamples of sessions); Wilcoxon's signed-rank test, two-sided, and its p-value after Holm's correction over this table. "
+        "Sessions are resampled, training runs are not: with few seeds a difference can be significant here and still be luck in training."
+    )
+    head = ["model", "variants", "metric", "improvement", "p", "p (Holm)", f"below {LEVEL}"]
+    return Table(f"Is it more than chance? {group}", how, head, rows, 3)
+
+
+def _buckets_table(lines: Sequence[Line]) -> Table:
+    rows, buckets = [], buckets_of(lines)
+    for line in lines:
+        seeds = sorted(line.ranks)
+        for name, where in buckets.items():
+            if where.any():
+                values = [f"{100 * line.per_session(metric, seeds, where).mean():.2f}" for metric in TESTED]
+                rows.append([line.model, line.variant, name, f"{where.sum():,}", *values])
+    how = (
+        "Test, in percent, mean over the seeds. Head: the target is among the 20 % of items that the training part clicks most. Lengths: "
+        "thirds of the test sessions by clicks before the target. Without an intent: at least one view's answer named nothing or its call "
+        "failed (of the LLM's sessions)."
+    )
+    return Table("By popularity, session length and intent", how, ["model", "variant", "sessions", "number", *TESTED], rows, 3)
+
+
+def buckets_of(lines: Sequence[Line]) -> dict[str, npt.NDArray[np.bool_]]:
+    """Parts of the test sessions, in the order of the session ids."""
+    rows = next(iter(lines[0].ranks.values()))
+    order = np.argsort(rows["session"], kind="stable")
+    head, length = rows["head"][order], rows["length"][order]
+    low, high = np.quantile(length, [1 / 3, 2 / 3]).astype(int)
+    buckets = {
+        "head targets": head,
+        "tail targets": ~head,
+        f"up to {low} clicks": length <= low,
+        f"{low + 1} to {high} clicks": (length > low) & (length <= high),
+        f"over {high} clicks": length > high,
+    }
+    for line in lines:
+        own = next(iter(line.ranks.values()))
+        if own["intent"].any():
+            intent = own["intent"][np.argsort(own["session"], kind="stable")]
+            buckets |= {"with intents": intent, "without an intent": ~intent}
+            break
+    return buckets
+
+
+def _distinct(block: Block) -> list[Line]:
+    """Lines with different results: a variant that stands in several groups once."""
+    seen: dict[int, Line] = {}
+    for line in block.lines:
+        if line.results:
+            seen.setdefault(id(next(iter(line.results.values()))), line)
+    return list(seen.values())
+
+
+def _cost_table(lines: Sequence[Line]) -> Table:
+    rows = []
+    for line in lines:
+        results = list(line.results.values())
+        columns: list[tuple[Callable[[Any], float], str]] = [
+            (lambda r: float(np.median(r["seconds_per_epoch"])), "{:.2f}"),
+            (lambda r: (r["best_epoch"] or 0) + 1, "{:.1f}"),
+            (lambda r: sum(r["seconds_per_epoch"][: (r["best_epoch"] or 0) + 1]), "{:.1f}"),
+            (lambda r: r["seconds_training"], "{:.1f}"),
+            (lambda r: r["peak_memory_mb"], "{:,.0f}"),
+            (lambda r: r["parameters"], "{:,.0f}"),
+        ]
+        rows.append([line.model, line.variant, *(form.format(np.mean([get(r) for r in results])) for get, form in columns)])
+    how = (
+        "Mean over the seeds: the median training epoch, epochs and training seconds until the best one, all seconds with validation, peak "
+        "memory of the process (of the GPU where one trains), trained numbers. Cells that ran beside others share the machine."
+    )
+    head = ["model", "variant", "s per epoch", "epochs to best", "s to best", "s in all", "peak MB", "parameters"]
+    return Table("Time and memory (the paper's Table 5)", how, head, rows)
+
+
+def _variants_table(block: Block) -> Table:
+    rows: dict[tuple[str, str], list[str]] = {}
+    usual = _common_settings(block)
+    for line in block.lines:
+        if line.results:
+            settings = next(iter(line.results.values()))["settings"]
+            changed = {
+                key: value
+                for key, value in settings.items()
+                if key not in usual and key not in ("seed", "model", "show_progress")
+            }
+            said = (
+                ""
+                if line.variant.startswith(tuple("+"))
+                else ", ".join(f"{key}={_short(value)}" for key, value in changed.items())
+            )
+            rows.setdefault((line.variant, ""), [line.variant, line.about, said])
+    how = "What each variant is, and its settings where the runs of this report differ from each other."
+    return Table("Variants", how, ["variant", "what it is", "settings"], list(rows.values()), 3)
+
+
+def _short(value: Any) -> str:
+    return json.dumps(value).replace('"', "") if isinstance(value, list | bool) or value is None else str(value)
+
+
+def _common_settings(block: Block) -> dict[str, Any]:
+    """Settings that all runs of a block share."""
+    all_settings = [result["settings"] for line in block.lines for result in line.results.values()]
+    first, *others = all_settings
+    return {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
+
+
+_SHOWN = (
+    "session_rule", "session_gap", "session_targets", "split", "min_session_length", "min_item_count", "MAX_ITEM_LIST_LENGTH", "views",
+    "intent_source", "control_of", "llm", "prompt", "encoder", "item_text", "intent_k", "intent_lambda", "fusion", "epochs",
+    "stopping_step", "train_batch_size", "learning_rate", "learning_rate_step", "learning_rate_decay", "weight_decay", "embedding_size",
+    "hidden_size", "valid_metric",
+)  # fmt: skip
+
+
+def _facts(block: Block) -> list[str]:
+    """What a reader must know of the block, as Markdown."""
+    result = block.any_result()
+    counts, common = result["prepare"], _common_settings(block)
+    rows = ", ".join(f"{part} {number:,}" for part, number in counts["rows"].items())
+    settings = ", ".join(f"{key} {_short(common[key])}" for key in _SHOWN if key in common)
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    lines = [
+        "| sessions | items | clicks | average length | rows |",
+        "|---:|---:|---:|---:|---|",
+        f"| {counts['sessions']:,} | {counts['items']:,} | {counts['clicks']:,} | {counts['average_length']} | {rows} |",
+        "",
+        f"**Intents**: {intents_said(block)}",
+        "",
+        f"**Protocol**: the epoch is selected on validation by {result['valid_metric']}, tested once, every session ranks the whole "
+        f"catalogue; the same settings and budget for every model and variant: {settings}.",
+        "",
+        f"**Made by** {' and '.join(block.machines)}; {versions}; with",
+        "",
+        "```bash",
+        *block.commands,
+        "```",
+    ]
+    return lines
+
+
+def intents_said(block: Block) -> str:
+    """Who made the intents of a block's `llm4sbr`, in words."""
+    line = next((each for each in block.lines if each.variant.startswith("llm4sbr") and each.results), None)
+    if line is None:
+        return "none of these models reads an LLM's intents."
+    result = next(iter(line.results.values()))
+    settings, stage1 = result["settings"], result["infer"]
+    if settings["intent_source"] != "llm":
+        return (
+            "**no language model was asked here.** The variant llm4sbr reads `session_text`: the mean text vector of the session's items "
+            "(of its last three for the short view). It shows what the fusion does with text, not what an LLM adds."
+        )
+    return (
+        f"answers of {settings['llm']}, {stage1['prompts']:,} prompts, {stage1['no_intent']:,} of "
+        f"{stage1['intents'] + stage1['no_intent']:,} intents missing; text encoder {settings['encoder']}."
+    )
+
+
+_STYLE = """
+:root { color-scheme: light; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 0 auto; padding: 0 1rem 4rem; max-width: 1100px; }
+h1 { font-size: 1.7rem; margin: 1.5rem 0 .5rem; }
+h2 { font-size: 1.35rem; margin: 3rem 0 .5rem; border-top: 2px solid #1a1a1a; padding-top: 1rem; }
+h3 { font-size: 1.1rem; margin: 2rem 0 .25rem; }
+p { margin: .5rem 0; max-width: 75ch; } .how { color: #555; font-size: .875rem; }
+.scroll { overflow-x: auto; margin: .5rem 0; } table { border-collapse: collapse; font-size: .875rem; }
+th, td { text-align: left; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid #ddd; vertical-align: top; white-space: nowrap; }
+td { max-width: 34rem; } td:not(.n) { white-space: normal; min-width: 5rem; }
+.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+pre { overflow-x: auto; background: #f5f5f5; padding: .75rem; font-size: .8125rem; } code { font-size: .875em; }
+nav a { margin-right: 1rem; } .fig { margin: 1rem 0; } a { color: #0b5cad; }
+"""
+
+
+def _page(pieces: Sequence[tuple[Block, Sequence[Table]]]) -> str:
+    """One HTML page, self-contained."""
+    links = "".join(f'<a href="#{block.name}">{html.escape(block.title)}</a>' for block, _ in pieces)
+    body = [
+        "<h1>What the language model added</h1>",
+        "<p>Session-based recommenders, plain and with LLM4SBR, trained and tested by recbole_llm4sbr on the same files. A gain over the "
+        "plain model is the LLM's only as far as it is larger than that of the controls: session text without an LLM, intents "
+        "exchanged between sessions, random vectors.</p>",
+        f"<nav>{links}</nav>",
+    ]
+    for block, tables in pieces:
+        body.append(f'<h2 id="{block.name}">{html.escape(block.title)}</h2>')
+        body.append(_facts_html(block))
+        for title, how, figure in figures_of(block):
+            body.append(f"<h3>{html.escape(title)}</h3><p class=how>{html.escape(how)}</p><div class=fig>{figure}</div>")
+        body += [table.html() for table in tables]
+    return (
+        '<!doctype html>\n<html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width, initial-scale=1">\n'
+        f'<title>recbole_llm4sbr: comparison</title><link rel=icon href="data:,"><style>{_STYLE}</style>\n{page_script()}</head>\n'
+        "<body>" + "\n".join(body) + "</body></html>\n"
+    )
+
+
+def _facts_html(block: Block) -> str:
+    """`_facts` as HTML; it knows just the Markdown that `_facts` writes."""
+    head, _, values, _, *lines = _facts(block)
+    cells = [[cell.strip() for cell in row.strip("| ").split(" | ")] for row in (head, values)]
+    pieces = ["<div class=scroll><table>" + "".join(_row(tag, row) for tag, row in zip(("th", "td"), cells)) + "</table></div>"]
+    code = False
+    for line in lines:
+        if line.startswith("```"):
+            pieces.append("</pre>" if code else "<pre>")
+            code = not code
+        elif line:
+            text = html.escape(line)
+            if not code:
+                for mark, tag in (("**", "b"), ("`", "code")):
+                    parts = text.split(mark)
+                    text = "".join(part if number % 2 == 0 else f"<{tag}>{part}</{tag}>" for number, part in enumerate(parts))
+                text = f"<p>{text}</p>"
+            pieces.append(text + "\n")
+    return "".join(pieces)
+
+
+def _row(tag: str, cells: Mapping[Any, Any] | Sequence[str]) -> str:
+    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"

@@ -1,0 +1,250 @@
+"""The grid of `compare` and `ablate`, and the report that is made of it."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recbole_llm4sbr import compare as grid
+from recbole_llm4sbr.cli import main
+from recbole_llm4sbr.compare import ABLATIONS, COMPARISON, compare, read_rows
+from recbole_llm4sbr.errors import UserError
+from recbole_llm4sbr.report import read_grids, report, tables_of
+from recbole_llm4sbr.statistics import session_metric
+
+
+@pytest.fixture
+def here(given, tmp_path, monkeypatch):
+    """Settings for a grid on `tiny`, and a working folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    return given | {"atomic_path": str(tmp_path / "atomic"), "epochs": 2}
+
+
+def run(here, out="out", variants=("plain", "llm4sbr"), models=("SRGNN",), seeds=2, **more):
+    return compare({COMPARISON: list(variants)}, models, ["tiny"], seeds, here, out, more.pop("workers", 0), **more)
+
+
+def counting(monkeypatch):
+    """The labels of the cells that were trained."""
+    seen, original = [], grid.run_cell
+
+    def watched(settings):
+        seen.append((settings["model"], settings["llm4sbr"], settings["seed"]))
+        return original(settings)
+
+    monkeypatch.setattr(grid, "run_cell", watched)
+    return seen
+
+
+def test_a_second_run_trains_only_what_is_missing_and_reports_the_same(here, monkeypatch):
+    seen = counting(monkeypatch)
+    run(here)
+    report(["out"], "one", None)
+    run(here)
+    report(["out"], "two", None)
+    assert sorted(seen) == [("SRGNN", enhanced, seed) for enhanced in (False, True) for seed in (2020, 2021)]
+    assert Path("one/tiny.md").read_text() == Path("two/tiny.md").read_text()
+    run(here, variants=("plain", "llm4sbr+intent_k=1"), seeds=[2021])
+    assert seen[4:] == [("SRGNN", True, 2021)]  # the plain cell does not depend on intent_k, and is there
+
+
+def test_an_interrupted_grid_ends_in_the_same_report(here, monkeypatch):
+    run(here, "whole")
+    original, calls = grid.run_cell, []
+
+    def stopping(settings):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(settings["seed"])
+        return original(settings)
+
+    monkeypatch.setattr(grid, "run_cell", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run(here, "parts")
+    with open("parts/cells.jsonl", "a") as handle:
+        handle.write('{"key": "torn')  # as a kill in the middle of a line leaves it
+    monkeypatch.setattr(grid, "run_cell", original)
+    run(here, "parts")
+    texts = []
+    for out in ("whole", "parts"):
+        report([out], out, None)
+        text = Path(out, "tiny.md").read_text().split("### Time and memory")[0]
+        texts.append(text)
+    assert texts[0] == texts[1]
+    assert len(read_rows(Path("parts/cells.jsonl"))) == 4
+
+
+def test_ranks_of_sessions_give_recboles_metrics(here):
+    rows = run(here, seeds=1, models=["SRGNN", "GRU4Rec"], variants=["plain", "llm4sbr", "recbole"])
+    assert [row["status"] for row in rows].count("ok") == 5 + 1 - 0
+    for row in rows:
+        with np.load(f"out/ranks/{row['key']}.npz") as arrays:
+            for metric in ("Hit@5", "MRR@10", "NDCG@20"):
+                mean = session_metric(arrays["rank"], metric).mean()
+                assert mean == pytest.approx(row["result"]["test_result"][metric.lower()], abs=1e-6)
+            test = [line.split("\t") for line in Path("atomic/tiny/tiny.test.inter").read_text().splitlines()[1:]]
+            assert sorted(arrays["session"].tolist()) == sorted(line[0] for line in test)
+            lengths = {line[0]: min(len(line[1].split(" ")), 12) for line in test}
+            assert [lengths[name] for name in arrays["session"].tolist()] == arrays["length"].tolist()
+
+
+def test_head_targets_are_the_most_clicked_fifth(here):
+    row = run(here, seeds=1, variants=["plain"])[0]
+    counts = {}
+    for line in Path("atomic/tiny/tiny.train.inter").read_text().splitlines()[1:]:
+        _, prefix, target = line.split("\t")
+        for item in [*prefix.split(" "), target]:
+            counts[item] = counts.get(item, 0) + 1
+    items = Path("atomic/tiny/tiny.item").read_text().splitlines()[1:]
+    least = sorted(counts.values())[-round(0.2 * len(items))]
+    with np.load(f"out/ranks/{row['key']}.npz") as arrays:
+        heads = dict(zip(arrays["session"].tolist(), arrays["head"].tolist()))
+    for line in Path("atomic/tiny/tiny.test.inter").read_text().splitlines()[1:]:
+        session, _, target = line.split("\t")
+        if counts[target] != least:  # ties at the edge go by item id
+            assert heads[session] == (counts[target] > least)
+
+
+def test_a_cell_that_cannot_run_is_recorded_and_the_others_run(here):
+    rows = run(here, models=["CORE", "SRGNN"], seeds=1)
+    assert [row["status"] for row in rows] == ["ok", "failed", "ok", "ok"]
+    assert "scores by cosine" in rows[1]["reason"]
+    tables = {table.title: table for table in tables_of(read_grids(["out"])[0])}
+    assert tables["Cells without a result"].rows == [["CORE", "llm4sbr", "2020", rows[1]["reason"]]]
+
+
+def test_a_killed_process_costs_one_cell(here, monkeypatch):
+    rows = run(here, seeds=1, workers=2)
+    assert [row["status"] for row in rows] == ["ok", "ok"]
+    same = run(here, "in_process", seeds=1)
+    assert [row["result"]["test_result"] for row in rows] == [row["result"]["test_result"] for row in same]
+    monkeypatch.setattr(grid, "_child", _dies)
+    rows = run(here, "killed", seeds=1, workers=1)
+    assert [row["status"] for row in rows] == ["failed", "failed"]
+    assert "-9" in rows[0]["reason"]
+
+
+def _dies(parent, settings, threads, slot):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_mistakes_are_named_before_anything_runs(here, monkeypatch):
+    seen = counting(monkeypatch)
+    for more, said in (
+        ({"variants": ["plane"]}, "plane"),
+        ({"variants": ["llm4sbr+intent_k"]}, "intent_k"),
+        ({"models": ["SRGNNN"]}, "SRGNN"),
+        ({"variants": ["llm4sbr+intent_kk=3"]}, "intent_k"),
+    ):
+        with pytest.raises(UserError, match=said):
+            run(here, **more)
+    assert seen == []
+
+
+def test_every_ablation_of_the_paper_runs(here):
+    groups = {title: names for title, names in ABLATIONS.values()}
+    rows = compare(groups, ["SRGNN"], ["tiny"], 1, here | {"epochs": 1}, "out", 0)
+    assert {row["status"] for row in rows} == {"ok"}
+    assert len(rows) < sum(map(len, groups.values()))  # what stands in several tables ran once
+    block = read_grids(["out"])[0]
+    assert block.groups == list(groups)
+    of = {line.variant: next(iter(line.results.values()))["settings"] for line in block.lines}
+    assert of["w/o Long"]["views"] == ["short"]
+    assert of["w/o AU"]["intent_lambda"] == 0
+    assert [of[f"llm4sbr+intent_k={k}"]["intent_k"] for k in (0, 1, 3, 5)] == [0, 1, 3, 5]
+
+
+def test_the_page_is_whole_and_says_how(here, capsys):
+    assert (
+        main(
+            ["compare", "--models=SRGNN,GRU4Rec", "--datasets=tiny", "--seeds=2", "--workers=0", "--out=out", *arguments(here)]
+        )
+        == 0
+    )
+    page = Path("out/report.html").read_text()
+    outside = re.sub(r"<script.*?</script>", "", page, flags=re.S)
+    assert not re.search(r"(src|href)=[\"']?(https?:)?//", outside)
+    for word in ("GRU4Rec", "Is it more than chance?", "Time and memory", "head targets", "recbole-llm4sbr compare"):
+        assert word in outside
+    block = read_grids(["out"])[0]
+    table = tables_of(block)[0]
+    plain = [json.loads(line) for line in Path("out/cells.jsonl").read_text().splitlines()]
+    hits = [100 * row["result"]["test_result"]["hit@20"] for row in plain if _is(row, "GRU4Rec", False)]
+    cell = next(row for row in table.rows if row[:2] == ["GRU4Rec", "plain"])[table.head.index("Hit@20")]
+    assert cell == f"{np.mean(hits):.2f} ± {np.std(hits, ddof=1):.2f}"
+    assert "GRU4Rec" in capsys.readouterr().out
+
+
+def _is(row, model, enhanced):
+    settings = row["result"]["settings"]
+    return settings["model"] == model and settings["llm4sbr"] == enhanced
+
+
+def arguments(here):
+    return [
+        f"--{key}={json.dumps(value) if not isinstance(value, str) else value}" for key, value in here.items() if value != ""
+    ] + ["--gpu_id=''"]
+
+
+def test_grids_of_several_folders_make_one_report_and_none_is_an_error(here):
+    run(here, "a", variants=["plain"], seeds=1)
+    run(here | {"split": "paper", "atomic_path": here["atomic_path"] + "2"}, "b", variants=["plain"], seeds=1)
+    written = report(["a", "b"], "docs", "docs/all.html")
+    assert [path.name for path in written] == ["tiny.md", "tiny-paper.md", "all.html"]
+    with pytest.raises(UserError, match="nowhere"):
+        report(["nowhere"], "docs", None)
+
+
+ORPHAN = """
+import multiprocessing, os, time
+from recbole_llm4sbr import compare
+
+def slow(settings):
+    with open("pid", "w") as handle:
+        handle.write(str(os.getpid()))
+    time.sleep(60)
+
+def child(theirs):
+    compare.run_cell = slow
+    compare._child(theirs, {}, 1, 0)
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    context.Process(target=child, args=(theirs,)).start()
+    theirs.close()
+    time.sleep(60)
+"""
+
+
+def test_a_process_whose_parent_dies_leaves_too(tmp_path):
+    script = tmp_path / "grid.py"
+    script.write_text(ORPHAN)
+    process = subprocess.Popen([sys.executable, str(script)], cwd=tmp_path)
+    pid = tmp_path / "pid"
+    for _ in range(600):
+        if pid.is_file() and pid.read_text():
+            break
+        time.sleep(0.1)
+    child = int(pid.read_text())
+    process.kill()
+    process.wait()
+    for _ in range(100):
+        if not _alive(child):
+            break
+        time.sleep(0.1)
+    assert not _alive(child)
+
+
+def _alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(" ")[2] != "Z"
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,227 @@
+"""Switches, controls and LLM baselines against loops and formulas."""
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_llm4sbr.data.atomic import dataset_folder
+from recbole_llm4sbr.errors import UserError
+from recbole_llm4sbr.features import read_vectors
+from recbole_llm4sbr.intent.infer import infer
+from recbole_llm4sbr.model import SessionIntents, build_model
+from recbole_llm4sbr.model.item_init import project_texts
+from recbole_llm4sbr.quick_start import load_data, load_model, train
+from recbole_llm4sbr.settings import load_settings
+
+
+def built(settings):
+    """Model, dataset and a test batch."""
+    config, _, (train_data, _, test_data) = load_data(settings)
+    torch.manual_seed(0)
+    model = build_model(config, train_data.dataset).eval()
+    return model, train_data.dataset, next(iter(test_data))[0]
+
+
+def texts_of(settings, dataset):
+    """Unit text vectors in the order of RecBole's item ids, zeros for padding, read by hand."""
+    tokens, vectors = read_vectors(dataset_folder(settings) / "tiny.itememb")
+    of = dict(zip(tokens, vectors))
+    rows = [np.zeros(vectors.shape[1])] + [of[token] for token in dataset.field2id_token["item_id"][1:]]
+    return np.array(rows, np.float64)
+
+
+def clicks_of(batch):
+    return [seq[:length].tolist() for seq, length in zip(batch["item_id_list"], batch["item_length"])]
+
+
+def test_whitened_texts_span_what_the_singular_vectors_span():
+    torch.manual_seed(3)
+    vectors = torch.randn(50, 12) * torch.arange(1.0, 13)
+    centred = (vectors - vectors.mean(0)).numpy().astype(np.float64)
+    left, spread, _ = np.linalg.svd(centred, full_matrices=False)
+    found = project_texts(vectors, 5, whiten=True).double().numpy()
+    assert np.allclose(np.abs(found.T @ left[:, :5]), np.eye(5) * np.sqrt(50), atol=1e-3)
+    kept = project_texts(vectors, 5, whiten=False).double().numpy()
+    assert np.allclose(kept.std(0) / kept.std(0)[0], spread[:5] / spread[0], atol=1e-4)
+    assert (kept**2).mean() == pytest.approx(1, abs=1e-4)
+    assert project_texts(vectors[:, :1].repeat(1, 4), 4, whiten=True).shape == (50, 1)  # what spans less gives less
+
+
+@pytest.mark.parametrize("name", ["SRGNN", "GRU4Rec", "DHCN"])
+@pytest.mark.parametrize("enhanced", [False, True])
+def test_the_item_table_starts_from_text_in_the_models_own_spread(name, enhanced, tiny, settings_for):
+    given = {"model": name, "llm4sbr": enhanced}
+    plain = built(settings_for(**given))[0]
+    model, dataset, _ = built(settings_for(**given, item_init="text"))
+    own = next(value for name, value in plain.named_parameters() if name.endswith("item_embedding.weight"))[1:].detach()
+    table = model.item_table[1:].detach()
+    assert table.std() == pytest.approx(own.std().item(), rel=0.15)
+    texts = texts_of(tiny, dataset)[1:]
+    unlike = np.corrcoef(texts)[np.triu_indices(len(texts), 1)]
+    assert abs(np.corrcoef(unlike, np.corrcoef(table.numpy())[np.triu_indices(len(texts), 1)])[0, 1]) > 0.3
+    assert model.item_table.requires_grad
+
+
+def test_items_without_a_text_keep_their_own_start(tiny, settings_for):
+    path = dataset_folder(tiny) / "tiny.itememb"
+    lines = path.read_text().splitlines()
+    token = lines[1].split("\t")[0]
+    lines[1] = f"{token}\t{' '.join(['0'] * len(lines[1].split(chr(9))[1].split(' ')))}"
+    path.write_text("\n".join(lines) + "\n")
+    models = [built(settings_for(llm4sbr=False, item_init=each)) for each in ("random", "text")]
+    row = list(models[0][1].field2id_token["item_id"]).index(token)
+    tables = [model.item_table.detach() for model, _, _ in models]
+    assert torch.equal(tables[0][row], tables[1][row])
+    assert (tables[0] != tables[1]).any(1).sum() == len(tables[0]) - 2  # all but that one and the padding
+
+
+@pytest.mark.parametrize("name", ["SRGNN", "GCEGNN", "DHCN", "GRU4Rec", "SASRec"])
+def test_cosine_scores_are_cosines_over_the_temperature(name, tiny, settings_for):
+    model, _, batch = built(settings_for(model=name, llm4sbr=False, similarity="cosine", temperature=0.5))
+    scores = model.full_sort_predict(batch)
+    views = model.encode(batch)
+    session = model.fuse(views, batch)
+    items = views.memo[0] if name == "DHCN" else model.item_table
+    expected = [[torch.cosine_similarity(s, v, dim=0) / 0.5 for v in items] for s in session[:3]]
+    assert torch.allclose(scores[:3, 1:], torch.tensor(expected)[:, 1:], atol=1e-5)
+
+
+def test_tagnn_refuses_cosine_at_the_door(settings_for):
+    with pytest.raises(UserError, match="TAGNN cannot score by similarity=cosine"):
+        train(settings_for(model="TAGNN", llm4sbr=False, similarity="cosine"))
+
+
+def test_residual_adds_the_projected_intents_and_concat_mixes_them(tiny, settings_for):
+    model, _, batch = built(settings_for(fusion="residual"))
+    plain = model.backbone.fuse(model.backbone.encode(batch), batch)
+    intents, known = model.intents(batch["session_id"])
+    added = plain + sum(model.project(intents[:, view]) * known[:, view : view + 1] for view in (0, 1))
+    assert torch.allclose(model.fuse(model.encode(batch), batch), added, atol=1e-5)
+    model, _, batch = built(settings_for(fusion="concat"))
+    plain = model.backbone.fuse(model.backbone.encode(batch), batch)
+    parts = [plain, *(model.project(intents[:, view]) * known[:, view : view + 1] for view in (0, 1))]
+    expected = torch.cat(parts, 1) @ model.mix.weight.T + model.mix.bias
+    assert torch.allclose(model.fuse(model.encode(batch), batch), expected, atol=1e-5)
+
+
+def test_the_normal_view_gates_the_whole_session_and_is_aligned_with_it(tiny, settings_for):
+    settings = settings_for(views=["normal"], intent_lambda=1.0)
+    infer(settings)
+    model, _, batch = built(settings)
+    whole = model.backbone.fuse(model.backbone.encode(batch), batch)
+    intent = model.project(model.intents(batch["session_id"])[0][:, 0])
+    gate = torch.sigmoid(whole + intent) @ model.gates["session"].weight.T
+    views = model.encode(batch)
+    assert torch.allclose(model.fuse(views, batch), gate * whole, atol=1e-5)
+    h, t = (x / x.norm(dim=1, keepdim=True) for x in (whole, intent))
+    known = model.intents(batch["session_id"])[1][:, 0].bool()
+    h, t = h[known], t[known]
+    uniform = [torch.pdist(x).pow(2).mul(-2).exp().mean().log() for x in (h, t)]
+    expected = (h - t).pow(2).sum(1).mean() + sum(uniform) / 2
+    assert model.extra_losses(views, batch)[0].item() == pytest.approx(expected.item(), abs=1e-4)
+    with pytest.raises(UserError, match="normal"):
+        built(settings_for(views=["long", "normal"]))
+
+
+def test_shuffled_gives_every_session_anothers_intent(tiny, settings_for):
+    config, _, (train_data, _, _) = load_data(settings_for())
+    own = SessionIntents.from_dataset(config, train_data.dataset)
+    config, _, (train_data, _, _) = load_data(settings_for(intent_source="shuffled"))
+    other = SessionIntents.from_dataset(config, train_data.dataset)
+    rows = [[tuple(each.nearest[s].flatten().tolist()) for s in range(1, len(each.nearest))] for each in (own, other)]
+    assert sorted(rows[0]) == sorted(rows[1])
+    assert rows[0] != rows[1]
+    place = {row: s for s, row in reversed(list(enumerate(rows[0], 1)))}
+    for s, row in enumerate(rows[1], 1):  # similarities travel with their items
+        if rows[0].count(row) == 1:
+            assert torch.equal(other.sims[s], own.sims[place[row]])
+
+
+def test_random_intents_are_random_unit_vectors_for_those_who_have_one(tiny, settings_for):
+    config, _, (train_data, _, _) = load_data(settings_for(intent_source="random", intent_k=1))
+    random = SessionIntents.from_dataset(config, train_data.dataset)
+    config, _, (train_data, _, _) = load_data(settings_for(intent_k=1))
+    own = SessionIntents.from_dataset(config, train_data.dataset)
+    assert torch.allclose(random.item_emb[1:].norm(dim=1), torch.ones(len(random.item_emb) - 1), atol=1e-5)
+    assert torch.equal(random.nearest != 0, own.nearest != 0)
+    assert not torch.allclose(random.item_emb, own.item_emb)
+
+
+def test_no_intents_leave_the_wrappers_own_parameters(tiny, settings_for):
+    model, _, batch = built(settings_for(intent_source="none", intent_lambda=1.0))
+    views = model.encode(batch)
+    gate = torch.sigmoid(views.local_emb + model.project.bias) @ model.gates["local"].weight.T
+    assert torch.allclose(model._gated("local", views.memo.pairs), gate * views.local_emb, atol=1e-6)
+    assert model.extra_losses(views, batch)[0].item() == 0
+
+
+@pytest.mark.parametrize("aggregate", ["mean", "last", "position"])
+def test_llmseqsim_is_the_cosine_of_texts(aggregate, tiny, settings_for):
+    model, dataset, batch = built(settings_for(model="LLMSeqSim", aggregate=aggregate))
+    texts = texts_of(tiny, dataset)
+    for clicks, scores in zip(clicks_of(batch), model.full_sort_predict(batch).detach().numpy()):
+        weights = {"mean": [1] * len(clicks), "last": [0] * (len(clicks) - 1) + [1], "position": range(1, len(clicks) + 1)}
+        session = sum(weight * texts[item] for weight, item in zip(weights[aggregate], clicks))
+        expected = [session @ v / np.linalg.norm(session) / np.linalg.norm(v) for v in texts[1:]]
+        assert np.allclose(scores[1:], expected, atol=1e-4)
+
+
+def test_llminfer_ranks_by_the_localized_intents(tiny, settings_for):
+    model, dataset, batch = built(settings_for(model="LLMInfer", intent_k=2))
+    texts, place = texts_of(tiny, dataset), {token: n for n, token in enumerate(dataset.field2id_token["item_id"])}
+    lines = (dataset_folder(tiny) / "tiny.sessemb").read_text().splitlines()
+    head = [cell.split(":")[0] for cell in lines[0].split("\t")]
+    rows = {line.split("\t")[0]: dict(zip(head, line.split("\t"))) for line in lines[1:]}
+    for session, scores in zip(batch["session_id"], model.full_sort_predict(batch).detach().numpy()):
+        row, expected = rows[dataset.field2id_token["session_id"][session]], 0
+        for view in ("long", "short"):
+            items, sims = row[f"{view}_items"].split(" ")[:2], row[f"{view}_sims"].split(" ")[:2]
+            intent = sum(float(sim) * texts[place[item]] for sim, item in zip(sims, items))
+            expected = expected + texts[1:] @ intent / np.linalg.norm(intent)
+        assert np.allclose(scores[1:], expected, atol=1e-3)
+
+
+def test_untrained_baselines_go_through_the_trainer_and_load_again(tiny, settings_for):
+    for name in ("LLMInfer", "LLMSeqSim"):
+        settings = settings_for(model=name)
+        assert settings["epochs"] == 1
+        result = train(settings)
+        assert load_model(result["checkpoint"]).model.full_sort_predict
+    with pytest.raises(UserError, match="LLMSeqSim has no backbone"):
+        train(settings_for(model="LLMSeqSim", llm4sbr=True))
+    with pytest.raises(UserError, match="LLMInfer ranks by intents"):
+        train(settings_for(model="LLMInfer", intent_source="none"))
+
+
+def test_llm2seq_is_the_plain_backbone_on_a_text_table():
+    settings = load_settings("LLM2GRU4Rec", "ml-100k")
+    assert (settings["model"], settings["llm4sbr"], settings["item_init"]) == ("GRU4Rec", False, "pca")
+
+
+def test_sources_stand_side_by_side_and_new_views_are_added(tiny, settings_for):
+    folder = dataset_folder(tiny)
+    before = (folder / "tiny.sessemb").read_bytes()
+    infer(settings_for(intent_source="session_text"))
+    assert (folder / "tiny.sessemb").read_bytes() == before
+    assert train(settings_for(intent_source="session_text"), saved=False)["infer"]["prompts"] == 0
+    counts = infer(settings_for(views=["normal"]))
+    assert counts["reused"] > 0  # the long and short answers
+    head = (folder / "tiny.sessemb").read_text().split("\n")[0]
+    assert [f"{view}_items:token_seq" in head for view in ("long", "short", "normal")] == [True] * 3
+    assert infer(settings_for())["calls"] == 0  # two of three views are there
+    with pytest.raises(UserError, match="item_text was"):
+        infer(settings_for(item_text="{title}"))
+
+
+def test_a_plain_model_from_text_needs_no_llm(settings_for):
+    from recbole_llm4sbr import run_recbole_llm4sbr
+
+    settings = settings_for()
+    given = {
+        key: settings[key] for key in ("data_path", "encoder", "atomic_path", "min_item_count", "epochs", "embedding_size")
+    }
+    changed = given | {"llm4sbr": False, "item_init": "text", "gpu_id": "", "item_text": "{title}"}
+    run_recbole_llm4sbr("SRGNN", "tiny", config_dict=changed, saved=False)
+    folder = dataset_folder(settings)
+    assert (folder / "tiny.itememb").is_file()
+    assert not (folder / "tiny.sessemb").exists()
