@@ -26,6 +26,7 @@ verbs
   train     train on the files that are there, select on validation, test once
   compare   models x variants x datasets x seeds, and a report: does the LLM help, and more than chance? (`compare --help`)
   ablate    the paper's ablations of one model, by name, and the controls (`ablate --help`)
+  tune      search k, lambda or anything else with Ray Tune, on validation; test the best once (`tune --help`)
   report    the report again, of several grids if you like (`report --help`)
   answers   the LLM's answers: `answers stats | export | import | drop`, with --atomic_path, --file, --llm, --prompt (`answers --help`)
 
@@ -53,7 +54,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str], di
     rest = list(arguments)
     verb = rest.pop(0) if rest and not rest[0].startswith("-") else None
     if verb is not None and verb not in VERBS:
-        others = "compare, ablate, report, answers"
+        others = "compare, ablate, tune, report, answers"
         raise UserError(f"verb {verb!r} is unknown; choose one of {', '.join(VERBS)}, {others}, or none for the whole line")
     settings: dict[str, Any] = {}
     while rest:
@@ -170,6 +171,7 @@ and writes a report. A run that was interrupted goes on where it was; cells that
   --models      names of models, of this package or of RecBole                                        (default: SRGNN)
   --datasets    names of datasets                                                                     (default: ml-100k)
   --variants    compare: what each model is compared as; any may be changed, as llm4sbr+intent_k=3    (default: plain,llm4sbr)
+  --title       compare: headline of its table in the report; grids of other titles stand beside it    (default: Comparison)
   --tables      ablate: {tables}  (default: all)
   --seeds       how many, from --seed (2020) on, or which, as [1,2,3]                                 (default: 3)
   --workers     cells trained at once, each in its own process, which gets its share of the cores     (default: 1)
@@ -191,7 +193,7 @@ def run_grid(verb: str, arguments: Sequence[str]) -> int:
     models = names_of(given, "models", given.pop("model", "SRGNN"))
     datasets = names_of(given, "datasets", given.pop("dataset", "ml-100k"))
     variants = names_of(given, "variants", "plain,llm4sbr")
-    tables = names_of(given, "tables", ",".join(TABLES))
+    tables, title = names_of(given, "tables", ",".join(TABLES)), given.pop("title", "Comparison")
     seeds, workers, out = given.pop("seeds", 3), given.pop("workers", 1), str(given.pop("out", "comparison"))
     if not (seeds and (isinstance(seeds, int) or (isinstance(seeds, list) and all(isinstance(each, int) for each in seeds)))):
         raise UserError(f"--seeds={seeds!r} must be a number of seeds, as 3, or the seeds, as [1,2,3]")
@@ -200,9 +202,9 @@ def run_grid(verb: str, arguments: Sequence[str]) -> int:
     for table in tables:
         if table not in TABLES:
             raise UserError(f"table {table!r} is unknown; choose from {', '.join(TABLES)}")
-    from recbole_llm4sbr.compare import ABLATIONS, COMPARISON, compare
+    from recbole_llm4sbr.compare import ABLATIONS, compare
 
-    groups = {COMPARISON: variants}
+    groups = {str(title): variants}
     if verb == "ablate":
         groups = {ABLATIONS[table][0]: ABLATIONS[table][1] for table in tables}
     command = shlex.join(["recbole-llm4sbr", verb, *arguments])
@@ -216,6 +218,60 @@ def run_grid(verb: str, arguments: Sequence[str]) -> int:
             file=sys.stderr,
         )
     return 1 if failed == len(rows) else 0
+
+
+TUNE_HELP = """\
+usage: recbole-llm4sbr tune --model=SRGNN --dataset=ml-100k [--space=file.hyper] [--trials=20] [--key=value ...]
+       recbole-llm4sbr tune --paper --model=SRGNN --dataset=ml-100k                  the paper's Figure 7: k of 0, 1, 3, 5
+
+Searches settings of training with Ray Tune. Trials see validation only; data and intents are loaded once and shared by them; none asks an
+LLM. The best setting is written as YAML, trained again and tested once. A search that was killed goes on where it was.
+
+  --space           a .hyper file, or the name of a shipped one: {spaces}           (default: default)
+  --trials          how many; a grid has as many as combinations                               (default: 20)
+  --search          random, grid (every combination of choices) or optuna                      (default: random)
+  --scheduler       asha (stops poor trials early) or none                                     (default: asha; grid: none)
+  --cpus_per_trial  CPUs of a trial, and threads                                               (default: 1)
+  --gpus_per_trial  GPUs of a trial; fractions share one                                       (default: 1 where there is one)
+  --ray_address     of a cluster, as auto or ray://head:10001                                  (default: this machine)
+  --seed            of the search and of every trial                                           (default: 2020)
+  --out             folder of the search                                                       (default: tuning)
+  --key=value       any setting, for every trial
+
+The space has a line per setting, as in RecBole: `intent_k choice [0,1,3,5]`, `intent_lambda loguniform -5,0` (powers of e),
+`weight_decay uniform 0,0.001`, `embedding_size quniform 32,128,32`, `step randint 1,4`.
+"""
+
+
+def run_tune(arguments: Sequence[str]) -> int:
+    """Verb `tune`."""
+    if {"-h", "--help"} & set(arguments):
+        print(TUNE_HELP.format(spaces=", ".join(sorted(path.stem for path in (PROPERTIES / "tune").glob("*.hyper")))))
+        return 0
+    _, files, given = parse_arguments(["--paper=true" if word == "--paper" else word for word in arguments])
+    paper = given.pop("paper", False)
+    space = str(given.pop("space", "paper" if paper else "default"))
+    how = str(given.pop("search", "grid" if paper else "random"))
+    scheduler = str(given.pop("scheduler", "none" if how == "grid" else "asha"))
+    for name, value, choices in (("search", how, ("random", "grid", "optuna")), ("scheduler", scheduler, ("asha", "none"))):
+        if value not in choices:
+            raise UserError(f"--{name}={value!r} is unknown; choose one of {', '.join(choices)}")
+    numbers = {"trials": 20, "cpus_per_trial": 1, "gpus_per_trial": None}
+    trials, cpus, gpus = (given.pop(name, default) for name, default in numbers.items())
+    if not isinstance(trials, int) or trials < 1:
+        raise UserError(f"--trials={trials!r} must be a number of at least 1")
+    for name, value in (("cpus_per_trial", cpus), ("gpus_per_trial", gpus)):
+        if value is not None and (not isinstance(value, int | float) or value < 0):
+            raise UserError(f"--{name}={value!r} must be a number, as 1 or 0.5")
+    out = str(given.pop("out", "tuning"))
+    from recbole_llm4sbr.tuning import search
+
+    command = shlex.join(["recbole-llm4sbr", "tune", *arguments])
+    found = search(given, out, space, trials, how, scheduler, cpus, gpus, files, command)
+    print(summary(found["best"]["result"]))
+    print(f"best of {len(found['trials'])} trials: {Path(out) / 'best.yaml'}; all of them: {Path(out) / 'trials.csv'}")
+    _report([out], out, str(Path(out) / "report.html"))
+    return 0
 
 
 def names_of(given: dict[str, Any], key: str, default: str) -> list[str]:
@@ -242,7 +298,8 @@ def run_report(arguments: Sequence[str]) -> int:
 
 
 def _report(folders: Sequence[str], markdown: str, page: str) -> None:
-    from recbole_llm4sbr.report import read_grids, report, tables_of
+    from recbole_llm4sbr.grids import read_grids
+    from recbole_llm4sbr.report import report, tables_of
 
     for block in read_grids(folders):
         table = tables_of(block)[0]
@@ -310,6 +367,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return run_report(arguments[1:])
         if arguments[:1] in (["compare"], ["ablate"]):
             return run_grid(arguments[0], arguments[1:])
+        if arguments[:1] == ["tune"]:
+            return run_tune(arguments[1:])
         verb, files, given = parse_arguments(arguments)
         settings = load_settings(config_files=files, overrides=given)
         (VERBS[verb] if verb else run_all)(settings)

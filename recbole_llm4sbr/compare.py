@@ -29,7 +29,7 @@ import torch
 from recbole_llm4sbr.config import check_runnable
 from recbole_llm4sbr.data.atomic import prepare
 from recbole_llm4sbr.errors import UserError
-from recbole_llm4sbr.files import PROPERTIES, make_folder, read_json, write_json, write_whole
+from recbole_llm4sbr.files import PROPERTIES, append_json_line, make_folder, read_json, read_json_lines, write_json, write_whole
 from recbole_llm4sbr.model import model_class
 from recbole_llm4sbr.quick_start import make_features, train
 from recbole_llm4sbr.settings import (
@@ -56,7 +56,6 @@ ABLATIONS: dict[str, tuple[str, list[str]]] = {
         ["plain", "plain-text-init", "plain-cosine", "llm4sbr", "text-init", "cosine", "residual", "concat"],
     ),
 }
-COMPARISON = "Comparison"
 # Settings on which no result depends.
 _AIMLESS = {
     "data_path", "atomic_path", "checkpoint_dir", "result_file", "rebuild", "dry_run", "show_progress", "llm_refresh", "llm_batch_tokens",
@@ -134,7 +133,7 @@ def compare(
     cells = _with_keys(list(_cells(groups, models, datasets, seeds, given, config_files)))
     _ask(out / "grid.json", cells, command)
     make_folder(out / "ranks")
-    done = {row["key"]: row for row in read_rows(out / "cells.jsonl")}
+    done = {row["key"]: row for row in read_json_lines(out / "cells.jsonl")}
     missing = {cell.key: cell for cell in cells if done.get(cell.key, {}).get("status") != "ok"}
     log.info(
         "%s cells, %s of them distinct, %s to run; results in %s", len(cells), len({c.key for c in cells}), len(missing), out
@@ -145,25 +144,10 @@ def compare(
             with write_whole(out / "ranks" / f"{cell.key}.npz", "wb") as handle:
                 np.savez_compressed(handle, **ranks)
         done[cell.key] = {"key": cell.key, "machine": machine(), **row}
-        _append(out / "cells.jsonl", done[cell.key])
+        append_json_line(out / "cells.jsonl", done[cell.key])
         left = (time.perf_counter() - started) / number * (len(missing) - number)
-        log.info("[%s/%s] %s: %s; %s left", number, len(missing), cell.label, _outcome(row), _duration(left))
+        log.info("[%s/%s] %s: %s; %s left", number, len(missing), cell.label, _outcome(row), duration(left))
     return [done[key] for key in dict.fromkeys(cell.key for cell in cells)]
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSONL file; a last line that a killed run left unfinished is passed over."""
-    if not path.is_file():
-        return []
-    rows = []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    for number, line in enumerate(lines, 1):
-        try:
-            if line:
-                rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            log.warning("%s, line %s is unfinished and is passed over", path, number)
-    return rows
 
 
 def read_variants() -> dict[str, dict[str, Any]]:
@@ -282,20 +266,6 @@ def _place(entry: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(entry[name] for name in ("group", "dataset", "split", "model", "variant", "seed"))
 
 
-def _append(path: Path, row: Mapping[str, Any]) -> None:
-    """Append a line; when the last one is unfinished, after it."""
-    with open(path, "a+b") as handle:
-        if handle.tell():
-            handle.seek(-1, os.SEEK_END)
-            torn = handle.read(1) != b"\n"
-            handle.seek(0, os.SEEK_END)
-            if torn:
-                handle.write(b"\n")
-        handle.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-        handle.flush()
-        os.fsync(handle.fileno())
-
-
 def run_cell(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Train and test one cell: the row for `cells.jsonl` and the test rows. What goes wrong is the row's reason."""
     ranks: dict[str, Any] = {}
@@ -320,7 +290,7 @@ def _run(cells: Sequence[Cell], workers: int) -> Iterator[tuple[Cell, dict[str, 
             yield cell, *run_cell(cell.settings)
         return
     # a server with everything imported forks the processes: they start at once
-    context = multiprocessing.get_context("forkserver" if sys.platform != "win32" else "spawn")
+    context: Any = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
     if sys.platform != "win32":
         context.set_forkserver_preload(["recbole_llm4sbr.compare"])
     threads = max(1, (os.cpu_count() or 1) // workers)
@@ -378,9 +348,10 @@ def _outcome(row: Mapping[str, Any]) -> str:
     metric = result["valid_metric"]
     return (
         f"{metric} {100 * result['test_result'].get(metric.lower(), float('nan')):.2f} on test, best epoch {result['best_epoch']}, "
-        f"{_duration(result['seconds_training'])}"
+        f"{duration(result['seconds_training'])}"
     )
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds in words."""
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

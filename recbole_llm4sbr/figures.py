@@ -5,15 +5,14 @@ Colours are Okabe and Ito's, which read without colour vision, and every series 
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
-if TYPE_CHECKING:
-    from recbole_llm4sbr.report import Block, Line
+from recbole_llm4sbr.grids import Block, Line
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442")
 PATTERNS = ("", "/", "x", ".", "\\", "-", "+", "|")
@@ -28,7 +27,7 @@ def page_script() -> str:
     return f"<script>{get_plotlyjs()}</script>"
 
 
-def figures_of(block: "Block") -> Iterator[Figure]:
+def figures_of(block: Block) -> Iterator[Figure]:
     """All figures that a block has the runs for."""
     count = 0
 
@@ -68,7 +67,7 @@ def figures_of(block: "Block") -> Iterator[Figure]:
         )
 
 
-def _swept(line: "Line") -> tuple[str, float] | None:
+def _swept(line: Line) -> tuple[str, float] | None:
     """The number that a variant's name sets, as `llm4sbr+intent_k=3`."""
     found = re.fullmatch(r"[^+]*\+(\w+)=([-+.\deE]+)", line.variant)
     return (found[1], float(found[2])) if found else None
@@ -82,12 +81,12 @@ def _bar(name: str, number: int, x: Sequence[Any], means: Sequence[float], sprea
     )  # fmt: skip
 
 
-def _moments(line: "Line", metric: str) -> tuple[float, float]:
+def _moments(line: Line, metric: str) -> tuple[float, float]:
     scores = line.scores(metric)
     return float(np.mean(scores)), float(np.std(scores, ddof=1)) if len(scores) > 1 else 0.0
 
 
-def _bars(lines: Sequence["Line"]) -> go.Figure:
+def _bars(lines: Sequence[Line]) -> go.Figure:
     """Models on the axis and a bar per variant; with one model, metrics on the axis."""
     models, variants = _names(lines)
     figure = go.Figure()
@@ -104,11 +103,11 @@ def _bars(lines: Sequence["Line"]) -> go.Figure:
     return figure
 
 
-def _names(lines: Sequence["Line"]) -> tuple[list[str], list[str]]:
+def _names(lines: Sequence[Line]) -> tuple[list[str], list[str]]:
     return list(dict.fromkeys(line.model for line in lines)), list(dict.fromkeys(line.variant for line in lines))
 
 
-def _curve(lines: Sequence["Line"], key: str) -> go.Figure:
+def _curve(lines: Sequence[Line], key: str) -> go.Figure:
     """A metric over the values of a setting, one panel per metric, a line per model."""
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
     for number, model in enumerate(_names(lines)[0]):
@@ -127,7 +126,7 @@ def _curve(lines: Sequence["Line"], key: str) -> go.Figure:
     return figure.update_xaxes(title=key, type="category", row=2, col=1)
 
 
-def _training(lines: Sequence["Line"]) -> go.Figure:
+def _training(lines: Sequence[Line]) -> go.Figure:
     """The validation score of each epoch."""
     figure = go.Figure()
     models, variants = _names(lines)
@@ -145,7 +144,7 @@ def _training(lines: Sequence["Line"]) -> go.Figure:
     return figure.update_xaxes(title="epoch").update_yaxes(title="validation")
 
 
-def _cost(lines: Sequence["Line"]) -> go.Figure:
+def _cost(lines: Sequence[Line]) -> go.Figure:
     """Seconds per epoch and peak memory."""
     figure = make_subplots(rows=2, cols=1, vertical_spacing=0.12)
     for number, variant in enumerate(_names(lines)[1]):
@@ -161,7 +160,7 @@ def _cost(lines: Sequence["Line"]) -> go.Figure:
     return figure.update_yaxes(title="peak MB", row=2, col=1)
 
 
-def _popularity(lines: Sequence["Line"]) -> go.Figure:
+def _popularity(lines: Sequence[Line]) -> go.Figure:
     """Hit@20 of sessions whose target is popular, and of the others."""
     figure = go.Figure()
     models = _names(lines)[0]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from recbole_llm4sbr.errors import UserError
+
+log = logging.getLogger(__name__)
 
 _PACKAGE = Path(__file__).resolve().parent
 # A wheel carries properties/ inside the package; a checkout and an editable install have it beside the package.
@@ -71,3 +74,31 @@ def read_json(path: str | Path) -> Any:
             return json.load(handle)
     except json.JSONDecodeError as error:
         raise UserError(f"{str(path)!r} is not valid JSON ({error}); delete it and run again") from None
+
+
+def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a JSONL file, none when there is no file; a line that a killed run left unfinished is passed over."""
+    if not Path(path).is_file():
+        return []
+    rows = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1):
+        try:
+            if line:
+                rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            log.warning("%s, line %s is unfinished and is passed over", path, number)
+    return rows
+
+
+def append_json_line(path: str | Path, value: Any) -> None:
+    """Append a line to a JSONL file and wait until it is on the disk; where the last line is unfinished, after it."""
+    with open(path, "a+b") as handle:
+        if handle.tell():
+            handle.seek(-1, os.SEEK_END)
+            torn = handle.read(1) != b"\n"
+            handle.seek(0, os.SEEK_END)
+            if torn:
+                handle.write(b"\n")
+        handle.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
+        handle.flush()
+        os.fsync(handle.fileno())

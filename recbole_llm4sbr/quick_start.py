@@ -146,8 +146,36 @@ def _train_here(
     """Train and test in this process."""
     config, dataset, (train_data, valid_data, test_data) = load_data(settings)
     _log_to_file(config)
+    getLogger().info(dataset)
+    trainer, result = fit(config, train_data, valid_data, saved, on_epoch)
+    if not config["single_spec"]:
+        torch.distributed.barrier()  # the first process writes the checkpoint that all of them read next
+    test = trainer.evaluate(test_data, load_best_model=saved, show_progress=_shows(config))
+    if on_test and (found := trainer.ranks()):
+        sessions, ranks = found
+        on_test(test_rows(sessions, ranks, config, trainer.model, train_data.dataset, test_data.dataset))
+    return result | {
+        "test_result": {key: float(value) for key, value in test.items()},
+        "peak_memory_mb": peak_memory_mb(config["device"]),
+        "checkpoint": str(trainer.saved_model_file) if saved else None,
+    }
+
+
+def fit(
+    config: SessionConfig, train_data: Any, valid_data: Any, saved: bool, on_epoch: Callable[[int, float], None] | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """Build the model and train it with RecBole's Trainer; the test part is not seen.
+
+    Args:
+        config: of the run.
+        train_data, valid_data: RecBole's dataloaders.
+        saved: whether checkpoints are written.
+        on_epoch: called with the epoch and its validation score.
+
+    Returns:
+        The trainer, and what training found: validation, seconds, losses and the number of parameters.
+    """
     logger = getLogger()
-    logger.info(dataset)
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
     model = build_model(config, train_data.dataset).to(config["device"])
     logger.info(model)
@@ -159,21 +187,16 @@ def _train_here(
         if on_epoch:
             on_epoch(epoch, float(score))
 
-    show = bool(config["show_progress"]) and sys.stderr.isatty()
     started = time.perf_counter()
-    best_score, best_valid = trainer.fit(train_data, valid_data, saved=saved, show_progress=show, callback_fn=remember)
+    best_score, best_valid = trainer.fit(
+        train_data, valid_data, saved=saved, show_progress=_shows(config), callback_fn=remember
+    )
     seconds = time.perf_counter() - started
-    if not config["single_spec"]:
-        torch.distributed.barrier()  # the first process writes the checkpoint that all of them read next
-    test = trainer.evaluate(test_data, load_best_model=saved, show_progress=show)
-    if on_test and (ranks := trainer.ranks()):
-        on_test(test_rows(*ranks, config, model, train_data.dataset, test_data.dataset))
     bigger = config["valid_metric_bigger"]
-    return {
+    return trainer, {
         "best_valid_score": float(best_score),
         "valid_score_bigger": bigger,
         "best_valid_result": {key: float(value) for key, value in (best_valid or {}).items()},
-        "test_result": {key: float(value) for key, value in test.items()},
         "valid_metric": config["valid_metric"],
         "best_epoch": (max if bigger else min)(scores, key=lambda epoch: scores[epoch]) if scores else None,
         "epochs": len(trainer.epoch_seconds),
@@ -181,10 +204,13 @@ def _train_here(
         "train_losses": [float(loss) for loss in trainer.train_loss_dict.values()],
         "seconds_training": round(seconds, 3),
         "seconds_per_epoch": [round(each, 4) for each in trainer.epoch_seconds],
-        "peak_memory_mb": peak_memory_mb(config["device"]),
         "parameters": sum(each.numel() for each in model.parameters() if each.requires_grad),
-        "checkpoint": str(trainer.saved_model_file) if saved else None,
     }
+
+
+def _shows(config: SessionConfig) -> bool:
+    """Whether progress bars are wanted, and someone looks."""
+    return bool(config["show_progress"]) and sys.stderr.isatty()
 
 
 def test_rows(

@@ -5,107 +5,21 @@ Everything is read from `grid.json`, `cells.jsonl` and `ranks/*.npz`; nothing is
 
 import html
 import json
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from recbole_llm4sbr.errors import UserError
 from recbole_llm4sbr.figures import figures_of, page_script
-from recbole_llm4sbr.files import make_folder, read_json, write_whole
-from recbole_llm4sbr.statistics import holm, improvement, paired_p, session_metric
+from recbole_llm4sbr.files import make_folder, write_whole
+from recbole_llm4sbr.grids import Block, Line, buckets_of, common_settings, read_grids
+from recbole_llm4sbr.statistics import holm, improvement, paired_p
 
-log = logging.getLogger(__name__)
-
-REFERENCES = ("plain", "w/o LLM", "llm4sbr")  # what the variants of a group are tested against: the first of these that it has
 TESTED = ("Hit@20", "MRR@20")
 LEVEL = 0.05
-
-
-@dataclass
-class Line:
-    """One variant of one model in one group of a grid, over its seeds.
-
-    Attributes:
-        group, model, variant, about: its place, and what the variant is.
-        results: what `train` returned, by seed.
-        ranks: test rows by seed: session, rank, length, head, intent.
-        reasons: why a seed's run failed.
-    """
-
-    group: str
-    model: str
-    variant: str
-    about: str
-    results: dict[int, dict[str, Any]] = field(default_factory=dict)
-    ranks: dict[int, dict[str, npt.NDArray[Any]]] = field(default_factory=dict)
-    reasons: dict[int, str] = field(default_factory=dict)
-
-    def scores(self, metric: str) -> list[float]:
-        """A metric of the test in percent, by seed."""
-        return [100 * float(result["test_result"].get(metric.lower(), np.nan)) for result in self.results.values()]
-
-    def per_session(self, metric: str, seeds: Sequence[int], where: npt.NDArray[Any] | None = None) -> npt.NDArray[np.float64]:
-        """A metric of each test session, in the order of the session ids, averaged over seeds, [R]."""
-        values = []
-        for seed in seeds:
-            rows = self.ranks[seed]
-            order = np.argsort(rows["session"], kind="stable")
-            values.append(session_metric(rows["rank"][order], metric))
-        mean: npt.NDArray[np.float64] = np.mean(values, axis=0)
-        return mean if where is None else mean[where]
-
-
-@dataclass
-class Block:
-    """All that was run on one dataset with one split.
-
-    Attributes:
-        dataset, split: which.
-        lines: in the order of the grid.
-        commands: what was typed.
-        machines: where.
-    """
-
-    dataset: str
-    split: str
-    lines: list[Line] = field(default_factory=list)
-    commands: list[str] = field(default_factory=list)
-    machines: list[str] = field(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        """Of the Markdown file."""
-        return self.dataset if self.split == "temporal" else f"{self.dataset}-{self.split}"
-
-    @property
-    def title(self) -> str:
-        """Of the section."""
-        return f"{self.dataset}, {self.split} split"
-
-    @property
-    def groups(self) -> list[str]:
-        """Titles of the groups that have a result."""
-        return list(dict.fromkeys(line.group for line in self.lines if line.results))
-
-    def of(self, group: str) -> list[Line]:
-        """The lines of a group that have a result."""
-        return [line for line in self.lines if line.group == group and line.results]
-
-    def any_result(self) -> dict[str, Any]:
-        """A result, for what all have in common; one that used intents where there is one."""
-        results = [result for line in self.lines for result in line.results.values()]
-        return max(results, key=lambda result: result["infer"] is not None)
-
-    def reference(self, line: Line) -> Line | None:
-        """What a line is tested against."""
-        others = [each for each in self.of(line.group) if each.model == line.model]
-        found = [each for name in REFERENCES for each in others if each.variant == name]
-        return found[0] if found else others[0]
 
 
 @dataclass
@@ -192,58 +106,6 @@ def report(folders: Sequence[str | Path], markdown: str | Path, page: str | Path
             handle.write(_page(pieces))
         written.append(Path(page))
     return written
-
-
-def read_grids(folders: Sequence[str | Path]) -> list[Block]:
-    """The blocks of grids, in the order of the folders.
-
-    Raises:
-        UserError: as `report`.
-    """
-    blocks: dict[tuple[str, str], Block] = {}
-    for folder in map(Path, folders):
-        if not (folder / "grid.json").is_file():
-            raise UserError(
-                f"{str(folder)!r} holds no grid (no grid.json); run `compare` or `ablate` with --out={folder} first"
-            )
-        grid = read_json(folder / "grid.json")
-        rows = {row["key"]: row for row in _json_lines(folder / "cells.jsonl")}
-        for entry in grid["cells"]:
-            block = blocks.setdefault((entry["dataset"], entry["split"]), Block(entry["dataset"], entry["split"]))
-            place = (entry["group"], entry["model"], entry["variant"])
-            line = next((each for each in block.lines if (each.group, each.model, each.variant) == place), None)
-            if line is None:
-                line = Line(*place, entry["about"])
-                block.lines.append(line)
-            row = rows.get(entry["key"])
-            if row is None:
-                line.reasons[entry["seed"]] = "not run yet"
-                continue
-            block.commands = list(dict.fromkeys([*block.commands, *grid["commands"]]))
-            block.machines = list(dict.fromkeys([*block.machines, row["machine"]]))
-            if row["status"] != "ok":
-                line.reasons[entry["seed"]] = row["reason"]
-                continue
-            line.results[entry["seed"]] = row["result"]
-            ranks = folder / "ranks" / f"{entry['key']}.npz"
-            if ranks.is_file():
-                with np.load(ranks, allow_pickle=False) as arrays:
-                    line.ranks[entry["seed"]] = {name: arrays[name] for name in arrays.files}
-    found = [block for block in blocks.values() if any(line.results for line in block.lines)]
-    if not found:
-        raise UserError(f"no cell of {', '.join(map(str, folders))} has a result yet; run the grid first")
-    return found
-
-
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSONL file; one that a killed run left unfinished is passed over."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").split("\n") if path.is_file() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
 
 
 def metrics_of(block: Block) -> list[str]:
@@ -342,28 +204,6 @@ def _buckets_table(lines: Sequence[Line]) -> Table:
     return Table("By popularity, session length and intent", how, ["model", "variant", "sessions", "number", *TESTED], rows, 3)
 
 
-def buckets_of(lines: Sequence[Line]) -> dict[str, npt.NDArray[np.bool_]]:
-    """Parts of the test sessions, in the order of the session ids."""
-    rows = next(iter(lines[0].ranks.values()))
-    order = np.argsort(rows["session"], kind="stable")
-    head, length = rows["head"][order], rows["length"][order]
-    low, high = np.quantile(length, [1 / 3, 2 / 3]).astype(int)
-    buckets = {
-        "head targets": head,
-        "tail targets": ~head,
-        f"up to {low} clicks": length <= low,
-        f"{low + 1} to {high} clicks": (length > low) & (length <= high),
-        f"over {high} clicks": length > high,
-    }
-    for line in lines:
-        own = next(iter(line.ranks.values()))
-        if own["intent"].any():
-            intent = own["intent"][np.argsort(own["session"], kind="stable")]
-            buckets |= {"with intents": intent, "without an intent": ~intent}
-            break
-    return buckets
-
-
 def _distinct(block: Block) -> list[Line]:
     """Lines with different results: a variant that stands in several groups once."""
     seen: dict[int, Line] = {}
@@ -396,7 +236,7 @@ def _cost_table(lines: Sequence[Line]) -> Table:
 
 def _variants_table(block: Block) -> Table:
     rows: dict[tuple[str, str], list[str]] = {}
-    usual = _common_settings(block)
+    usual = common_settings(block)
     for line in block.lines:
         if line.results:
             settings = next(iter(line.results.values()))["settings"]
@@ -419,13 +259,6 @@ def _short(value: Any) -> str:
     return json.dumps(value).replace('"', "") if isinstance(value, list | bool) or value is None else str(value)
 
 
-def _common_settings(block: Block) -> dict[str, Any]:
-    """Settings that all runs of a block share."""
-    all_settings = [result["settings"] for line in block.lines for result in line.results.values()]
-    first, *others = all_settings
-    return {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
-
-
 _SHOWN = (
     "session_rule", "session_gap", "session_targets", "split", "min_session_length", "min_item_count", "MAX_ITEM_LIST_LENGTH", "views",
     "intent_source", "control_of", "llm", "prompt", "encoder", "item_text", "intent_k", "intent_lambda", "fusion", "epochs",
@@ -437,7 +270,7 @@ _SHOWN = (
 def _facts(block: Block) -> list[str]:
     """What a reader must know of the block, as Markdown."""
     result = block.any_result()
-    counts, common = result["prepare"], _common_settings(block)
+    counts, common = result["prepare"], common_settings(block)
     rows = ", ".join(f"{part} {number:,}" for part, number in counts["rows"].items())
     settings = ", ".join(f"{key} {_short(common[key])}" for key in _SHOWN if key in common)
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())

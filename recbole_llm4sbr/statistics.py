@@ -26,9 +26,11 @@ def session_metric(rank: npt.NDArray[np.int32], name: str) -> Numbers:
     if metric == "hit":
         return found.astype(np.float64)
     if metric == "mrr":
-        return found / safe
+        reciprocal: Numbers = found / safe
+        return reciprocal
     if metric == "ndcg":
-        return found / np.log2(safe + 1)
+        gain: Numbers = found / np.log2(safe + 1)
+        return gain
     raise ValueError(f"metric {name!r} has no value per session; choose Hit, MRR or NDCG")
 
 

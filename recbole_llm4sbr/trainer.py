@@ -46,13 +46,14 @@ class _SessionTrainer:
         self.epoch_seconds: list[float] = []
         self._rows: list[Tensor] = []
         self._hits: Tensor | None = None
-        evaluate = self.evaluator.evaluate  # type: ignore[has-type]
+        evaluator = self.evaluator  # type: ignore[attr-defined]
+        evaluate = evaluator.evaluate
 
         def watched(struct: Any) -> Any:
             self._hits = struct.get("rec.topk")[:, :-1] if "rec.topk" in struct else None
             return evaluate(struct)
 
-        self.evaluator.evaluate = watched
+        evaluator.evaluate = watched
 
     def ranks(self) -> tuple[Tensor, Tensor] | None:
         """Of the last `evaluate`: each row's session id, and its target's rank, 0 beyond the largest `topk`; None without a ranking."""

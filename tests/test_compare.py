@@ -14,9 +14,11 @@ import pytest
 
 from recbole_llm4sbr import compare as grid
 from recbole_llm4sbr.cli import main
-from recbole_llm4sbr.compare import ABLATIONS, COMPARISON, compare, read_rows
+from recbole_llm4sbr.compare import ABLATIONS, compare
 from recbole_llm4sbr.errors import UserError
-from recbole_llm4sbr.report import read_grids, report, tables_of
+from recbole_llm4sbr.files import read_json_lines
+from recbole_llm4sbr.grids import read_grids
+from recbole_llm4sbr.report import report, tables_of
 from recbole_llm4sbr.statistics import session_metric
 
 
@@ -28,7 +30,7 @@ def here(given, tmp_path, monkeypatch):
 
 
 def run(here, out="out", variants=("plain", "llm4sbr"), models=("SRGNN",), seeds=2, **more):
-    return compare({COMPARISON: list(variants)}, models, ["tiny"], seeds, here, out, more.pop("workers", 0), **more)
+    return compare({"Comparison": list(variants)}, models, ["tiny"], seeds, here, out, more.pop("workers", 0), **more)
 
 
 def counting(monkeypatch):
@@ -78,7 +80,7 @@ def test_an_interrupted_grid_ends_in_the_same_report(here, monkeypatch):
         text = Path(out, "tiny.md").read_text().split("### Time and memory")[0]
         texts.append(text)
     assert texts[0] == texts[1]
-    assert len(read_rows(Path("parts/cells.jsonl"))) == 4
+    assert len(read_json_lines(Path("parts/cells.jsonl"))) == 4
 
 
 def test_ranks_of_sessions_give_recboles_metrics(here):

@@ -109,7 +109,7 @@ def test_session_text_needs_no_llm_and_is_the_mean_of_the_items(settings_for):
     assert not (dataset_folder(settings).parent / "answers.sqlite").exists()
     items = read_items(dataset_folder(settings) / "tiny.item")
     vector = dict(zip(items["item_id"], Encoder(settings["encoder"]).encode(item_texts(items, settings)), strict=True))
-    prefixes, sessions = rows_of(settings), table(settings, "tiny.sessemb")
+    prefixes, sessions = rows_of(settings), table(settings, "session_text/tiny.sessemb")
     for row in sessions.head(30).itertuples():
         for view, shown in (("long", prefixes[row.sid]), ("short", prefixes[row.sid][-3:])):
             mean = np.mean([vector[item] for item in shown], 0)

@@ -106,7 +106,7 @@ def test_feature_files_survive_a_round_trip_through_recboles_reader(tiny):
     for number, view in enumerate(("long", "short")):
         mine = ours.field2id_token["item_id"][intents.nearest[ids, number].numpy()]
         assert np.array_equal(mine, dataset.field2id_token["item_id"][feat[f"{view}_items"].numpy()])
-        torch.testing.assert_close(intents.weights[ids, number], feat[f"{view}_sims"].float())
+        torch.testing.assert_close(intents.sims[ids, number], feat[f"{view}_sims"].float())
 
 
 def test_a_stock_model_runs_through_our_command_untouched(tiny):

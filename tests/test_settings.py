@@ -103,6 +103,7 @@ def test_help_explains_every_setting_and_every_choice_is_documented():
     text = describe()
     for key in yaml.safe_load(overall):
         assert f"--{key}=" in text, key
+    of_models = "".join(path.read_text() for path in sorted((PROPERTIES / "model").glob("*.yaml")))
     for key, choices in CHOICES.items():
-        line = text.split(f"--{key}=")[1].split("\n  --")[0]
+        line = (text.split(f"--{key}=")[1:] + of_models.split(f"\n{key}: ")[1:])[0].split("\n  --")[0]
         assert all(choice in line for choice in choices), key

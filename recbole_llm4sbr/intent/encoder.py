@@ -7,6 +7,7 @@ import torch
 from tqdm import tqdm
 
 from recbole_llm4sbr.features import Vectors
+from recbole_llm4sbr.intent import check_allowed
 from recbole_llm4sbr.intent.pretrained import resolve
 
 
@@ -23,6 +24,7 @@ class Encoder:
     """
 
     def __init__(self, name: str, batch_size: int = 64, device: str = "auto") -> None:
+        check_allowed("an encoder")
         self._source = resolve(name, "encoder")
         self.identity = self._source.identity
         self._device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)

@@ -72,9 +72,10 @@ def infer(settings: Mapping[str, Any]) -> dict[str, Any]:
     prepared = check_prepared(settings)
     folder = dataset_folder(settings)
     here = intents_folder(folder, settings)
+    wanted = _deciding(settings)
     if (here / MANIFEST).is_file() and not settings["llm_refresh"]:
         made = read_json(here / MANIFEST)
-        changed = _changed(made, _deciding(settings), prepared)
+        changed = _changed(made, wanted, prepared)
         if not changed:
             manifest = check_inferred(settings)
             log.info("infer: %s sessions have their intents already; no LLM call", f"{manifest['counts']['sessions']:,}")
@@ -257,7 +258,7 @@ def check_inferred(settings: Mapping[str, Any]) -> dict[str, Any]:
         )
     manifest: dict[str, Any] = read_json(folder / MANIFEST)
     changed = _changed(manifest, _deciding(settings), check_prepared(settings))
-    if check_items(settings)["files"] != manifest["items"]:
+    if not changed and check_items(settings)["files"] != manifest["items"]:
         changed.append("the .itememb is another one")
     if changed:
         raise UserError(
@@ -274,14 +275,14 @@ def check_inferred(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _changed(manifest: Mapping[str, Any], wanted: Mapping[str, Any], prepared: Mapping[str, Any]) -> list[str]:
     """In what files were made otherwise than wanted; further views in them do no harm, unless they shared a question."""
     made = dict(manifest["settings"])
-    if "views" in wanted and set(wanted["views"]) <= set(made["views"]) and not wanted.get("views_in_one_call"):
+    if "views" in wanted and set(wanted["views"]) <= set(made.get("views", ())) and not wanted.get("views_in_one_call"):
         examples = made.get("prompt_example") or {}
         made |= {"views": wanted["views"]}
         if "prompt_example" in wanted:
             made["prompt_example"] = {view: examples.get(view) for view in wanted["views"]}
     changed = [
         f"{key} was {made.get(key)!r}, now {wanted.get(key)!r}"
-        for key in sorted(made | wanted)
+        for key in sorted({**made, **wanted})
         if made.get(key) != wanted.get(key)
     ]
     if manifest["prepared"] != prepared["files"]:

@@ -16,13 +16,14 @@ compat.apply()
 from recbole_llm4sbr.model.adapter import AdaptedRecommender, check_adaptable  # noqa: E402  (numpy must be mended first)
 from recbole_llm4sbr.model.backbones import BACKBONES  # noqa: E402
 from recbole_llm4sbr.model.baselines import BASELINES, UntrainedRecommender  # noqa: E402
-from recbole_llm4sbr.model.intents import SessionIntents  # noqa: E402
+from recbole_llm4sbr.model.intents import IntentFiles, SessionIntents  # noqa: E402
 from recbole_llm4sbr.model.item_init import start_from_text  # noqa: E402
 from recbole_llm4sbr.model.session import SessionRecommender, SessionViews  # noqa: E402
 from recbole_llm4sbr.model.wrapper import LLM4SBRWrapper  # noqa: E402
 
 __all__ = [
     "AdaptedRecommender",
+    "IntentFiles",
     "LLM4SBRWrapper",
     "SessionIntents",
     "SessionRecommender",

@@ -5,6 +5,7 @@ reader takes four times as long and twice the memory, and would let a file's ite
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from recbole_llm4sbr.errors import UserError
 from recbole_llm4sbr.features import intents_folder, read_vectors
+from recbole_llm4sbr.settings import intent_files
 
 _CHUNK = 20_000  # rows of a file in memory at once
 
@@ -98,19 +100,72 @@ class SessionIntents(nn.Module):
     @staticmethod
     def _read(config: Any, dataset: Any) -> tuple[Tensor, Tensor, Tensor]:
         """The files' vectors [M, D], nearest rows and similarities [S, V, k]."""
-        folder, name, views, k = Path(config["data_path"]), dataset.dataset_name, config["views"], config["intent_k"]
+        views, k = config["views"], config["intent_k"]
+        loaded = getattr(dataset, "preloaded", None)
+        files = loaded if loaded and loaded.serves(config) else IntentFiles.read(config, dataset, views, k)
+        places = [files.views.index(view) for view in views]
+        chosen = slice(None) if places == list(range(len(files.views))) else places
+        if k == 0:
+            nearest = files.answer[:, chosen, None]
+            return files.answers, nearest, (nearest != 0).float()
+        return files.items, files.nearest[:, chosen, :k], files.sims[:, chosen, :k]
+
+
+@dataclass
+class IntentFiles:
+    """The feature files of a dataset in memory, by RecBole's ids. A search reads them once and shares them among its trials.
+
+    Attributes:
+        source, views: whose intents, of which views.
+        items: text vectors of the items [n_items, D].
+        nearest, sims: rows of `items` and similarities, [S, V, K]; K may be 0.
+        answers, answer: the answers' own vectors, row 0 zeros, [M, D], and each session's row there [S, V]; of an LLM only, else empty.
+    """
+
+    source: str
+    views: list[str]
+    items: Tensor
+    nearest: Tensor
+    sims: Tensor
+    answers: Tensor
+    answer: Tensor
+
+    def serves(self, config: Any) -> bool:
+        """Whether a run with these settings finds here what it needs."""
+        enough = config["intent_k"] <= self.nearest.size(2) if config["intent_k"] else bool(len(self.answers))
+        return self.source == intent_files(config) and set(config["views"]) <= set(self.views) and enough
+
+    @classmethod
+    def read(cls, config: Any, dataset: Any, views: Sequence[str], k: int, with_answers: bool = False) -> "IntentFiles":
+        """Read the files; joined by id.
+
+        Args:
+            config: reads `data_path`, `intent_source`, `control_of`.
+            dataset: RecBole's dataset over the session files in the same folder.
+            views: which; none for the items' vectors alone.
+            k: nearest items; 0 for the answers' own vectors instead.
+            with_answers: also those.
+
+        Raises:
+            UserError: an item or session of the dataset has no row, or fewer than `k` neighbours are stored.
+        """
+        folder, name = Path(config["data_path"]), dataset.dataset_name
         path = intents_folder(folder, config)
         items = pd.Index(dataset.field2id_token[dataset.iid_field])
         sessions = pd.Index(dataset.field2id_token[dataset.uid_field])
-        if k == 0:
-            intents, vectors = read_vectors(path / f"{name}.intentemb")
-            rows = pd.Index(["", *intents])
-            nearest = _read_sessions(path / f"{name}.sessemb", sessions, [f"{view}_intent" for view in views], rows, 1)
-            vectors = np.concatenate([np.zeros((1, vectors.shape[1]), np.float32), vectors])
-            return torch.from_numpy(vectors), torch.from_numpy(nearest), torch.from_numpy((nearest != 0).astype(np.float32))
-        nearest = _read_sessions(path / f"{name}.sessemb", sessions, [f"{view}_items" for view in views], items, k)
-        sims = _read_sessions(path / f"{name}.sessemb", sessions, [f"{view}_sims" for view in views], None, k)
-        return item_vectors(config, dataset), torch.from_numpy(nearest), torch.from_numpy(sims)
+
+        def columns(kind: str, tokens: "pd.Index[str] | None", count: int) -> Tensor:
+            found = _read_sessions(path / f"{name}.sessemb", sessions, [f"{view}_{kind}" for view in views], tokens, count)
+            return torch.from_numpy(found)
+
+        answers, answer = torch.zeros(0, 0), torch.zeros(len(sessions), len(views), dtype=torch.int32)
+        if with_answers or (views and not k):
+            tokens, vectors = read_vectors(path / f"{name}.intentemb")
+            answers = torch.from_numpy(np.concatenate([np.zeros((1, vectors.shape[1]), np.float32), vectors]))
+            answer = columns("intent", pd.Index(["", *tokens]), 1)[:, :, 0]
+        none = torch.zeros(len(sessions), len(views), 0)
+        nearest, sims = (columns("items", items, k), columns("sims", None, k)) if k else (none.int(), none)
+        return cls(intent_files(config), list(views), item_vectors(config, dataset), nearest, sims, answers, answer)
 
 
 def item_vectors(config: Any, dataset: Any) -> Tensor:
@@ -119,6 +174,8 @@ def item_vectors(config: Any, dataset: Any) -> Tensor:
     Raises:
         UserError: an item has no row in the file.
     """
+    if loaded := getattr(dataset, "preloaded", None):
+        return loaded.items  # type: ignore[no-any-return]
     tokens, read = read_vectors(Path(config["data_path"]) / f"{dataset.dataset_name}.itememb")
     items = dataset.field2id_token[dataset.iid_field][1:]
     place = pd.Index(tokens).get_indexer(items)

@@ -26,7 +26,8 @@ def project_texts(vectors: Tensor, size: int, whiten: bool) -> Tensor:
     kept = variances > 1e-10 * variances.max().clamp(min=1e-30)
     variances, parts = variances[kept], centred @ directions[:, kept]
     scale = variances if whiten else variances.mean()
-    return (parts / scale.sqrt()).to(vectors.dtype)
+    projected: Tensor = (parts / scale.sqrt()).to(vectors.dtype)
+    return projected
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from recbole_llm4sbr.errors import UserError
+from recbole_llm4sbr.intent import check_allowed
 
 # name -> module and class; heavy imports happen inside the module of the one that is used
 BACKENDS = {
@@ -76,6 +77,7 @@ def make_backend(settings: Mapping[str, Any]) -> LLMBackend:
     Raises:
         UserError: no such backend, or its model cannot be found.
     """
+    check_allowed("an LLM")
     name = settings["llm_backend"]
     if name not in BACKENDS:
         raise UserError(f"llm_backend={name!r} is unknown; choose one of {', '.join(BACKENDS)}")

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from recbole_llm4sbr.cluster import connect
 from recbole_llm4sbr.errors import UserError
 from recbole_llm4sbr.intent.backends import Reply, Request, make_backend
 
@@ -50,7 +51,7 @@ class RayBackend:
             return
         import ray
 
-        self._connect(ray)
+        connect(self._settings["ray_address"])
         resources = ray.cluster_resources()
         gpus = 1 if resources.get("GPU") else 0
         cpus = self._settings["ray_cpus_per_worker"]
@@ -75,24 +76,6 @@ class RayBackend:
         for batch in answered.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
             columns = (batch[field].tolist() for field in Reply._fields)
             yield from (Reply(*row) for row in zip(*columns, strict=True))
-
-    def _connect(self, ray: Any) -> None:
-        address = self._settings["ray_address"]
-        if ray.is_initialized():
-            return
-        try:
-            ray.init(
-                address=address or "local",
-                include_dashboard=None if address else False,
-                log_to_driver=False,
-                logging_level="ERROR",
-            )
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"no Ray cluster answers at ray_address={address!r} ({' '.join(str(error).split())[:200]}); "
-                f"start one with `ray start --head`, "
-                f"or leave --ray_address out for Ray on this machine"
-            ) from None
 
 
 class _Worker:
