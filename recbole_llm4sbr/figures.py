@@ -4,7 +4,7 @@ Colours are Okabe and Ito's, which read without colour vision, and every series 
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
-from recbole_llm4sbr.grids import Block, Line
+from recbole_llm4sbr.grids import Block, Line, by_two
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442")
 PATTERNS = ("", "/", "x", ".", "\\", "-", "+", "|")
@@ -51,6 +51,10 @@ def figures_of(block: Block) -> Iterator[Figure]:
             yield ready(f"{group}: {key}", how.replace("bars and whiskers", "points and whiskers"), _curve(lines, key), 520)
         elif len(lines) > 1:
             yield ready(group, how, _bars(lines), 460)
+    for search in block.searches:
+        yield from (ready(*each) for each in _of_search(search))
+    if not block.groups:
+        return
     main = block.of(block.groups[0])
     yield ready(
         "Validation by epoch",
@@ -65,6 +69,79 @@ def figures_of(block: Block) -> Iterator[Figure]:
             "Hit@20 in percent; head: the 20 % of items that the training part clicks most.",
             _popularity(main),
         )
+
+
+def _of_search(search: Mapping[str, Any]) -> Iterator[tuple[str, str, go.Figure, int]]:
+    """A curve per setting, a heat map where there are two, parallel coordinates where there are more."""
+    metric, model = search["metric"], search["model"]
+    trials = [trial for trial in search["trials"] if trial["score"] is not None]
+    for key in trials[0]["setting"]:
+        yield (
+            f"Search: {key} ({model})",
+            f"{metric} on validation, in percent: each trial, and the best of each value.",
+            _points(trials, key),
+            400,
+        )
+    if found := by_two(search):
+        row_key, column_key, rows, columns, scores = found
+        figure = go.Figure(
+            go.Heatmap(
+                z=scores, x=[f"{value:g}" for value in columns], y=[f"{value:g}" for value in rows], colorscale="Cividis",
+                text=[["" if np.isnan(score) else f"{score:.2f}" for score in line] for line in scores], texttemplate="%{text}",
+                hovertemplate=f"{row_key} %{{y}}, {column_key} %{{x}}: %{{z:.2f}}<extra></extra>", colorbar={"thickness": 12},
+            )
+        )  # fmt: skip
+        figure.update_xaxes(title=column_key, type="category").update_yaxes(title=row_key, type="category")
+        yield f"Search: {row_key} and {column_key} ({model})", f"{metric} on validation, in percent.", figure, 420
+    elif len(trials[0]["setting"]) > 1:
+        yield (
+            f"Search: all settings ({model})",
+            f"A line is a trial; {metric} on validation, in percent.",
+            _parallel(trials, metric),
+            460,
+        )
+
+
+def _points(trials: Sequence[Mapping[str, Any]], key: str) -> go.Figure:
+    values = [trial["setting"][key] for trial in trials]
+    scores = [100 * trial["score"] for trial in trials]
+    listed = len(set(map(str, values))) < len(values) or not all(isinstance(value, int | float) for value in values)
+    distinct = sorted(set(values), key=lambda value: (isinstance(value, str), value)) if listed else []
+    x = [_label(value) for value in values] if listed else values
+    figure = go.Figure(
+        go.Scatter(
+            x=x, y=scores, mode="markers", name="a trial", marker={"color": COLOURS[4], "symbol": "circle-open", "size": 9}
+        )
+    )
+    if listed:
+        best = [max(score for other, score in zip(values, scores) if other == value) for value in distinct]
+        figure.add_trace(
+            go.Scatter(
+                x=[_label(value) for value in distinct], y=best, name="the best", mode="lines+markers",
+                line={"color": COLOURS[0]}, marker={"symbol": "square", "size": 8},
+            )
+        )  # fmt: skip
+        figure.update_xaxes(type="category", categoryorder="array", categoryarray=[_label(value) for value in distinct])
+    return figure.update_xaxes(title=key).update_yaxes(title="validation")
+
+
+def _label(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+
+
+def _parallel(trials: Sequence[Mapping[str, Any]], metric: str) -> go.Figure:
+    dimensions = []
+    for key in trials[0]["setting"]:
+        values = [trial["setting"][key] for trial in trials]
+        if all(isinstance(value, int | float) for value in values):
+            dimensions.append({"label": key, "values": values})
+        else:
+            names = sorted(set(map(str, values)))
+            ticks = {"tickvals": list(range(len(names))), "ticktext": names}
+            dimensions.append({"label": key, "values": [names.index(str(value)) for value in values], **ticks})
+    scores = [100 * trial["score"] for trial in trials]
+    dimensions.append({"label": metric, "values": scores})
+    return go.Figure(go.Parcoords(dimensions=dimensions, line={"color": scores, "colorscale": "Cividis"}, labelangle=-20))
 
 
 def _swept(line: Line) -> tuple[str, float] | None:

@@ -1,6 +1,6 @@
 """What `compare`, `ablate` and `tune` left in their folders, read for the report: `grid.json`, `cells.jsonl`, `ranks/*.npz`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ class Block:
         lines: in the order of the grid.
         commands: what was typed.
         machines: where.
+        searches: what `tune` found, its `search.json` each.
     """
 
     dataset: str
@@ -65,6 +66,7 @@ class Block:
     lines: list[Line] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
     machines: list[str] = field(default_factory=list)
+    searches: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -88,6 +90,7 @@ class Block:
     def any_result(self) -> dict[str, Any]:
         """A result, for what all have in common; one that used intents where there is one."""
         results = [result for line in self.lines for result in line.results.values()]
+        results += [search["best"]["result"] for search in self.searches]
         return max(results, key=lambda result: result["infer"] is not None)
 
     def reference(self, line: Line) -> Line | None:
@@ -105,10 +108,19 @@ def read_grids(folders: Sequence[str | Path]) -> list[Block]:
     """
     blocks: dict[tuple[str, str], Block] = {}
     for folder in map(Path, folders):
-        if not (folder / "grid.json").is_file():
+        found = read_json(folder / "search.json") if (folder / "search.json").is_file() else {}
+        if "best" in found:
+            block = blocks.setdefault((found["dataset"], found["split"]), Block(found["dataset"], found["split"]))
+            block.searches.append(found)
+            block.commands = list(dict.fromkeys([*block.commands, found["command"]]))
+            block.machines = list(dict.fromkeys([*block.machines, found["machine"]]))
+        elif not (folder / "grid.json").is_file():
             raise UserError(
-                f"{str(folder)!r} holds no grid (no grid.json); run `compare` or `ablate` with --out={folder} first"
+                f"{str(folder)!r} holds nothing to report (no grid.json, no search.json of a finished search); run `compare`, `ablate` "
+                f"or `tune` with --out={folder} first"
             )
+        if not (folder / "grid.json").is_file():
+            continue
         grid = read_json(folder / "grid.json")
         rows = {row["key"]: row for row in read_json_lines(folder / "cells.jsonl")}
         for entry in grid["cells"]:
@@ -132,10 +144,34 @@ def read_grids(folders: Sequence[str | Path]) -> list[Block]:
             if ranks.is_file():
                 with np.load(ranks, allow_pickle=False) as arrays:
                     line.ranks[entry["seed"]] = {name: arrays[name] for name in arrays.files}
-    found = [block for block in blocks.values() if any(line.results for line in block.lines)]
-    if not found:
+    ready = [block for block in blocks.values() if block.searches or any(line.results for line in block.lines)]
+    if not ready:
         raise UserError(f"no cell of {', '.join(map(str, folders))} has a result yet; run the grid first")
-    return found
+    return ready
+
+
+def by_two(search: Mapping[str, Any]) -> tuple[str, str, list[Any], list[Any], npt.NDArray[np.float64]] | None:
+    """Validation of a search over a grid of two settings.
+
+    Returns:
+        The settings, their values and the best score in percent for each pair, nan where no trial ended; None for another search.
+    """
+    keys = list(search["trials"][0]["setting"])
+    if len(keys) != 2:
+        return None
+    rows, columns = (sorted({trial["setting"][key] for trial in search["trials"]}, key=_order) for key in keys)
+    if len(rows) * len(columns) > 4 * len(search["trials"]):
+        return None  # drawn at random: hardly any pair twice
+    scores = np.full((len(rows), len(columns)), np.nan)
+    for trial in search["trials"]:
+        if trial["score"] is not None:
+            place = rows.index(trial["setting"][keys[0]]), columns.index(trial["setting"][keys[1]])
+            scores[place] = np.nanmax([scores[place], 100 * trial["score"]])
+    return keys[0], keys[1], rows, columns, scores
+
+
+def _order(value: Any) -> tuple[bool, Any]:
+    return isinstance(value, str), value if isinstance(value, int | float | str) else str(value)
 
 
 def buckets_of(lines: Sequence[Line]) -> dict[str, npt.NDArray[np.bool_]]:
@@ -163,5 +199,6 @@ def buckets_of(lines: Sequence[Line]) -> dict[str, npt.NDArray[np.bool_]]:
 def common_settings(block: Block) -> dict[str, Any]:
     """Settings that all runs of a block share."""
     all_settings = [result["settings"] for line in block.lines for result in line.results.values()]
+    all_settings += [search["best"]["result"]["settings"] for search in block.searches]
     first, *others = all_settings
     return {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}

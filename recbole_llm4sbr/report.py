@@ -15,7 +15,7 @@ import numpy as np
 from recbole_llm4sbr.errors import UserError
 from recbole_llm4sbr.figures import figures_of, page_script
 from recbole_llm4sbr.files import make_folder, write_whole
-from recbole_llm4sbr.grids import Block, Line, buckets_of, common_settings, read_grids
+from recbole_llm4sbr.grids import Block, Line, buckets_of, by_two, common_settings, read_grids
 from recbole_llm4sbr.statistics import holm, improvement, paired_p
 
 TESTED = ("Hit@20", "MRR@20")
@@ -123,11 +123,13 @@ def tables_of(block: Block) -> list[Table]:
         tables.append(_metrics_table(group, lines, metrics_of(block)))
         if len(lines) > 1 and all(line.ranks for line in lines):
             tables.append(_tests_table(block, group, lines))
-    main = block.of(block.groups[0])
-    if all(line.ranks for line in main):
-        tables.append(_buckets_table(main))
-    tables.append(_cost_table(_distinct(block)))
-    tables.append(_variants_table(block))
+    for search in block.searches:
+        tables += _search_tables(search)
+    if block.groups:
+        main = block.of(block.groups[0])
+        if all(line.ranks for line in main):
+            tables.append(_buckets_table(main))
+        tables += [_cost_table(_distinct(block)), _variants_table(block)]
     failed = [[line.model, line.variant, str(seed), reason] for line in block.lines for seed, reason in line.reasons.items()]
     if failed:
         head = ["model", "variant", "seed", "reason"]
@@ -202,6 +204,39 @@ def _buckets_table(lines: Sequence[Line]) -> Table:
         "failed (of the LLM's sessions)."
     )
     return Table("By popularity, session length and intent", how, ["model", "variant", "sessions", "number", *TESTED], rows, 3)
+
+
+def _search_tables(search: Mapping[str, Any]) -> list[Table]:
+    """A search's trials, as a grid of two settings where it is one, and what the best one made of the test."""
+    metric, trials = search["metric"], search["trials"]
+    what = f"{search['model']}: search by {search['asked']['how']} over " + ", ".join(trials[0]["setting"])
+    tables = []
+    if found := by_two(search):
+        row_key, column_key, rows, columns, scores = found
+        best = np.unravel_index(np.nanargmax(scores), scores.shape)
+        cells = [[str(row), *("-" if np.isnan(score) else f"{score:.2f}" for score in line)] for row, line in zip(rows, scores)]
+        how = f"{metric} on validation, in percent; the best in bold. One seed: neighbours differ by chance too."
+        head = [f"{row_key} \\ {column_key}", *map(str, columns)]
+        tables.append(Table(what, how, head, cells, 1, {(int(best[0]), int(best[1]) + 1)}))
+    ordered = sorted(trials, key=lambda trial: -(trial["score"] or 0) if search["bigger"] else trial["score"] or np.inf)
+    rows = []
+    for trial in ordered[:20]:
+        score = "failed" if trial["score"] is None else f"{100 * trial['score']:.2f}"
+        rows.append(
+            [*(_short(value) for value in trial["setting"].values()), score, str(trial["epochs_seen"]), trial["error"] or ""]
+        )
+    how = f"By {metric} on validation, in percent; {len(trials)} trials" + (
+        ", the best 20 of them." if len(trials) > 20 else "."
+    )
+    head = [*trials[0]["setting"], f"valid {metric}", "reports", "error"]
+    tables.append(Table(f"Trials of {what}", how, head, rows, 0))
+    result = search["best"]["result"]
+    setting = ", ".join(f"{key}={_short(value)}" for key, value in search["best"]["setting"].items())
+    names = [name for name in result["test_result"]]
+    values = [f"{100 * result['test_result'][name]:.2f}" for name in names]
+    how = f"The setting with the best validation ({setting}), trained again and tested once, in percent. No other trial was tested."
+    tables.append(Table("Test of the best setting", how, names, [values], 0))
+    return tables
 
 
 def _distinct(block: Block) -> list[Line]:

@@ -274,6 +274,7 @@ def _run(
                 metric="score",
                 mode="max" if bigger else "min",
                 num_samples=1 if grid else trials,
+                reuse_actors=True,  # a fresh process costs seconds of imports
                 scheduler=asha if scheduler == "asha" else FIFOScheduler(),
                 search_alg=_optuna(seed) if how == "optuna" else BasicVariantGenerator(random_state=seed),
                 trial_dirname_creator=lambda each: each.trial_id,

@@ -1,0 +1,230 @@
+"""The search: spaces, shared data, trials that see validation only, resumption."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from recbole_llm4sbr.cli import main
+from recbole_llm4sbr.data.atomic import dataset_folder
+from recbole_llm4sbr.errors import UserError
+from recbole_llm4sbr.files import PROPERTIES, read_json
+from recbole_llm4sbr.model import IntentFiles, SessionIntents, build_model
+from recbole_llm4sbr.quick_start import fit, load_data, train
+from recbole_llm4sbr.settings import load_settings
+from recbole_llm4sbr.sharing import dataloaders, share
+from recbole_llm4sbr.space import read_space
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Ray on this machine, once for the module: starting it takes seconds."""
+    from recbole_llm4sbr.cluster import connect
+
+    connect(None, num_cpus=2)
+    yield
+    import ray
+
+    ray.shutdown()
+
+
+def test_spaces_are_read_as_recbole_reads_them(tmp_path):
+    path = tmp_path / "my.hyper"
+    path.write_text(
+        "# k\nintent_k choice [0, 1,3]\nlearning_rate loguniform -8,-4  # powers of e\n\nweight_decay uniform 0,0.1\n"
+    )
+    space = read_space(str(path))
+    assert space["intent_k"].values == (0, 1, 3)
+    assert space["learning_rate"].values == pytest.approx((np.exp(-8), np.exp(-4)))
+    drawn = [space["learning_rate"].of_tune(False).sample() for _ in range(200)]
+    assert np.exp(-8) <= min(drawn) <= np.exp(-7) <= np.exp(-5) <= max(drawn) <= np.exp(-4)
+    for shipped in (PROPERTIES / "tune").glob("*.hyper"):
+        assert read_space(shipped.stem)
+    assert read_space("paper")["intent_k"].values == (0, 1, 3, 5)  # the paper's Figure 7
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("intent_k", r"line 2: 'intent_k' is not understood"),
+        ("intent_k pick [1]", r"line 2.*choice, uniform"),
+        ("intent_k choice 1,2", r"line 2.*\[a, b, c\]"),
+        ("intent_lambda uniform 1", r"line 2.*2 numbers"),
+        ("intent_lambda uniform 1,0", r"line 2.*the lower first"),
+        ("intent_k choice __import__('os')", r"line 2"),
+        ("epochs choice [1]", r"line 2.*names 'epochs' again"),
+    ],
+)
+def test_a_line_that_is_not_understood_is_named(tmp_path, line, said):
+    (tmp_path / "my.hyper").write_text(f"epochs choice [1, 2]\n{line}\n")
+    with pytest.raises(UserError, match=said):
+        read_space(str(tmp_path / "my.hyper"))
+
+
+def words(given, atomic, out, *more):
+    values = given | {"atomic_path": atomic, "seed": 7, "epochs": 2, "gpu_id": ""}
+    listed = [f"--{key}={value!r}" if value == "" else f"--{key}={value}" for key, value in values.items()]
+    return ["tune", "--model=SRGNN", "--dataset=tiny", f"--out={out}", *listed, *more]
+
+
+@pytest.mark.parametrize(
+    ("line", "more", "said"),
+    [
+        ("intent_kk choice [1, 2]", [], "did you mean 'intent_k'"),
+        ("intent_k choice [1, 20]", [], "intent_k=20 is larger"),
+        ("session_gap choice [1, 2]", [], "'session_gap' is decided before training"),
+        ("fusion choice [gate, gait]", [], "fusion='gait' is not a choice"),
+        ("intent_lambda uniform 0,1", ["--search=grid"], "needs `choice"),
+        ("intent_k choice [1, 2]", ["--trials=0"], "--trials=0"),
+        ("intent_k choice [1, 2]", ["--scheduler=soon"], "choose one of asha, none"),
+        ("intent_k choice [1, 2]", ["--ray_address=127.0.0.1:1"], "no Ray cluster answers at ray_address='127.0.0.1:1'"),
+    ],
+)
+def test_mistakes_are_one_line(given, tmp_path, monkeypatch, capsys, line, more, said):
+    monkeypatch.chdir(tmp_path)
+    Path("my.hyper").write_text(line + "\n")
+    assert main(words(given, "atomic", "out", "--space=my.hyper", *more)) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert said in error
+
+
+@pytest.mark.parametrize("name", ["SRGNN", "GCEGNN", "GRU4Rec"])
+def test_shared_data_train_as_loaded_data_do_and_are_not_copied(tiny, settings_for, name):
+    settings = settings_for(model=name, intent_k=3, epochs=2)
+    config, dataset, (train_data, valid_data, _) = load_data(settings)
+    expected = fit(config, train_data, valid_data, saved=False)[1]
+    shared = share(train_data, valid_data, IntentFiles.read(config, dataset, ["long", "short"], 5, with_answers=True))
+    config, _, _ = load_data(settings)
+    loaders = dataloaders(config, shared)
+    held = loaders[0].dataset
+    assert np.shares_memory(held.inter_feat["item_id_list"].numpy(), shared.arrays[0]["inter_feat"]["item_id_list"])
+    model = build_model(config, held)
+    assert np.shares_memory(model.intents.nearest.numpy(), shared.files["nearest"])
+    assert np.shares_memory(model.intents.item_emb.numpy(), shared.files["items"])
+    for array in (
+        *shared.arrays[0]["inter_feat"].values(),
+        shared.files["nearest"],
+        shared.files["sims"],
+        shared.files["items"],
+    ):
+        array.flags.writeable = False  # as in Ray's store: a write would end the process
+    found = fit(config, *loaders, saved=False)[1]
+    assert found["valid_scores"] == expected["valid_scores"]
+
+
+@pytest.mark.parametrize("k", [0, 2])
+def test_intents_from_memory_are_those_of_the_files(tiny, settings_for, k):
+    config, dataset, _ = load_data(settings_for(intent_k=k, views=["short"]))
+    read = SessionIntents.from_dataset(config, dataset)
+    dataset.preloaded = IntentFiles.read(config, dataset, ["long", "short"], 5, with_answers=True)
+    (dataset_folder(tiny) / "tiny.sessemb").unlink()
+    held = SessionIntents.from_dataset(config, dataset)
+    sessions = torch.arange(len(read.nearest))
+    for mine, theirs in zip(read(sessions), held(sessions)):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_a_search_ends_in_a_setting_that_train_takes(cluster, given, tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("my.hyper").write_text("intent_k choice [0, 3]\nintent_lambda choice [0.0, 0.3]\nembedding_size choice [8, -1]\n")
+    with pytest.raises(UserError, match="embedding_size=-1"):
+        _search(tiny, given, "my.hyper")
+    Path("my.hyper").write_text("intent_k choice [0, 3]\nintent_lambda choice [0.0, 0.3]\n")
+    tested = []
+    monkeypatch.setattr("recbole.trainer.Trainer.evaluate", _counted(tested))
+    assert main(words(given, tiny["atomic_path"], "out", "--space=my.hyper", "--search=grid")) == 0
+    found = read_json("out/search.json")
+    assert [trial["error"] for trial in found["trials"]] == [None] * 4
+    best = max(found["trials"], key=lambda trial: trial["score"])
+    assert found["best"]["setting"] == best["setting"]
+    # a trial's validation is that of `train` with its setting, and the test is that of `train` with the written file
+    for trial in found["trials"]:
+        settings = load_settings(None, None, ["out/best.yaml"], trial["setting"])
+        assert train(settings, saved=False)["best_valid_score"] == pytest.approx(trial["score"], abs=1e-6)
+    again = train(load_settings(config_files=["out/best.yaml"]))
+    assert again["test_result"] == found["best"]["result"]["test_result"]
+    assert tested.count("test") == 1 + 4 + 1  # by the search once
+    rows = list(csv.DictReader(Path("out/trials.csv").read_text().splitlines()))
+    assert sorted((row["intent_k"], row["intent_lambda"]) for row in rows) == [(k, w) for k in "03" for w in ("0.0", "0.3")]
+    assert yaml.safe_load(Path("out/best.yaml").read_text())["intent_k"] == best["setting"]["intent_k"]
+    page = Path("out/report.html").read_text()
+    assert "intent_lambda" in page.split("</script>")[-1] or "intent_lambda" in page
+    capsys.readouterr()
+    assert main(words(given, tiny["atomic_path"], "out", "--space=my.hyper", "--search=grid")) == 0  # all there: nothing runs
+    with pytest.raises(UserError, match="another search"):
+        _search(tiny, given, "my.hyper", epochs=1)
+
+
+def _counted(tested):
+    from recbole.trainer import Trainer
+
+    original = Trainer.evaluate
+
+    def evaluate(self, eval_data, load_best_model=True, *args, **kwargs):
+        if kwargs.get("model_file") is None and (load_best_model or not self._in_fit):
+            tested.append("test")
+        return original(self, eval_data, load_best_model, *args, **kwargs)
+
+    original_fit = Trainer.fit
+
+    def fit(self, *args, **kwargs):
+        self._in_fit = True
+        try:
+            return original_fit(self, *args, **kwargs)
+        finally:
+            self._in_fit = False
+
+    Trainer.fit = fit
+    return evaluate
+
+
+def _search(tiny, given, space, **changed):
+    from recbole_llm4sbr.tuning import search
+
+    values = given | {"model": "SRGNN", "dataset": "tiny", "atomic_path": tiny["atomic_path"], "seed": 7, "epochs": 2} | changed
+    return search(values, "out", space, how="grid", scheduler="none")
+
+
+def test_a_trial_that_fails_is_recorded_and_one_that_asks_a_model_fails(cluster, given, tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("my.hyper").write_text("train_batch_size choice [32, 1000000000000000000000]\n")
+    found = _search(tiny, given, "my.hyper")
+    assert [trial["error"] is None for trial in found["trials"]] == [True, False]
+    from recbole_llm4sbr.intent import NO_MODELS
+    from recbole_llm4sbr.intent.backends import make_backend
+    from recbole_llm4sbr.intent.encoder import Encoder
+
+    monkeypatch.setenv(NO_MODELS, "in a trial of tune")
+    for ask in (lambda: make_backend(tiny), lambda: Encoder(tiny["encoder"])):
+        with pytest.raises(RuntimeError, match="in a trial of tune"):
+            ask()
+
+
+@pytest.mark.slow
+def test_a_killed_search_goes_on(given, tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("my.hyper").write_text("intent_k choice [1, 2, 3]\nintent_lambda choice [0.0, 0.1, 0.3]\n")
+    command = [sys.executable, "-m", "recbole_llm4sbr.cli"]
+    command += words(given, tiny["atomic_path"], "out", "--space=my.hyper", "--search=grid")
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    for line in process.stderr:
+        if line.startswith("[3/9]"):
+            break
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(5)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "going on with the search" in done.stderr
+    assert "[9/9]" in done.stderr
+    assert done.stderr.count("/9]") <= 7  # three were done before
+    assert len(read_json("out/search.json")["trials"]) == 9
