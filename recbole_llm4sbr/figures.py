@@ -36,7 +36,7 @@ def figures_of(block: Block) -> Iterator[Figure]:
         count += 1
         figure.update_layout(
             template="plotly_white", height=height, margin={"l": 56, "r": 12, "t": 16, "b": 8}, font={"size": 13},
-            legend={"orientation": "h", "yanchor": "top", "y": -0.16, "x": 0}, autosize=True,
+            legend={"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0, "x": 0}, autosize=True,
         )  # fmt: skip
         name = re.sub(r"\W+", "-", f"{block.name}-{count}")
         options = {"responsive": True, "displaylogo": False, "displayModeBar": False}
@@ -56,18 +56,17 @@ def figures_of(block: Block) -> Iterator[Figure]:
     if not block.groups:
         return
     main = block.of(block.groups[0])
-    yield ready(
-        "Validation by epoch",
-        f"{main[0].results[min(main[0].results)]['valid_metric']} in percent, first seed.",
-        _training(main),
-        480,
-    )
+    metric = next(iter(main[0].results.values()))["valid_metric"]
+    lines_said = ", ".join(f"{variant}: {DASHES[number % 6]}" for number, variant in enumerate(_names(main)[1]))
+    said = f" Lines: {lines_said}." if len(_names(main)[0]) > 1 else ""
+    yield ready("Validation by epoch", f"{metric} in percent, first seed.{said}", _training(main), 480)
     yield ready("Time and memory", "Median seconds of a training epoch and peak memory, mean over the seeds.", _cost(main), 560)
     if all(line.ranks for line in main) and len(main) > 1:
         yield ready(
             "Popular and rare targets",
             "Hit@20 in percent; head: the 20 % of items that the training part clicks most.",
             _popularity(main),
+            560,
         )
 
 
@@ -210,11 +209,13 @@ def _training(lines: Sequence[Line]) -> go.Figure:
     for line in lines:
         scores = line.results[min(line.results)]["valid_scores"]
         model, variant = models.index(line.model), variants.index(line.variant)
-        name = f"{line.model} {line.variant}" if len(models) > 1 else line.variant
+        name = line.model if len(models) > 1 else line.variant
+        first = len(models) == 1 or line is next(each for each in lines if each.model == line.model)
         colour, dash = (model, variant) if len(models) > 1 else (variant, 0)
         figure.add_trace(
             go.Scatter(
                 x=list(range(len(scores))), y=[100 * score for score in scores], name=name, mode="lines+markers",
+                legendgroup=line.model if len(models) > 1 else name, showlegend=first,
                 line={"color": COLOURS[colour % 8], "dash": DASHES[dash % 6]}, marker={"symbol": SYMBOLS[colour % 8], "size": 6},
             )
         )  # fmt: skip
@@ -239,12 +240,16 @@ def _cost(lines: Sequence[Line]) -> go.Figure:
 
 def _popularity(lines: Sequence[Line]) -> go.Figure:
     """Hit@20 of sessions whose target is popular, and of the others."""
-    figure = go.Figure()
-    models = _names(lines)[0]
-    for number, line in enumerate(lines):
-        rows = line.ranks[min(line.ranks)]
-        head = rows["head"][np.argsort(rows["session"], kind="stable")]
-        parts = [100 * line.per_session(METRICS[0], sorted(line.ranks), where).mean() for where in (head, ~head)]
-        name = f"{line.model} {line.variant}" if len(models) > 1 else line.variant
-        figure.add_trace(_bar(name, number, ["head targets", "tail targets"], parts))
+    figure = make_subplots(rows=2, cols=1, vertical_spacing=0.16, subplot_titles=("head targets", "tail targets"))
+    for number, variant in enumerate(_names(lines)[1]):
+        there = [line for line in lines if line.variant == variant]
+        for row in (1, 2):
+            values = []
+            for line in there:
+                rows = line.ranks[min(line.ranks)]
+                head = rows["head"][np.argsort(rows["session"], kind="stable")]
+                where = head if row == 1 else ~head
+                values.append(100 * float(line.per_session(METRICS[0], sorted(line.ranks), where).mean()))
+            trace = _bar(variant, number, [line.model for line in there], values)
+            figure.add_trace(trace.update(legendgroup=variant, showlegend=row == 1), row=row, col=1)
     return figure.update_yaxes(title=METRICS[0])

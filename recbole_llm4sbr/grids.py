@@ -189,7 +189,7 @@ def buckets_of(lines: Sequence[Line]) -> dict[str, npt.NDArray[np.bool_]]:
     }
     for line in lines:
         own = next(iter(line.ranks.values()))
-        if own["intent"].any():
+        if own["intent"].any() and not own["intent"].all():
             intent = own["intent"][np.argsort(own["session"], kind="stable")]
             buckets |= {"with intents": intent, "without an intent": ~intent}
             break

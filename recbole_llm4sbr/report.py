@@ -191,19 +191,22 @@ def _tests_table(block: Block, group: str, lines: Sequence[Line]) -> Table:
 
 
 def _buckets_table(lines: Sequence[Line]) -> Table:
-    rows, buckets = [], buckets_of(lines)
+    buckets = {name: where for name, where in buckets_of(lines).items() if where.any()}
+    rows = []
     for line in lines:
         seeds = sorted(line.ranks)
-        for name, where in buckets.items():
-            if where.any():
-                values = [f"{100 * line.per_session(metric, seeds, where).mean():.2f}" for metric in TESTED]
-                rows.append([line.model, line.variant, name, f"{where.sum():,}", *values])
+        values = (
+            " / ".join(f"{100 * line.per_session(metric, seeds, where).mean():.2f}" for metric in TESTED)
+            for where in buckets.values()
+        )
+        rows.append([line.model, line.variant, *values])
     how = (
-        "Test, in percent, mean over the seeds. Head: the target is among the 20 % of items that the training part clicks most. Lengths: "
-        "thirds of the test sessions by clicks before the target. Without an intent: at least one view's answer named nothing or its call "
-        "failed (of the LLM's sessions)."
+        f"{' / '.join(TESTED)} of the test, in percent, mean over the seeds; number of sessions in the headline. Head: the target is among "
+        "the 20 % of items that the training part clicks most. Lengths: thirds of the test sessions by clicks before the target. Without "
+        "an intent: at least one view's answer named nothing, or its call failed."
     )
-    return Table("By popularity, session length and intent", how, ["model", "variant", "sessions", "number", *TESTED], rows, 3)
+    head = ["model", "variant", *(f"{name} ({where.sum():,})" for name, where in buckets.items())]
+    return Table("By popularity, session length and intent", how, head, rows)
 
 
 def _search_tables(search: Mapping[str, Any]) -> list[Table]:
@@ -307,7 +310,9 @@ def _facts(block: Block) -> list[str]:
     result = block.any_result()
     counts, common = result["prepare"], common_settings(block)
     rows = ", ".join(f"{part} {number:,}" for part, number in counts["rows"].items())
-    settings = ", ".join(f"{key} {_short(common[key])}" for key in _SHOWN if key in common)
+    asked = common.get("intent_source", "llm") == "llm"
+    shown = (key for key in _SHOWN if key in common and (asked or key not in ("llm", "prompt", "control_of")))
+    settings = ", ".join(f"{key} {_short(common[key])}" for key in shown)
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     lines = [
         "| sessions | items | clicks | average length | rows |",
