@@ -14,6 +14,7 @@ from recbole.config import Config  # noqa: E402  (numpy must be mended first)
 
 from recbole_llm4sbr.errors import UserError  # noqa: E402
 from recbole_llm4sbr.model import check_wrappable, is_switched, model_class  # noqa: E402
+from recbole_llm4sbr.settings import check_intent_k, uses_intents  # noqa: E402
 
 _OF_MANY = ("local_rank", "world_size", "offset")  # settings of one of several training processes
 
@@ -82,5 +83,7 @@ def check_runnable(settings: Mapping[str, Any]) -> None:
         raise UserError(
             f"{settings['model']} cannot score by similarity=cosine: its session embedding differs per item; use dot"
         )
+    if uses_intents(settings):
+        check_intent_k(settings)
     if settings["model"] == "LLMInfer" and settings["intent_source"] == "none":
         raise UserError("LLMInfer ranks by intents, and intent_source='none' gives it none; choose llm or session_text")

@@ -202,6 +202,16 @@ def intent_files(settings: Mapping[str, Any]) -> str:
     return settings["control_of"] if source in ("shuffled", "random") else source
 
 
+def check_intent_k(settings: Mapping[str, Any]) -> None:
+    """Refuse intents that are an answer's own vector where nobody answered.
+
+    Raises:
+        UserError: `intent_k=0` without an LLM.
+    """
+    if settings["intent_k"] == 0 and intent_files(settings) == "session_text":
+        raise UserError("intent_k=0 needs an LLM's answers, which intents from session_text do not have; raise it")
+
+
 def uses_intents(settings: Mapping[str, Any]) -> bool:
     """Whether training reads `.sessemb`."""
     return bool(settings["llm4sbr"] or settings["model"] == "LLMInfer") and settings["intent_source"] != "none"

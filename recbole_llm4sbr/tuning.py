@@ -41,7 +41,7 @@ _FIXED = {
     "article_last", "item_name_length", "missing_item_text", "intent_refresh", "views_in_one_call", "llm", "llm_backend",
     "llm_max_new_tokens", "llm_name", "llm_extra", "max_sessions", "encoder", "intent_k_max", "faiss_index", "nproc",
 }  # fmt: skip
-_FILES_BY = ("llm4sbr", "intent_source", "control_of", "views", "intent_k", "item_init")  # settings that ask for feature files
+_FILES_BY = ("llm4sbr", "intent_source", "control_of", "views", "item_init")  # settings that ask for feature files
 EXPERIMENT = "ray"  # Ray Tune's own folder in --out
 
 
@@ -237,6 +237,8 @@ def _run(
     from ray.tune.search.basic_variant import BasicVariantGenerator
 
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")  # what a kill may cost; Ray's own choice is up to minutes
+    logging.getLogger("tensorboardX").setLevel(logging.ERROR)
     resources = ray.cluster_resources()
     gpus = gpus if gpus is not None else (1 if resources.get("GPU") else 0)
     if cpus > resources.get("CPU", 0) or gpus > resources.get("GPU", 0):
@@ -326,7 +328,7 @@ def _progress(total: int, metric: str) -> Any:
 
         def _line(self, trials: list[Any], trial: Any, text: str) -> None:
             self.ended += 1
-            done = sum(each.is_finished() for each in trials)
+            done = sum(each.is_finished() or each is trial for each in trials)
             left = (time.perf_counter() - self.started) / self.ended * max(total - done, 0)
             log.info("[%s/%s] %s: %s; %s left", done, total, _said(trial.config), text, duration(left))
 

@@ -29,7 +29,7 @@ from recbole_llm4sbr.intent.backends import make_backend
 from recbole_llm4sbr.intent.encoder import Encoder
 from recbole_llm4sbr.intent.localize import localize
 from recbole_llm4sbr.intent.prompts import PromptTemplate, SessionPrompts, item_names, item_texts, split_joint
-from recbole_llm4sbr.settings import intent_files
+from recbole_llm4sbr.settings import check_intent_k, intent_files
 
 log = logging.getLogger(__name__)
 
@@ -65,10 +65,7 @@ def infer(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     started = time.perf_counter()
     asking = intent_files(settings) == "llm"
-    if settings["intent_k"] == 0 and not asking:
-        raise UserError(
-            f"intent_k=0 needs an LLM's answers, which intents from {intent_files(settings)!r} do not have; raise it"
-        )
+    check_intent_k(settings)
     prepared = check_prepared(settings)
     folder = dataset_folder(settings)
     here = intents_folder(folder, settings)

@@ -1,0 +1,115 @@
+"""Memory of parallel trials of `tune`: data and intents shared through Ray's object store, against every trial loading its own.
+
+    python benchmarks/tune_memory.py [--trials 1,2,4] [--sessions 200000] [--items 5000]
+
+A dataset of random sessions and intents, so large that its memory shows, is shared as `tune` shares it; N trials at once then each build
+the model over it and train a step. Printed is what N processes hold together (proportional set size, so that shared pages count once),
+the object store included, and the same with a copy of the data in every process, from the same run.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def make_dataset(folder: Path, sessions: int, items: int, length: int) -> dict[str, Any]:
+    """Session and feature files of random sessions, written as prepare and infer write them; the settings to read them."""
+    from recbole_llm4sbr.features import vector_lines
+    from recbole_llm4sbr.settings import load_settings
+
+    rng = np.random.default_rng(0)
+    home = folder / "random"
+    home.mkdir(parents=True)
+    clicks = rng.integers(0, items, (sessions, length))
+    tokens = [f"m{number}" for number in range(items)]
+    bounds = {"train": (0, sessions * 8 // 10), "valid": (sessions * 8 // 10, sessions * 9 // 10), "test": (sessions * 9 // 10, sessions)}
+    with open(home / "random.sessemb", "w") as features:
+        features.write("sid:token\tlong_items:token_seq\tlong_sims:float_seq\tshort_items:token_seq\tshort_sims:float_seq\n")
+        for part, (start, end) in bounds.items():
+            with open(home / f"random.{part}.inter", "w") as handle:
+                handle.write("session_id:token\titem_id_list:token_seq\titem_id:token\n")
+                for row in range(start, end):
+                    names = [tokens[item] for item in clicks[row]]
+                    handle.write(f"s{row}\t{' '.join(names[:-1])}\t{names[-1]}\n")
+                    cell = " ".join(names[:10]) + "\t" + " ".join(["0.5"] * 10)
+                    features.write(f"s{row}\t{cell}\t{cell}\n")
+    with open(home / "random.itememb", "w") as handle:
+        handle.writelines(vector_lines("iid:token\titem_emb:float_seq", tokens, rng.random((items, 384), np.float32)))
+    return load_settings(
+        "SRGNN", "random", overrides={"atomic_path": str(folder), "show_progress": False, "state": "error", "gpu_id": ""}
+    )
+
+
+def measure(shared: Any, settings: dict[str, Any], copy: bool) -> dict[str, float]:
+    """In a worker: build and train a step over the data; what the process then holds."""
+    import psutil
+    import torch
+
+    from recbole_llm4sbr.config import SessionConfig
+    from recbole_llm4sbr.model import build_model
+    from recbole_llm4sbr.sharing import dataloaders
+
+    torch.set_num_threads(1)
+    if copy:
+        import pickle
+
+        shared = pickle.loads(pickle.dumps(shared))
+    before = psutil.Process().memory_full_info()
+    config = SessionConfig(settings)
+    train_data, _ = dataloaders(config, shared)
+    model = build_model(config, train_data.dataset)
+    loss = model.calculate_loss(next(iter(train_data)))
+    sum(loss).backward()
+    after = psutil.Process().memory_full_info()
+    return {"private_mb": after.uss / 2**20, "grown_mb": (after.uss - before.uss) / 2**20}
+
+
+def main() -> None:
+    import ray
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", default="1,2,4")
+    parser.add_argument("--sessions", type=int, default=200_000)
+    parser.add_argument("--items", type=int, default=5_000)
+    parser.add_argument("--length", type=int, default=20)
+    parser.add_argument("--json")
+    options = parser.parse_args()
+
+    from recbole_llm4sbr.cluster import connect
+    from recbole_llm4sbr.config import SessionConfig
+    from recbole_llm4sbr.model import IntentFiles
+    from recbole_llm4sbr.quick_start import load_data
+    from recbole_llm4sbr.sharing import share
+
+    with tempfile.TemporaryDirectory() as folder:
+        settings = make_dataset(Path(folder), options.sessions, options.items, options.length)
+        _, dataset, (train_data, valid_data, _) = load_data(settings)
+        files = IntentFiles.read(SessionConfig(settings), dataset, ["long", "short"], 10)
+        shared = share(train_data, valid_data, files)
+        print(f"{options.sessions:,} sessions, {options.items:,} items: {shared.megabytes:.0f} MB of arrays")
+        connect(None, num_cpus=max(map(int, options.trials.split(","))), object_store_memory=int(4e9))
+        stored = ray.put(shared)
+        work = ray.remote(max_calls=1)(measure)
+        rows = []
+        print(f"{'trials':>7} {'shared: private MB each':>24} {'copied: private MB each':>24} {'copied to shared, all':>22}")
+        for count in map(int, options.trials.split(",")):
+            found = {}
+            for copy in (False, True):
+                found[copy] = ray.get([work.remote(stored, settings, copy) for _ in range(count)])
+            shared_mb, copied_mb = (float(np.mean([each["private_mb"] for each in found[copy]])) for copy in (False, True))
+            ratio = count * copied_mb / (count * shared_mb + shared.megabytes)
+            rows.append({"trials": count, "shared": found[False], "copied": found[True]})
+            print(f"{count:7} {shared_mb:24.0f} {copied_mb:24.0f} {ratio:22.2f}")
+        ray.shutdown()
+    if options.json:
+        with open(options.json, "w", encoding="utf-8") as handle:
+            json.dump({"options": vars(options), "cpus": os.cpu_count(), "megabytes": shared.megabytes, "rows": rows}, handle, indent=2)
+
+
+if __name__ == "__main__":
+    main()
