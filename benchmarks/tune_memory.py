@@ -1,15 +1,16 @@
 """Memory of parallel trials of `tune`: data and intents shared through Ray's object store, against every trial loading its own.
 
-    python benchmarks/tune_memory.py [--trials 1,2,4] [--sessions 200000] [--items 5000]
+    python benchmarks/tune_memory.py [--trials 1,2,4] [--sessions 400000] [--items 5000]
 
 A dataset of random sessions and intents, so large that its memory shows, is shared as `tune` shares it; N trials at once then each build
-the model over it and train a step. Printed is what N processes hold together (proportional set size, so that shared pages count once),
-the object store included, and the same with a copy of the data in every process, from the same run.
+the model over it and train a step. Printed is what a process holds for itself alone (MB, unique set size), beyond an empty one with
+everything imported; the same with a copy of the data in every process; and the ratio of all N together, the shared arrays counted once.
 """
 
 import argparse
 import json
 import os
+import pickle
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,11 @@ def make_dataset(folder: Path, sessions: int, items: int, length: int) -> dict[s
     home.mkdir(parents=True)
     clicks = rng.integers(0, items, (sessions, length))
     tokens = [f"m{number}" for number in range(items)]
-    bounds = {"train": (0, sessions * 8 // 10), "valid": (sessions * 8 // 10, sessions * 9 // 10), "test": (sessions * 9 // 10, sessions)}
+    bounds = {
+        "train": (0, sessions * 8 // 10),
+        "valid": (sessions * 8 // 10, sessions * 9 // 10),
+        "test": (sessions * 9 // 10, sessions),
+    }
     with open(home / "random.sessemb", "w") as features:
         features.write("sid:token\tlong_items:token_seq\tlong_sims:float_seq\tshort_items:token_seq\tshort_sims:float_seq\n")
         for part, (start, end) in bounds.items():
@@ -45,8 +50,14 @@ def make_dataset(folder: Path, sessions: int, items: int, length: int) -> dict[s
     )
 
 
-def measure(shared: Any, settings: dict[str, Any], copy: bool) -> dict[str, float]:
-    """In a worker: build and train a step over the data; what the process then holds."""
+def measure(shared: Any, settings: dict[str, Any], how: str) -> float:
+    """In a worker: what the process holds for itself alone, in MB.
+
+    Args:
+        shared: the data.
+        settings: of a trial.
+        how: `empty` (everything imported, nothing built), `shared` (a step trained over the shared arrays), `copied` (over a copy).
+    """
     import psutil
     import torch
 
@@ -55,18 +66,12 @@ def measure(shared: Any, settings: dict[str, Any], copy: bool) -> dict[str, floa
     from recbole_llm4sbr.sharing import dataloaders
 
     torch.set_num_threads(1)
-    if copy:
-        import pickle
-
-        shared = pickle.loads(pickle.dumps(shared))
-    before = psutil.Process().memory_full_info()
-    config = SessionConfig(settings)
-    train_data, _ = dataloaders(config, shared)
-    model = build_model(config, train_data.dataset)
-    loss = model.calculate_loss(next(iter(train_data)))
-    sum(loss).backward()
-    after = psutil.Process().memory_full_info()
-    return {"private_mb": after.uss / 2**20, "grown_mb": (after.uss - before.uss) / 2**20}
+    if how != "empty":
+        data = pickle.loads(pickle.dumps(shared)) if how == "copied" else shared
+        train_data, _ = dataloaders(SessionConfig(settings), data)
+        model = build_model(train_data.dataset.config, train_data.dataset)
+        sum(model.calculate_loss(next(iter(train_data)))).backward()
+    return float(psutil.Process().memory_full_info().uss / 2**20)
 
 
 def main() -> None:
@@ -74,9 +79,9 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", default="1,2,4")
-    parser.add_argument("--sessions", type=int, default=200_000)
+    parser.add_argument("--sessions", type=int, default=400_000)
     parser.add_argument("--items", type=int, default=5_000)
-    parser.add_argument("--length", type=int, default=20)
+    parser.add_argument("--length", type=int, default=50)
     parser.add_argument("--json")
     options = parser.parse_args()
 
@@ -96,19 +101,27 @@ def main() -> None:
         stored = ray.put(shared)
         work = ray.remote(max_calls=1)(measure)
         rows = []
-        print(f"{'trials':>7} {'shared: private MB each':>24} {'copied: private MB each':>24} {'copied to shared, all':>22}")
+        print(
+            f"{'trials':>7} {'empty process':>14} {'shared: more than that':>23} {'copied: more than that':>23}"
+            f" {'copied to shared, all':>22}"
+        )
         for count in map(int, options.trials.split(",")):
-            found = {}
-            for copy in (False, True):
-                found[copy] = ray.get([work.remote(stored, settings, copy) for _ in range(count)])
-            shared_mb, copied_mb = (float(np.mean([each["private_mb"] for each in found[copy]])) for copy in (False, True))
-            ratio = count * copied_mb / (count * shared_mb + shared.megabytes)
-            rows.append({"trials": count, "shared": found[False], "copied": found[True]})
-            print(f"{count:7} {shared_mb:24.0f} {copied_mb:24.0f} {ratio:22.2f}")
+            mean = {
+                how: float(np.mean(ray.get([work.remote(stored, settings, how) for _ in range(count)])))
+                for how in ("empty", "shared", "copied")
+            }
+            more = {how: mean[how] - mean["empty"] for how in ("shared", "copied")}
+            ratio = count * more["copied"] / (count * more["shared"] + shared.megabytes)
+            rows.append({"trials": count, **mean})
+            print(f"{count:7} {mean['empty']:14.0f} {more['shared']:23.0f} {more['copied']:23.0f} {ratio:22.2f}", flush=True)
         ray.shutdown()
     if options.json:
         with open(options.json, "w", encoding="utf-8") as handle:
-            json.dump({"options": vars(options), "cpus": os.cpu_count(), "megabytes": shared.megabytes, "rows": rows}, handle, indent=2)
+            json.dump(
+                {"options": vars(options), "cpus": os.cpu_count(), "megabytes": shared.megabytes, "rows": rows},
+                handle,
+                indent=2,
+            )
 
 
 if __name__ == "__main__":

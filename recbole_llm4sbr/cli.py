@@ -1,17 +1,17 @@
 """The command line: `recbole-llm4sbr [verb] --key=value ...`, in the manner of RecBole's run scripts."""
 
-import argparse
 import logging
-import shlex
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from recbole_llm4sbr._version import __version__
+from recbole_llm4sbr.commands import COMMANDS
+from recbole_llm4sbr.console import parse_arguments, summary
 from recbole_llm4sbr.errors import UserError
-from recbole_llm4sbr.files import PROPERTIES, write_json
-from recbole_llm4sbr.settings import describe, load_settings, parse_value, read_yaml
+from recbole_llm4sbr.files import write_json
+from recbole_llm4sbr.settings import describe, load_settings
 
 USAGE = """\
 usage: python run_recbole_llm4sbr.py [verb] --model=SRGNN --dataset=ml-100k [--key=value ...]
@@ -39,38 +39,11 @@ examples
   recbole-llm4sbr infer --dataset=mine --llm_backend=openai --llm_url=http://127.0.0.1:8000/v1 --llm=my-model
   recbole-llm4sbr train --model=SRGNN --dataset=ml-100k --intent_k=3 --intent_lambda=0.05 --result_file=out.json
 
---model: SRGNN, TAGNN, GCEGNN, DHCN (native), or a sequential model of RecBole (GRU4Rec, SASRec, NARM, STAMP, ...), or package.module:Class.
+--model: SRGNN, TAGNN, GCEGNN, DHCN (native), or a sequential model of RecBole (GRU4Rec, SASRec, NARM, STAMP, ...), or package.module:Class;
+baselines: LLMInfer, LLMSeqSim, LLM2SRGNN (LLM2 + any backbone).
 --config_files=a.yaml,b.yaml: settings from files; the command line wins over them. `--key=value` and `--key value` both work.
 Every setting of RecBole can be given too. The settings of this package and their defaults:
 """
-
-
-def parse_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str], dict[str, Any]]:
-    """Split arguments into verb, config files and settings (values read as YAML).
-
-    Raises:
-        UserError: an unknown verb, a key without a value, or a key given twice with different values.
-    """
-    rest = list(arguments)
-    verb = rest.pop(0) if rest and not rest[0].startswith("-") else None
-    if verb is not None and verb not in VERBS:
-        others = "compare, ablate, tune, report, answers"
-        raise UserError(f"verb {verb!r} is unknown; choose one of {', '.join(VERBS)}, {others}, or none for the whole line")
-    settings: dict[str, Any] = {}
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("--") or word == "--":
-            raise UserError(f"argument {word!r} is not understood; settings are given as --key=value")
-        key, equals, text = word[2:].partition("=")
-        if not equals:
-            if not rest or rest[0].startswith("--"):
-                raise UserError(f"--{key} needs a value, as --{key}=value")
-            text = rest.pop(0)
-        value = parse_value(text, key)
-        if settings.setdefault(key, value) != value:
-            raise UserError(f"--{key} is given twice, as {settings[key]!r} and {value!r}")
-    files = settings.pop("config_files", None) or []
-    return verb, files.split(",") if isinstance(files, str) else [str(each) for each in files], settings
 
 
 def run_all(settings: dict[str, Any]) -> None:
@@ -111,202 +84,6 @@ def run_train(settings: dict[str, Any]) -> None:
     _finish(settings, train(settings))
 
 
-def run_answers(arguments: Sequence[str]) -> int:
-    """Verb `answers`: look after the store of LLM answers."""
-    from recbole_llm4sbr.intent.answers import AnswerStore
-    from recbole_llm4sbr.intent.infer import STORE
-
-    parser = argparse.ArgumentParser(
-        "recbole-llm4sbr answers", description="Look after the store of LLM answers, <atomic_path>/answers.sqlite."
-    )
-    actions = {
-        "stats": "what it holds, by model and prompt template",
-        "export": "write one model's answers to --file, in the form in which answers are shipped",
-        "import": "take over the answers of --file; what is stored already stays",
-        "drop": "remove the answers of the models whose name holds --llm, of the template --prompt",
-    }
-    parser.add_argument("action", choices=actions, help="; ".join(f"{name}: {what}" for name, what in actions.items()))
-    parser.add_argument(
-        "--atomic_path", default=read_yaml(PROPERTIES / "overall.yaml")["atomic_path"], help="(default: %(default)s)"
-    )
-    parser.add_argument("--file", help="for export and import: a .jsonl file")
-    parser.add_argument("--llm", default="", help="part of the model's name as `stats` shows it")
-    parser.add_argument("--prompt", default="", help="name of the prompt template")
-    options = parser.parse_args(arguments)
-    if options.action in ("export", "import") and not options.file:
-        raise UserError(f"answers {options.action} needs --file=NAME.jsonl")
-    if options.action == "drop" and not (options.llm or options.prompt):
-        raise UserError("answers drop needs --llm or --prompt; to drop all, delete the file answers.sqlite")
-    store = AnswerStore(Path(options.atomic_path) / STORE, make=options.action == "import")
-    if options.action == "stats":
-        print(_table(store.statistics()) if len(store) else f"{str(store.path)!r} holds no answers")
-    elif options.action == "export":
-        print(f"{store.export(options.file, options.llm, options.prompt):,} answers written to {options.file}")
-    elif options.action == "import":
-        print(f"{store.import_answers(options.file):,} new answers; the store holds {len(store):,}")
-    else:
-        print(f"{store.drop(options.llm, options.prompt):,} answers dropped; the store holds {len(store):,}")
-    store.close()
-    return 0
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as aligned columns, all but text to the right."""
-    columns = list(rows[0])
-    cells = [columns] + [
-        [f"{value:,.0f}" if isinstance(value, int | float) else str(value or "-") for value in row.values()] for row in rows
-    ]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(columns))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in cells)
-
-
-TABLES = ("components", "baselines", "views", "k", "lambda", "controls", "switches")
-GRID_HELP = """\
-usage: recbole-llm4sbr compare --models=SRGNN,GRU4Rec --variants=plain,llm4sbr --datasets=ml-100k [--seeds=5] [--key=value ...]
-       recbole-llm4sbr ablate  --model=SRGNN --datasets=ml-100k [--tables=components,views,k,...] [--seeds=5] [--key=value ...]
-
-Trains and tests every cell of a grid as `train` does, on the same files and with the same settings, selects on validation, tests once,
-and writes a report. A run that was interrupted goes on where it was; cells that are done are not run again.
-
-  --models      names of models, of this package or of RecBole                                        (default: SRGNN)
-  --datasets    names of datasets                                                                     (default: ml-100k)
-  --variants    compare: what each model is compared as; any may be changed, as llm4sbr+intent_k=3    (default: plain,llm4sbr)
-  --title       compare: headline of its table in the report; grids of other titles stand beside it    (default: Comparison)
-  --tables      ablate: {tables}  (default: all)
-  --seeds       how many, from --seed (2020) on, or which, as [1,2,3]                                 (default: 3)
-  --workers     cells trained at once, each in its own process, which gets its share of the cores     (default: 1)
-  --out         folder of the grid; the next grid in it adds to its report                            (default: comparison)
-  --key=value   any setting, for every cell; with --intent_source=session_text no LLM is asked at all
-
-variants:
-{variants}
-"""
-
-
-def run_grid(verb: str, arguments: Sequence[str]) -> int:
-    """Verbs `compare` and `ablate`."""
-    if {"-h", "--help"} & set(arguments):
-        names = "\n".join(f"  {name:16} {each['about']}" for name, each in read_yaml(PROPERTIES / "variants.yaml").items())
-        print(GRID_HELP.format(tables=", ".join(TABLES), variants=names))
-        return 0
-    _, files, given = parse_arguments(arguments)
-    models = names_of(given, "models", given.pop("model", "SRGNN"))
-    datasets = names_of(given, "datasets", given.pop("dataset", "ml-100k"))
-    variants = names_of(given, "variants", "plain,llm4sbr")
-    tables, title = names_of(given, "tables", ",".join(TABLES)), given.pop("title", "Comparison")
-    seeds, workers, out = given.pop("seeds", 3), given.pop("workers", 1), str(given.pop("out", "comparison"))
-    if not (seeds and (isinstance(seeds, int) or (isinstance(seeds, list) and all(isinstance(each, int) for each in seeds)))):
-        raise UserError(f"--seeds={seeds!r} must be a number of seeds, as 3, or the seeds, as [1,2,3]")
-    if not isinstance(workers, int) or workers < 0:
-        raise UserError(f"--workers={workers!r} must be a number of processes; 0 trains in this one")
-    for table in tables:
-        if table not in TABLES:
-            raise UserError(f"table {table!r} is unknown; choose from {', '.join(TABLES)}")
-    from recbole_llm4sbr.compare import ABLATIONS, compare
-
-    groups = {str(title): variants}
-    if verb == "ablate":
-        groups = {ABLATIONS[table][0]: ABLATIONS[table][1] for table in tables}
-    command = shlex.join(["recbole-llm4sbr", verb, *arguments])
-    rows = compare(groups, models, datasets, seeds, given, out, workers, files, command)
-    if any(row["status"] == "ok" for row in rows):
-        _report([out], out, str(Path(out) / "report.html"))
-    failed = sum(row["status"] != "ok" for row in rows)
-    if failed:
-        print(
-            f"{failed} of {len(rows)} cells failed; the reasons stand in the report and in {Path(out) / 'cells.jsonl'}",
-            file=sys.stderr,
-        )
-    return 1 if failed == len(rows) else 0
-
-
-TUNE_HELP = """\
-usage: recbole-llm4sbr tune --model=SRGNN --dataset=ml-100k [--space=file.hyper] [--trials=20] [--key=value ...]
-       recbole-llm4sbr tune --paper --model=SRGNN --dataset=ml-100k                  the paper's Figure 7: k of 0, 1, 3, 5
-
-Searches settings of training with Ray Tune. Trials see validation only; data and intents are loaded once and shared by them; none asks an
-LLM. The best setting is written as YAML, trained again and tested once. A search that was killed goes on where it was.
-
-  --space           a .hyper file, or the name of a shipped one: {spaces}           (default: default)
-  --trials          how many; a grid has as many as combinations                               (default: 20)
-  --search          random, grid (every combination of choices) or optuna                      (default: random)
-  --scheduler       asha (stops poor trials early) or none                                     (default: asha; grid: none)
-  --cpus_per_trial  CPUs of a trial, and threads                                               (default: 1)
-  --gpus_per_trial  GPUs of a trial; fractions share one                                       (default: 1 where there is one)
-  --ray_address     of a cluster, as auto or ray://head:10001                                  (default: this machine)
-  --seed            of the search and of every trial                                           (default: 2020)
-  --out             folder of the search                                                       (default: tuning)
-  --key=value       any setting, for every trial
-
-The space has a line per setting, as in RecBole: `intent_k choice [0,1,3,5]`, `intent_lambda loguniform -5,0` (powers of e),
-`weight_decay uniform 0,0.001`, `embedding_size quniform 32,128,32`, `step randint 1,4`.
-"""
-
-
-def run_tune(arguments: Sequence[str]) -> int:
-    """Verb `tune`."""
-    if {"-h", "--help"} & set(arguments):
-        print(TUNE_HELP.format(spaces=", ".join(sorted(path.stem for path in (PROPERTIES / "tune").glob("*.hyper")))))
-        return 0
-    _, files, given = parse_arguments(["--paper=true" if word == "--paper" else word for word in arguments])
-    paper = given.pop("paper", False)
-    space = str(given.pop("space", "paper" if paper else "default"))
-    how = str(given.pop("search", "grid" if paper else "random"))
-    scheduler = str(given.pop("scheduler", "none" if how == "grid" else "asha"))
-    for name, value, choices in (("search", how, ("random", "grid", "optuna")), ("scheduler", scheduler, ("asha", "none"))):
-        if value not in choices:
-            raise UserError(f"--{name}={value!r} is unknown; choose one of {', '.join(choices)}")
-    numbers = {"trials": 20, "cpus_per_trial": 1, "gpus_per_trial": None}
-    trials, cpus, gpus = (given.pop(name, default) for name, default in numbers.items())
-    if not isinstance(trials, int) or trials < 1:
-        raise UserError(f"--trials={trials!r} must be a number of at least 1")
-    for name, value in (("cpus_per_trial", cpus), ("gpus_per_trial", gpus)):
-        if value is not None and (not isinstance(value, int | float) or value < 0):
-            raise UserError(f"--{name}={value!r} must be a number, as 1 or 0.5")
-    out = str(given.pop("out", "tuning"))
-    from recbole_llm4sbr.tuning import search
-
-    command = shlex.join(["recbole-llm4sbr", "tune", *arguments])
-    found = search(given, out, space, trials, how, scheduler, cpus, gpus, files, command)
-    print(summary(found["best"]["result"]))
-    print(f"best of {len(found['trials'])} trials: {Path(out) / 'best.yaml'}; all of them: {Path(out) / 'trials.csv'}")
-    _report([out], out, str(Path(out) / "report.html"))
-    return 0
-
-
-def names_of(given: dict[str, Any], key: str, default: str) -> list[str]:
-    """Take a list of names out of the settings: `a,b` or `[a, b]`."""
-    value = given.pop(key, default)
-    names = [str(each).strip() for each in (value if isinstance(value, list) else str(value).split(","))]
-    if not all(names) or not names:
-        raise UserError(f"--{key}={value!r} must be names with commas between them")
-    return names
-
-
-def run_report(arguments: Sequence[str]) -> int:
-    """Verb `report`."""
-    parser = argparse.ArgumentParser(
-        "recbole-llm4sbr report", description="Write the report of grids again, from their folders."
-    )
-    parser.add_argument("folders", nargs="+", help="folders of compare, ablate and tune (their --out)")
-    parser.add_argument("--markdown", help="folder for one <dataset>.md each (default: the first folder)")
-    parser.add_argument("--html", help="the page, which needs no network (default: report.html in the first folder)")
-    options = parser.parse_args(arguments)
-    first = options.folders[0]
-    _report(options.folders, options.markdown or first, options.html or str(Path(first) / "report.html"))
-    return 0
-
-
-def _report(folders: Sequence[str], markdown: str, page: str) -> None:
-    from recbole_llm4sbr.grids import read_grids
-    from recbole_llm4sbr.report import report, tables_of
-
-    for block in read_grids(folders):
-        table = tables_of(block)[0]
-        print(f"\n{block.title}: {table.title}\n" + _table([dict(zip(table.head, row)) for row in table.rows]))
-    print("written: " + ", ".join(map(str, report(folders, markdown, page))))
-
-
 VERBS: dict[str, Callable[[dict[str, Any]], Any]] = {"prepare": run_prepare, "infer": run_infer, "train": run_train}
 
 
@@ -317,67 +94,39 @@ def _finish(settings: Mapping[str, Any], result: Mapping[str, Any]) -> None:
         print(f"written: {settings['result_file']}")
 
 
-def summary(result: Mapping[str, Any]) -> str:
-    """One table of the run: metrics of validation and test, then how they came about."""
-    settings, counts, stage1 = result["settings"], result["prepare"], result["infer"]
-    kind = f"LLM4SBR({settings['model']})" if settings["llm4sbr"] else f"{settings['model']}, plain"
-    cutoffs = settings["topk"] if isinstance(settings["topk"], list) else [settings["topk"]]
-    columns = [f"{metric}@{cutoff}" for metric in settings["metrics"] for cutoff in cutoffs]
-    lines = ["", f"{kind} on {settings['dataset']}", " " * 6 + "".join(f"{column:>9}" for column in columns)]
-    for part, values in (("valid", result["best_valid_result"]), ("test", result["test_result"])):
-        numbers = (values.get(column.lower()) for column in columns)
-        lines.append(f"{part:6}" + "".join(f"{'-' if number is None else format(number, '.4f'):>9}" for number in numbers))
-    per_epoch = result["seconds_per_epoch"]
-    lines += [
-        f"sessions {counts['sessions']:,}, items {counts['items']:,}, clicks {counts['clicks']:,}; rows "
-        + ", ".join(f"{part} {number:,}" for part, number in counts["rows"].items()),
-        f"best epoch {result['best_epoch']} of 0..{result['epochs'] - 1} by {result['valid_metric']} on validation; "
-        f"{sum(per_epoch) / max(len(per_epoch), 1):.2f} s per epoch, {result['seconds_training']:.0f} s training, "
-        f"peak memory {result['peak_memory_mb']:,.0f} MB",
-    ]
-    if stage1:
-        lines.append(
-            f"intents from {settings['intent_source']}: {stage1['prompts']:,} prompts, {stage1['distinct_prompts']:,} distinct; "
-            f"{stage1['calls']:,} calls made, {stage1['reused']:,} answers reused; {stage1['intents']:,} intents, "
-            f"{stage1['no_intent']:,} missing" + (f", {stage1['not_asked']:,} not asked for" if stage1["not_asked"] else "")
-        )
-    if result["checkpoint"]:
-        lines.append(f"checkpoint {result['checkpoint']}")
-    return "\n".join(lines)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0, 2 for a user's mistake, 130 when interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments[:1] not in [["answers"], ["compare"], ["ablate"], ["report"]] and any(
-        word in ("-h", "--help", "help") for word in arguments
-    ):
-        print(USAGE + describe())
-        return 0
-    if "--version" in arguments:
-        print(__version__)
-        return 0
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "faiss", "faiss.loader", "transformers", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        if arguments[:1] == ["answers"]:
-            return run_answers(arguments[1:])
-        if arguments[:1] == ["report"]:
-            return run_report(arguments[1:])
-        if arguments[:1] in (["compare"], ["ablate"]):
-            return run_grid(arguments[0], arguments[1:])
-        if arguments[:1] == ["tune"]:
-            return run_tune(arguments[1:])
-        verb, files, given = parse_arguments(arguments)
-        settings = load_settings(config_files=files, overrides=given)
-        (VERBS[verb] if verb else run_all)(settings)
+        return _run(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # as under `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(arguments: list[str]) -> int:
+    if arguments and arguments[0] in COMMANDS:
+        return COMMANDS[arguments[0]](arguments[1:])
+    if {"-h", "--help", "help"} & set(arguments):
+        print(USAGE + describe(), flush=True)
+        return 0
+    if "--version" in arguments:
+        print(__version__)
+        return 0
+    verb, files, given = parse_arguments(arguments)
+    if verb is not None and verb not in VERBS:
+        raise UserError(f"verb {verb!r} is unknown; choose one of {', '.join([*VERBS, *COMMANDS])}, or none for the whole line")
+    settings = load_settings(config_files=files, overrides=given)
+    (VERBS[verb] if verb else run_all)(settings)
     return 0
 
 
