@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from recbole_llm4sbr.cli import parse_arguments
+from recbole_llm4sbr.console import parse_arguments
 from recbole_llm4sbr.errors import UserError
 from recbole_llm4sbr.files import PROPERTIES
 from recbole_llm4sbr.settings import CHOICES, describe, load_settings, parse_value, recbole_keys
@@ -48,7 +48,6 @@ def test_both_forms_of_an_argument_mean_the_same():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["trian"], "trian"),
         (["--epochs"], "--epochs"),
         (["--epochs", "--model=X"], "--epochs"),
         (["-x"], "-x"),
