@@ -13,12 +13,12 @@ from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from recbole_llm4sbr.grids import Block, Line, by_two
+from recbole_llm4sbr.statistics import PER_SESSION
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442")
 PATTERNS = ("", "/", "x", ".", "\\", "-", "+", "|")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x", "star", "pentagon")
-METRICS = ("Hit@20", "MRR@20")
 Figure = tuple[str, str, str]  # title, how it was made, HTML
 
 
@@ -42,15 +42,18 @@ def figures_of(block: Block) -> Iterator[Figure]:
         options = {"responsive": True, "displaylogo": False, "displayModeBar": False}
         return title, how, figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config=options)
 
+    metrics = block.main_metrics
     for group in block.groups:
         lines = block.of(group)
         swept = [_swept(line) for line in lines]
         how = "Test, in percent; bars and whiskers: mean and standard deviation over the seeds (none with one seed)."
         if len({key for key, _ in filter(None, swept)}) == 1 and all(swept) and len(lines) > 1:
             key = swept[0][0]  # type: ignore[index]
-            yield ready(f"{group}: {key}", how.replace("bars and whiskers", "points and whiskers"), _curve(lines, key), 520)
+            yield ready(
+                f"{group}: {key}", how.replace("bars and whiskers", "points and whiskers"), _curve(lines, key, metrics), 520
+            )
         elif len(lines) > 1:
-            yield ready(group, how, _bars(lines), 460)
+            yield ready(group, how, _bars(lines, metrics), 460)
     for search in block.searches:
         yield from (ready(*each) for each in _of_search(search))
     if not block.groups:
@@ -61,13 +64,9 @@ def figures_of(block: Block) -> Iterator[Figure]:
     said = f" Lines: {lines_said}." if len(_names(main)[0]) > 1 else ""
     yield ready("Validation by epoch", f"{metric} in percent, first seed.{said}", _training(main), 480)
     yield ready("Time and memory", "Median seconds of a training epoch and peak memory, mean over the seeds.", _cost(main), 560)
-    if all(line.ranks for line in main) and len(main) > 1:
-        yield ready(
-            "Popular and rare targets",
-            "Hit@20 in percent; head: the 20 % of items that the training part clicks most.",
-            _popularity(main),
-            560,
-        )
+    if all(line.ranks for line in main) and len(main) > 1 and metrics[0].lower().partition("@")[0] in PER_SESSION:
+        how = f"{metrics[0]} in percent; head: the 20 % of items that the training part clicks most."
+        yield ready("Popular and rare targets", how, _popularity(main, metrics[0]), 560)
 
 
 def _of_search(search: Mapping[str, Any]) -> Iterator[tuple[str, str, go.Figure, int]]:
@@ -162,7 +161,7 @@ def _moments(line: Line, metric: str) -> tuple[float, float]:
     return float(np.mean(scores)), float(np.std(scores, ddof=1)) if len(scores) > 1 else 0.0
 
 
-def _bars(lines: Sequence[Line]) -> go.Figure:
+def _bars(lines: Sequence[Line], metrics: Sequence[str]) -> go.Figure:
     """Models on the axis and a bar per variant; with one model, metrics on the axis."""
     models, variants = _names(lines)
     figure = go.Figure()
@@ -170,12 +169,12 @@ def _bars(lines: Sequence[Line]) -> go.Figure:
         of = {(line.model, line.variant): line for line in lines}
         for number, variant in enumerate(variants):
             there = [model for model in models if (model, variant) in of]
-            moments = [_moments(of[model, variant], METRICS[0]) for model in there]
+            moments = [_moments(of[model, variant], metrics[0]) for model in there]
             figure.add_trace(_bar(variant, number, there, *zip(*moments)))
-        return figure.update_yaxes(title=METRICS[0])
+        return figure.update_yaxes(title=metrics[0])
     for number, line in enumerate(lines):
-        moments = [_moments(line, metric) for metric in METRICS]
-        figure.add_trace(_bar(line.variant, number, METRICS, *zip(*moments)))
+        moments = [_moments(line, metric) for metric in metrics]
+        figure.add_trace(_bar(line.variant, number, metrics, *zip(*moments)))
     return figure
 
 
@@ -183,12 +182,13 @@ def _names(lines: Sequence[Line]) -> tuple[list[str], list[str]]:
     return list(dict.fromkeys(line.model for line in lines)), list(dict.fromkeys(line.variant for line in lines))
 
 
-def _curve(lines: Sequence[Line], key: str) -> go.Figure:
+def _curve(lines: Sequence[Line], key: str, metrics: Sequence[str]) -> go.Figure:
     """A metric over the values of a setting, one panel per metric, a line per model."""
-    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
+    figure = make_subplots(rows=len(metrics), cols=1, shared_xaxes=True, vertical_spacing=0.08)
     for number, model in enumerate(_names(lines)[0]):
-        points = sorted((_swept(line)[1], line) for line in lines if line.model == model)  # type: ignore[index]
-        for row, metric in enumerate(METRICS, 1):
+        points = [(_swept(line)[1], line) for line in lines if line.model == model]  # type: ignore[index]
+        points.sort(key=lambda point: point[0])
+        for row, metric in enumerate(metrics, 1):
             moments = [_moments(line, metric) for _, line in points]
             trace = go.Scatter(
                 x=[f"{value:g}" for value, _ in points], y=[mean for mean, _ in moments], name=model, legendgroup=model,
@@ -199,7 +199,7 @@ def _curve(lines: Sequence[Line], key: str) -> go.Figure:
             )  # fmt: skip
             figure.add_trace(trace, row=row, col=1)
             figure.update_yaxes(title=metric, row=row, col=1)
-    return figure.update_xaxes(title=key, type="category", row=2, col=1)
+    return figure.update_xaxes(title=key, type="category", row=len(metrics), col=1)
 
 
 def _training(lines: Sequence[Line]) -> go.Figure:
@@ -238,8 +238,8 @@ def _cost(lines: Sequence[Line]) -> go.Figure:
     return figure.update_yaxes(title="peak MB", row=2, col=1)
 
 
-def _popularity(lines: Sequence[Line]) -> go.Figure:
-    """Hit@20 of sessions whose target is popular, and of the others."""
+def _popularity(lines: Sequence[Line], metric: str) -> go.Figure:
+    """A metric of sessions whose target is popular, and of the others."""
     figure = make_subplots(rows=2, cols=1, vertical_spacing=0.16, subplot_titles=("head targets", "tail targets"))
     for number, variant in enumerate(_names(lines)[1]):
         there = [line for line in lines if line.variant == variant]
@@ -249,7 +249,7 @@ def _popularity(lines: Sequence[Line]) -> go.Figure:
                 rows = line.ranks[min(line.ranks)]
                 head = rows["head"][np.argsort(rows["session"], kind="stable")]
                 where = head if row == 1 else ~head
-                values.append(100 * float(line.per_session(METRICS[0], sorted(line.ranks), where).mean()))
+                values.append(100 * float(line.per_session(metric, sorted(line.ranks), where).mean()))
             trace = _bar(variant, number, [line.model for line in there], values)
             figure.add_trace(trace.update(legendgroup=variant, showlegend=row == 1), row=row, col=1)
-    return figure.update_yaxes(title=METRICS[0])
+    return figure.update_yaxes(title=metric)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from recbole_llm4sbr.errors import UserError
 from recbole_llm4sbr.files import read_json, read_json_lines
-from recbole_llm4sbr.statistics import session_metric
+from recbole_llm4sbr.statistics import PER_SESSION, session_metric
 
 REFERENCES = ("plain", "w/o LLM", "llm4sbr")  # what the variants of a group are tested against: the first of these that it has
 
@@ -92,6 +92,20 @@ class Block:
         results = [result for line in self.lines for result in line.results.values()]
         results += [search["best"]["result"] for search in self.searches]
         return max(results, key=lambda result: result["infer"] is not None)
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the metrics, as Hit@5, in the order of the paper's tables."""
+        settings = self.any_result()["settings"]
+        cutoffs = settings["topk"] if isinstance(settings["topk"], list) else [settings["topk"]]
+        return [f"{metric}@{cutoff}" for metric in settings["metrics"] for cutoff in cutoffs]
+
+    @property
+    def main_metrics(self) -> list[str]:
+        """The first two metrics at their largest cut-off, as Hit@20 and MRR@20, of those that have a value per session."""
+        largest = max(int(metric.partition("@")[2]) for metric in self.metrics)
+        whole = [metric for metric in self.metrics if metric.endswith(f"@{largest}")]
+        return ([metric for metric in whole if metric.lower().partition("@")[0] in PER_SESSION] or whole)[:2]
 
     def reference(self, line: Line) -> Line | None:
         """What a line is tested against."""

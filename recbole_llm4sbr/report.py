@@ -16,9 +16,8 @@ from recbole_llm4sbr.errors import UserError
 from recbole_llm4sbr.figures import figures_of, page_script
 from recbole_llm4sbr.files import make_folder, write_whole
 from recbole_llm4sbr.grids import Block, Line, buckets_of, by_two, common_settings, read_grids
-from recbole_llm4sbr.statistics import holm, improvement, paired_p
+from recbole_llm4sbr.statistics import PER_SESSION, holm, improvement, paired_p
 
-TESTED = ("Hit@20", "MRR@20")
 LEVEL = 0.05
 
 
@@ -108,27 +107,21 @@ def report(folders: Sequence[str | Path], markdown: str | Path, page: str | Path
     return written
 
 
-def metrics_of(block: Block) -> list[str]:
-    """Names of the metrics, as Hit@5, in the order of the paper's tables."""
-    settings = block.any_result()["settings"]
-    cutoffs = settings["topk"] if isinstance(settings["topk"], list) else [settings["topk"]]
-    return [f"{metric}@{cutoff}" for metric in settings["metrics"] for cutoff in cutoffs]
-
-
 def tables_of(block: Block) -> list[Table]:
     """All tables of a block."""
     tables = []
+    tested = [metric for metric in block.main_metrics if metric.lower().partition("@")[0] in PER_SESSION]
     for group in block.groups:
         lines = block.of(group)
-        tables.append(_metrics_table(group, lines, metrics_of(block)))
-        if len(lines) > 1 and all(line.ranks for line in lines):
-            tables.append(_tests_table(block, group, lines))
+        tables.append(_metrics_table(group, lines, block.metrics))
+        if tested and len(lines) > 1 and all(line.ranks for line in lines):
+            tables.append(_tests_table(block, group, lines, tested))
     for search in block.searches:
         tables += _search_tables(search)
     if block.groups:
         main = block.of(block.groups[0])
-        if all(line.ranks for line in main):
-            tables.append(_buckets_table(main))
+        if tested and all(line.ranks for line in main):
+            tables.append(_buckets_table(main, tested))
         tables += [_cost_table(_distinct(block)), _variants_table(block)]
     failed = [[line.model, line.variant, str(seed), reason] for line in block.lines for seed, reason in line.reasons.items()]
     if failed:
@@ -159,7 +152,7 @@ def _seeds(seeds: Sequence[int]) -> str:
     return f"mean ± standard deviation over the seeds {', '.join(map(str, seeds))}"
 
 
-def _tests_table(block: Block, group: str, lines: Sequence[Line]) -> Table:
+def _tests_table(block: Block, group: str, lines: Sequence[Line], tested: Sequence[str]) -> Table:
     rows: list[list[str]] = []
     p_values = []
     for line in lines:
@@ -169,7 +162,7 @@ def _tests_table(block: Block, group: str, lines: Sequence[Line]) -> Table:
         seeds = sorted(set(line.ranks) & set(reference.ranks))
         if not seeds:
             continue
-        for metric in TESTED:
+        for metric in tested:
             a, b = reference.per_session(metric, seeds), line.per_session(metric, seeds)
             if len(a) != len(b):
                 raise UserError(
@@ -190,18 +183,18 @@ def _tests_table(block: Block, group: str, lines: Sequence[Line]) -> Table:
     return Table(f"Is it more than chance? {group}", how, head, rows, 3)
 
 
-def _buckets_table(lines: Sequence[Line]) -> Table:
+def _buckets_table(lines: Sequence[Line], tested: Sequence[str]) -> Table:
     buckets = {name: where for name, where in buckets_of(lines).items() if where.any()}
     rows = []
     for line in lines:
         seeds = sorted(line.ranks)
         values = (
-            " / ".join(f"{100 * line.per_session(metric, seeds, where).mean():.2f}" for metric in TESTED)
+            " / ".join(f"{100 * line.per_session(metric, seeds, where).mean():.2f}" for metric in tested)
             for where in buckets.values()
         )
         rows.append([line.model, line.variant, *values])
     how = (
-        f"{' / '.join(TESTED)} of the test, in percent, mean over the seeds; number of sessions in the headline. Head: the target is among "
+        f"{' / '.join(tested)} of the test, in percent, mean over the seeds; number of sessions in the headline. Head: the target is among "
         "the 20 % of items that the training part clicks most. Lengths: thirds of the test sessions by clicks before the target. Without "
         "an intent: at least one view's answer named nothing, or its call failed."
     )

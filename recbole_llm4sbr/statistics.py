@@ -8,6 +8,7 @@ from scipy import stats
 
 Numbers = npt.NDArray[np.float64]
 RESAMPLES = 2000
+PER_SESSION = ("hit", "mrr", "ndcg")  # RecBole's metrics that have a value for each session
 
 
 def session_metric(rank: npt.NDArray[np.int32], name: str) -> Numbers:
