@@ -82,12 +82,14 @@ def run_grid(verb: str, arguments: Sequence[str]) -> int:
         print(GRID_HELP.format(tables=", ".join(TABLES), variants=names))
         return 0
     _, files, given = parse_arguments(arguments)
-    models = names_of(given, "models", given.pop("model", "SRGNN"))
-    datasets = names_of(given, "datasets", given.pop("dataset", "ml-100k"))
+    models, datasets = (
+        _one_spelling(given, files, name, usual) for name, usual in (("model", "SRGNN"), ("dataset", "ml-100k"))
+    )
     variants = names_of(given, "variants", "plain,llm4sbr")
     tables, title = names_of(given, "tables", ",".join(TABLES)), given.pop("title", "Comparison")
     seeds, workers, out = given.pop("seeds", 3), given.pop("workers", 1), str(given.pop("out", "comparison"))
-    if not (seeds and (isinstance(seeds, int) or (isinstance(seeds, list) and all(isinstance(each, int) for each in seeds)))):
+    listed = seeds if isinstance(seeds, list) else [seeds]
+    if not listed or any(type(each) is not int for each in listed) or (listed is not seeds and listed[0] < 1):
         raise UserError(f"--seeds={seeds!r} must be a number of seeds, as 3, or the seeds, as [1,2,3]")
     if not isinstance(workers, int) or workers < 0:
         raise UserError(f"--workers={workers!r} must be a number of processes; 0 trains in this one")
@@ -101,6 +103,8 @@ def run_grid(verb: str, arguments: Sequence[str]) -> int:
         groups = {ABLATIONS[table][0]: ABLATIONS[table][1] for table in tables}
     command = shlex.join(["recbole-llm4sbr", verb, *arguments])
     rows = compare(groups, models, datasets, seeds, given, out, workers, files, command)
+    if not rows:  # a dry run
+        return 0
     if any(row["status"] == "ok" for row in rows):
         _report([out], out, str(Path(out) / "report.html"))
     failed = sum(row["status"] != "ok" for row in rows)
@@ -160,10 +164,25 @@ def run_tune(arguments: Sequence[str]) -> int:
 
     command = shlex.join(["recbole-llm4sbr", "tune", *arguments])
     found = search(given, out, space, trials, how, scheduler, cpus, gpus, files, command)
+    if not found:  # a dry run
+        return 0
     print(summary(found["best"]["result"]))
     print(f"best of {len(found['trials'])} trials: {Path(out) / 'best.yaml'}; all of them: {Path(out) / 'trials.csv'}")
     _report([out], out, str(Path(out) / "report.html"))
     return 0
+
+
+def _one_spelling(given: dict[str, Any], files: Sequence[str], name: str, usual: str) -> list[str]:
+    """`--models` or `--model`, else what the config files name.
+
+    Raises:
+        UserError: both are given.
+    """
+    if name in given and f"{name}s" in given:
+        raise UserError(f"--{name} and --{name}s are both given; use one of them")
+    for path in files:
+        usual = read_yaml(path).get(name, usual)
+    return names_of(given, f"{name}s", given.pop(name, usual))
 
 
 def names_of(given: dict[str, Any], key: str, default: str) -> list[str]:
@@ -190,13 +209,12 @@ def run_report(arguments: Sequence[str]) -> int:
 
 
 def _report(folders: Sequence[str], markdown: str, page: str) -> None:
-    from recbole_llm4sbr.grids import read_grids
-    from recbole_llm4sbr.report import report, tables_of
+    from recbole_llm4sbr.report import report
 
-    for block in read_grids(folders):
-        table = tables_of(block)[0]
-        print(f"\n{block.title}: {table.title}\n" + aligned([dict(zip(table.head, row)) for row in table.rows]))
-    print("written: " + ", ".join(map(str, report(folders, markdown, page))))
+    written, tables = report(folders, markdown, page)
+    for title, (first, *_) in tables.items():
+        print(f"\n{title}: {first.title}\n" + aligned([dict(zip(first.head, row)) for row in first.rows]))
+    print("written: " + ", ".join(map(str, written)))
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {

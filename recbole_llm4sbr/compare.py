@@ -12,7 +12,6 @@ import os
 import platform
 import shutil
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -26,13 +25,16 @@ import numpy as np
 import psutil
 import torch
 
+from recbole_llm4sbr._version import __version__
 from recbole_llm4sbr.config import check_runnable
 from recbole_llm4sbr.data.atomic import prepare
 from recbole_llm4sbr.errors import UserError
 from recbole_llm4sbr.files import PROPERTIES, append_json_line, make_folder, read_json, read_json_lines, write_json, write_whole
+from recbole_llm4sbr.intent.infer import check_items, deciding
 from recbole_llm4sbr.model import model_class
 from recbole_llm4sbr.quick_start import make_features, train
 from recbole_llm4sbr.settings import (
+    BEFORE_TRAINING,
     intent_files,
     load_settings,
     parse_value,
@@ -59,14 +61,14 @@ ABLATIONS: dict[str, tuple[str, list[str]]] = {
 # Settings on which no result depends.
 _AIMLESS = {
     "data_path", "atomic_path", "checkpoint_dir", "result_file", "rebuild", "dry_run", "show_progress", "llm_refresh", "llm_batch_tokens",
-    "llm_device", "llm_url", "llm_concurrency", "llm_timeout", "llm_retries", "llm_prices", "max_failure_rate", "encoder_batch_size",
+    "llm_device", "llm_concurrency", "llm_timeout", "llm_retries", "llm_prices", "max_failure_rate", "encoder_batch_size",
     "eval_batch_size", "gpu_id", "use_gpu", "state", "ray_address", "ray_workers", "ray_cpus_per_worker",
 }  # fmt: skip
 # Settings on which the result of a model without intents, and of one without item texts, does not depend.
 _OF_INTENTS = {
-    "llm", "llm_backend", "llm_max_new_tokens", "llm_extra", "llm_name", "ray_backend", "views", "views_in_one_call", "prompt", "item_name",
-    "item_name_length", "control_of", "fusion", "max_sessions", "faiss_index", "intent_refresh", "intent_source", "intent_k_max",
-    "intent_k", "intent_weighting", "intent_lambda",
+    "llm", "llm_backend", "llm_url", "llm_max_new_tokens", "llm_extra", "llm_name", "ray_backend", "views", "views_in_one_call", "prompt",
+    "item_name", "item_name_length", "control_of", "fusion", "max_sessions", "faiss_index", "intent_refresh", "intent_source",
+    "intent_k_max", "intent_k", "intent_weighting", "intent_lambda",
 }  # fmt: skip
 _OF_TEXTS = {"item_text", "article_last", "missing_item_text", "encoder"}
 
@@ -80,6 +82,7 @@ class Cell:
         model, variant, dataset, seed: its place there.
         settings: all settings of the run.
         about: what the report says of the variant.
+        base: a hash of what all cells of the dataset share; cells of another one do not stand in the same table.
         key: names its result.
     """
 
@@ -90,6 +93,7 @@ class Cell:
     seed: int
     about: str
     settings: dict[str, Any]
+    base: str = ""
     key: str = ""
 
     @property
@@ -118,7 +122,8 @@ def compare(
         seeds: how many, from the setting `seed` on, or which.
         given: settings for every cell.
         out: folder of the grid; grids of several commands may share it.
-        workers: cells trained at once, each in a process of its own; 0: one after the other in this process.
+        workers: cells trained at once, each in a process of its own; 0: one after the other in this process, whose peak memory
+            then stands for each.
         config_files: settings files for every cell.
         command: what was typed, for the report.
 
@@ -129,8 +134,12 @@ def compare(
         UserError: an unknown model, variant, dataset or setting; files that were made otherwise. A cell that cannot run is recorded with
             its reason, and ends nothing.
     """
+    cells = list(_cells(groups, models, datasets, seeds, given, config_files))
+    _check(cells)
     out = make_folder(out)
-    cells = _with_keys(list(_cells(groups, models, datasets, seeds, given, config_files)))
+    cells = _with_keys(cells)
+    if any(cell.settings["dry_run"] for cell in cells):
+        return []
     _ask(out / "grid.json", cells, command)
     make_folder(out / "ranks")
     done = {row["key"]: row for row in read_json_lines(out / "cells.jsonl")}
@@ -139,7 +148,7 @@ def compare(
         "%s cells, %s of them distinct, %s to run; results in %s", len(cells), len({c.key for c in cells}), len(missing), out
     )
     started = time.perf_counter()
-    for number, (cell, row, ranks) in enumerate(_run(list(missing.values()), workers), 1):
+    for number, (cell, row, ranks) in enumerate(_run(list(missing.values()), workers, out / "work"), 1):
         if ranks:
             with write_whole(out / "ranks" / f"{cell.key}.npz", "wb") as handle:
                 np.savez_compressed(handle, **ranks)
@@ -182,7 +191,8 @@ def _cells(
                         about, changed = _variant(name, variants, model)
                         quiet = {"model": model, "seed": seed, "show_progress": False, "state": "error"}
                         settings = load_settings(None, dataset, config_files, {**control, **given, **quiet, **changed})
-                        yield Cell(title, dataset, model, name, seed, about, settings)
+                        shared = {key: value for key, value in base.items() if key not in ("seed", "model")}
+                        yield Cell(title, dataset, model, name, seed, about, settings, base=_hash(shared | control, _AIMLESS))
 
 
 def _variant(name: str, variants: Mapping[str, Any], model: str) -> tuple[str, dict[str, Any]]:
@@ -201,24 +211,45 @@ def _variant(name: str, variants: Mapping[str, Any], model: str) -> tuple[str, d
         key, equals, value = change.partition("=")
         if not equals:
             raise UserError(f"variant {name!r}: {change!r} is not understood; write it as {shipped}+key=value")
+        if key in BEFORE_TRAINING:
+            raise UserError(
+                f"variant {name!r}: {key!r} is decided before training, for all cells; run the grid once for each value, with --{key} "
+                f"and an --atomic_path and --out of its own"
+            )
         changed[key] = parse_value(value, key)
     return ", ".join([variants[shipped]["about"], *changes]), changed
 
 
+def _check(cells: Sequence[Cell]) -> None:
+    """Refuse, before anything is made, what no cell could mend."""
+    for cell in cells:
+        if cell.settings["model"] == cell.model or ":" not in cell.settings["model"]:
+            model_class(cell.settings["model"])
+        if cell.settings["nproc"] > 1:
+            raise UserError("nproc is for one training run; cells train side by side with --workers")
+    one_call = {
+        tuple(cell.settings["views"]) for cell in cells if cell.settings["views_in_one_call"] and uses_intents(cell.settings)
+    }
+    if len(one_call) > 1:
+        raise UserError(
+            "views_in_one_call=true asks for all views together, so that variants with other views cannot share its answers"
+        )
+
+
 def _with_keys(cells: list[Cell]) -> list[Cell]:
     """Prepare every dataset, make the feature files that any cell needs, and name the cells."""
-    for name in dict.fromkeys(cell.settings["model"] for cell in cells):
-        model_class(name)
     files: dict[str, Any] = {}
     for cell in cells:
         if cell.dataset not in files:
             wanting = [each.settings for each in cells if each.dataset == cell.dataset]
-            files[cell.dataset] = prepare(
-                {**cell.settings, "item_init": "text" if any(map(uses_item_texts, wanting)) else "random"}
-            )
+            # prepare checks the text columns when its settings need them
+            files[cell.dataset] = prepare(next(filter(uses_item_texts, wanting), cell.settings))["files"]
             for settings in _sources(wanting):
                 make_features(settings)
-    return [replace(cell, key=_key(cell.settings, files[cell.dataset]["files"])) for cell in cells]
+    return [
+        replace(cell, key=_key(cell.settings, files[cell.dataset]), base=_hash([cell.base, files[cell.dataset]]))
+        for cell in cells
+    ]
 
 
 def _sources(wanting: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -240,22 +271,41 @@ def _sources(wanting: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def _key(settings: Mapping[str, Any], files: Mapping[str, str]) -> str:
-    """Sixteen hexadecimal digits of all that a result depends on: settings and session files."""
+    """Of all that a result depends on: settings, session files, item vectors, the prompts' wording, this package's version."""
     left_out = _AIMLESS | (set() if settings["llm4sbr"] or uses_intents(settings) else _OF_INTENTS)
     left_out |= set() if uses_item_texts(settings) else _OF_TEXTS
-    deciding = {key: value for key, value in settings.items() if key not in left_out}
-    text = json.dumps({"settings": deciding, "files": files}, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    texts = check_items(settings)["files"] if uses_item_texts(settings) and not settings["dry_run"] else {}
+    asked = deciding(settings) if uses_intents(settings) else {}
+    return _hash([{key: value for key, value in settings.items() if key not in left_out}, files, texts, asked, __version__])
+
+
+def _hash(value: Any, left_out: Iterable[str] = ()) -> str:
+    """Sixteen hexadecimal digits of a value."""
+    if isinstance(value, dict):
+        value = {key: each for key, each in value.items() if key not in left_out}
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _ask(path: Path, cells: Sequence[Cell], command: str) -> None:
-    """Add the cells to what the folder's grid holds; a cell of the same place replaces the one there."""
+    """Add the cells to what the folder's grid holds. Earlier ones with other settings or files do not stay in the same table."""
     grid = read_json(path) if path.is_file() else {"commands": [], "cells": []}
-    places = {_place(entry): entry for entry in grid["cells"]}
+    bases = {(cell.group, cell.dataset, cell.settings["split"]): cell.base for cell in cells}
+    kept = [
+        entry
+        for entry in grid["cells"]
+        if bases.get((entry["group"], entry["dataset"], entry["split"]), entry.get("base")) == entry.get("base")
+    ]
+    if len(kept) < len(grid["cells"]):
+        log.warning(
+            "%s earlier cells of this title were run with other settings and leave its table; give the grids different --title or "
+            "--out to keep both",
+            len(grid["cells"]) - len(kept),
+        )
+    places = {_place(entry): entry for entry in kept}
     for cell in cells:
         entry = {
             "group": cell.group, "dataset": cell.dataset, "split": cell.settings["split"], "model": cell.model, "variant": cell.variant,
-            "seed": cell.seed, "about": cell.about, "key": cell.key,
+            "seed": cell.seed, "about": cell.about, "key": cell.key, "base": cell.base,
         }  # fmt: skip
         places[_place(entry)] = entry
     commands = grid["commands"] + ([command] if command and command not in grid["commands"] else [])
@@ -269,26 +319,32 @@ def _place(entry: Mapping[str, Any]) -> tuple[Any, ...]:
 def run_cell(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Train and test one cell: the row for `cells.jsonl` and the test rows. What goes wrong is the row's reason."""
     ranks: dict[str, Any] = {}
-    folder = tempfile.mkdtemp(prefix="cell-")
     try:
-        check_runnable(settings)
-        result = train({**settings, "checkpoint_dir": folder}, on_test=ranks.update)
+        result = train(settings, on_test=ranks.update)
         return {"status": "ok", "result": result | {"checkpoint": None}}, ranks
     except UserError as error:
         return {"status": "failed", "reason": str(error)}, {}
     except Exception as error:
         where = traceback.format_exc(limit=-3)
         return {"status": "failed", "reason": f"{type(error).__name__}: {error}", "traceback": where}, {}
+
+
+def _run(cells: Sequence[Cell], workers: int, folder: Path) -> Iterator[tuple[Cell, dict[str, Any], dict[str, Any]]]:
+    """Run cells, `workers` at a time, each in a fresh process: its peak memory is its own, and when it is killed the rest go on."""
+    shutil.rmtree(folder, ignore_errors=True)  # checkpoints of a run that was killed
+    settings_of = {cell.key: {**cell.settings, "checkpoint_dir": str(folder / cell.key)} for cell in cells}
+    try:
+        alone = ((cell, *run_cell(settings_of[cell.key])) for cell in cells)
+        for cell, row, ranks in _side_by_side(cells, settings_of, workers) if workers else alone:
+            shutil.rmtree(folder / cell.key, ignore_errors=True)
+            yield cell, row, ranks
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _run(cells: Sequence[Cell], workers: int) -> Iterator[tuple[Cell, dict[str, Any], dict[str, Any]]]:
-    """Run cells, `workers` at a time, each in a fresh process: its peak memory is its own, and when it is killed the rest go on."""
-    if workers == 0:
-        for cell in cells:
-            yield cell, *run_cell(cell.settings)
-        return
+def _side_by_side(
+    cells: Sequence[Cell], settings_of: Mapping[str, Mapping[str, Any]], workers: int
+) -> Iterator[tuple[Cell, dict[str, Any], dict[str, Any]]]:
     # a server with everything imported forks the processes: they start at once
     context: Any = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
     if sys.platform != "win32":
@@ -301,7 +357,7 @@ def _run(cells: Sequence[Cell], workers: int) -> Iterator[tuple[Cell, dict[str, 
             while waiting and slots:
                 cell, slot = waiting.pop(0), slots.pop(0)
                 ours, theirs = context.Pipe()
-                process = context.Process(target=_child, args=(theirs, cell.settings, threads, slot), daemon=True)
+                process = context.Process(target=_child, args=(theirs, settings_of[cell.key], threads, slot), daemon=True)
                 process.start()
                 theirs.close()
                 running[ours] = cell, process, slot
@@ -310,7 +366,7 @@ def _run(cells: Sequence[Cell], workers: int) -> Iterator[tuple[Cell, dict[str, 
                 cell, process, slot = running.pop(ready)
                 try:
                     row, ranks = ready.recv()
-                except EOFError:
+                except (EOFError, OSError):
                     process.join()
                     code = process.exitcode
                     row, ranks = {"status": "failed", "reason": f"its process ended with {code}" + _KILLED * (code == -9)}, {}

@@ -12,8 +12,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
-from recbole_llm4sbr.grids import Block, Line, by_two
-from recbole_llm4sbr.statistics import PER_SESSION
+from recbole_llm4sbr.grids import Block, Line, by_two, distinct, is_per_session, label, main_metrics
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442")
 PATTERNS = ("", "/", "x", ".", "\\", "-", "+", "|")
@@ -42,9 +41,9 @@ def figures_of(block: Block) -> Iterator[Figure]:
         options = {"responsive": True, "displaylogo": False, "displayModeBar": False}
         return title, how, figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config=options)
 
-    metrics = block.main_metrics
     for group in block.groups:
         lines = block.of(group)
+        metrics = main_metrics(lines)
         swept = [_swept(line) for line in lines]
         how = "Test, in percent; bars and whiskers: mean and standard deviation over the seeds (none with one seed)."
         if len({key for key, _ in filter(None, swept)}) == 1 and all(swept) and len(lines) > 1:
@@ -59,12 +58,13 @@ def figures_of(block: Block) -> Iterator[Figure]:
     if not block.groups:
         return
     main = block.of(block.groups[0])
+    metrics = main_metrics(main)
     metric = next(iter(main[0].results.values()))["valid_metric"]
     lines_said = ", ".join(f"{variant}: {DASHES[number % 6]}" for number, variant in enumerate(_names(main)[1]))
     said = f" Lines: {lines_said}." if len(_names(main)[0]) > 1 else ""
     yield ready("Validation by epoch", f"{metric} in percent, first seed.{said}", _training(main), 480)
     yield ready("Time and memory", "Median seconds of a training epoch and peak memory, mean over the seeds.", _cost(main), 560)
-    if all(line.ranks for line in main) and len(main) > 1 and metrics[0].lower().partition("@")[0] in PER_SESSION:
+    if all(line.ranks for line in main) and len(main) > 1 and is_per_session(metrics[0]):
         how = f"{metrics[0]} in percent; head: the 20 % of items that the training part clicks most."
         yield ready("Popular and rare targets", how, _popularity(main, metrics[0]), 560)
 
@@ -77,14 +77,14 @@ def _of_search(search: Mapping[str, Any]) -> Iterator[tuple[str, str, go.Figure,
         yield (
             f"Search: {key} ({model})",
             f"{metric} on validation, in percent: each trial, and the best of each value.",
-            _points(trials, key),
+            _points(trials, key, search["bigger"]),
             400,
         )
     if found := by_two(search):
         row_key, column_key, rows, columns, scores = found
         figure = go.Figure(
             go.Heatmap(
-                z=scores, x=[f"{value:g}" for value in columns], y=[f"{value:g}" for value in rows], colorscale="Cividis",
+                z=scores, x=list(map(label, columns)), y=list(map(label, rows)), colorscale="Cividis",
                 text=[["" if np.isnan(score) else f"{score:.2f}" for score in line] for line in scores], texttemplate="%{text}",
                 hovertemplate=f"{row_key} %{{y}}, {column_key} %{{x}}: %{{z:.2f}}<extra></extra>", colorbar={"thickness": 12},
             )
@@ -100,31 +100,32 @@ def _of_search(search: Mapping[str, Any]) -> Iterator[tuple[str, str, go.Figure,
         )
 
 
-def _points(trials: Sequence[Mapping[str, Any]], key: str) -> go.Figure:
+def _points(trials: Sequence[Mapping[str, Any]], key: str, bigger: bool) -> go.Figure:
     values = [trial["setting"][key] for trial in trials]
     scores = [100 * trial["score"] for trial in trials]
-    listed = len(set(map(str, values))) < len(values) or not all(isinstance(value, int | float) for value in values)
-    distinct = sorted(set(values), key=lambda value: (isinstance(value, str), value)) if listed else []
-    x = [_label(value) for value in values] if listed else values
+    different = distinct(values)
+    listed = len(different) < len(values) or not all(isinstance(value, int | float) for value in values)
+    x = list(map(label, values)) if listed else values
     figure = go.Figure(
         go.Scatter(
             x=x, y=scores, mode="markers", name="a trial", marker={"color": COLOURS[4], "symbol": "circle-open", "size": 9}
         )
     )
     if listed:
-        best = [max(score for other, score in zip(values, scores) if other == value) for value in distinct]
+        names = list(map(label, different))
+        best = [(max if bigger else min)(score for at, score in zip(x, scores) if at == name) for name in names]
         figure.add_trace(
             go.Scatter(
-                x=[_label(value) for value in distinct], y=best, name="the best", mode="lines+markers",
-                line={"color": COLOURS[0]}, marker={"symbol": "square", "size": 8},
+                x=names,
+                y=best,
+                name="the best",
+                mode="lines+markers",
+                line={"color": COLOURS[0]},
+                marker={"symbol": "square", "size": 8},
             )
-        )  # fmt: skip
-        figure.update_xaxes(type="category", categoryorder="array", categoryarray=[_label(value) for value in distinct])
+        )
+        figure.update_xaxes(type="category", categoryorder="array", categoryarray=names)
     return figure.update_xaxes(title=key).update_yaxes(title="validation")
-
-
-def _label(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
 def _parallel(trials: Sequence[Mapping[str, Any]], metric: str) -> go.Figure:
@@ -185,14 +186,16 @@ def _names(lines: Sequence[Line]) -> tuple[list[str], list[str]]:
 def _curve(lines: Sequence[Line], key: str, metrics: Sequence[str]) -> go.Figure:
     """A metric over the values of a setting, one panel per metric, a line per model."""
     figure = make_subplots(rows=len(metrics), cols=1, shared_xaxes=True, vertical_spacing=0.08)
-    for number, model in enumerate(_names(lines)[0]):
-        points = [(_swept(line)[1], line) for line in lines if line.model == model]  # type: ignore[index]
+    series = dict.fromkeys((line.model, line.variant.partition("+")[0]) for line in lines)
+    for number, (model, variant) in enumerate(series):
+        own = [line for line in lines if line.model == model and line.variant.partition("+")[0] == variant]
+        points = [(_swept(line)[1], line) for line in own]  # type: ignore[index]
         points.sort(key=lambda point: point[0])
         for row, metric in enumerate(metrics, 1):
             moments = [_moments(line, metric) for _, line in points]
             trace = go.Scatter(
-                x=[f"{value:g}" for value, _ in points], y=[mean for mean, _ in moments], name=model, legendgroup=model,
-                showlegend=row == 1,
+                x=[f"{value:g}" for value, _ in points], y=[mean for mean, _ in moments], name=f"{model} {variant}",
+                legendgroup=f"{model} {variant}", showlegend=row == 1,
                 error_y={"type": "data", "array": [spread for _, spread in moments], "visible": any(spread for _, spread in moments)},
                 mode="lines+markers", line={"color": COLOURS[number % 8], "dash": DASHES[number % 6]},
                 marker={"symbol": SYMBOLS[number % 8], "size": 9},

@@ -34,6 +34,11 @@ class Line:
     ranks: dict[int, dict[str, npt.NDArray[Any]]] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
 
+    @property
+    def sessions(self) -> npt.NDArray[Any]:
+        """Ids of the test rows, sorted."""
+        return np.sort(next(iter(self.ranks.values()))["session"])
+
     def scores(self, metric: str) -> list[float]:
         """A metric of the test in percent, by seed."""
         return [100 * float(result["test_result"].get(metric.lower(), np.nan)) for result in self.results.values()]
@@ -47,6 +52,30 @@ class Line:
             values.append(session_metric(rows["rank"][order], metric))
         mean: npt.NDArray[np.float64] = np.mean(values, axis=0)
         return mean if where is None else mean[where]
+
+
+def metrics_of(lines: Sequence[Line]) -> list[str]:
+    """Names of the metrics that all lines have, as Hit@5, in the order of the paper's tables."""
+    names: list[list[str]] = []
+    for line in lines:
+        for result in line.results.values():
+            settings = result["settings"]
+            cutoffs = settings["topk"] if isinstance(settings["topk"], list) else [settings["topk"]]
+            names.append([f"{metric}@{cutoff}" for metric in settings["metrics"] for cutoff in cutoffs])
+    return [name for name in names[0] if all(name in other for other in names)]
+
+
+def main_metrics(lines: Sequence[Line]) -> list[str]:
+    """The first two metrics at their largest cut-off, as Hit@20 and MRR@20; those that have a value per session come first."""
+    names = metrics_of(lines)
+    largest = max((int(name.partition("@")[2]) for name in names), default=0)
+    whole = [name for name in names if name.endswith(f"@{largest}")]
+    return sorted(whole, key=lambda name: not is_per_session(name))[:2]
+
+
+def is_per_session(metric: str) -> bool:
+    """Whether a metric has a value for every session."""
+    return metric.lower().partition("@")[0] in PER_SESSION
 
 
 @dataclass
@@ -93,20 +122,6 @@ class Block:
         results += [search["best"]["result"] for search in self.searches]
         return max(results, key=lambda result: result["infer"] is not None)
 
-    @property
-    def metrics(self) -> list[str]:
-        """Names of the metrics, as Hit@5, in the order of the paper's tables."""
-        settings = self.any_result()["settings"]
-        cutoffs = settings["topk"] if isinstance(settings["topk"], list) else [settings["topk"]]
-        return [f"{metric}@{cutoff}" for metric in settings["metrics"] for cutoff in cutoffs]
-
-    @property
-    def main_metrics(self) -> list[str]:
-        """The first two metrics at their largest cut-off, as Hit@20 and MRR@20, of those that have a value per session."""
-        largest = max(int(metric.partition("@")[2]) for metric in self.metrics)
-        whole = [metric for metric in self.metrics if metric.endswith(f"@{largest}")]
-        return ([metric for metric in whole if metric.lower().partition("@")[0] in PER_SESSION] or whole)[:2]
-
     def reference(self, line: Line) -> Line | None:
         """What a line is tested against."""
         others = [each for each in self.of(line.group) if each.model == line.model]
@@ -121,6 +136,7 @@ def read_grids(folders: Sequence[str | Path]) -> list[Block]:
         UserError: as `report`.
     """
     blocks: dict[tuple[str, str], Block] = {}
+    folder_of: dict[tuple[str, str, str], Path] = {}
     for folder in map(Path, folders):
         found = read_json(folder / "search.json") if (folder / "search.json").is_file() else {}
         if "best" in found:
@@ -139,7 +155,10 @@ def read_grids(folders: Sequence[str | Path]) -> list[Block]:
         rows = {row["key"]: row for row in read_json_lines(folder / "cells.jsonl")}
         for entry in grid["cells"]:
             block = blocks.setdefault((entry["dataset"], entry["split"]), Block(entry["dataset"], entry["split"]))
-            place = (entry["group"], entry["model"], entry["variant"])
+            group = entry["group"]
+            if folder_of.setdefault((block.dataset, block.split, group), folder) != folder:
+                group = f"{group} ({folder})"  # two folders may hold tables of one title
+            place = (group, entry["model"], entry["variant"])
             line = next((each for each in block.lines if (each.group, each.model, each.variant) == place), None)
             if line is None:
                 line = Line(*place, entry["about"])
@@ -158,10 +177,24 @@ def read_grids(folders: Sequence[str | Path]) -> list[Block]:
             if ranks.is_file():
                 with np.load(ranks, allow_pickle=False) as arrays:
                     line.ranks[entry["seed"]] = {name: arrays[name] for name in arrays.files}
+    for block in blocks.values():
+        _same_sessions(block)
     ready = [block for block in blocks.values() if block.searches or any(line.results for line in block.lines)]
     if not ready:
         raise UserError(f"no cell of {', '.join(map(str, folders))} has a result yet; run the grid first")
     return ready
+
+
+def _same_sessions(block: Block) -> None:
+    """Take out what was tested on other sessions than the first line of its group: it cannot be compared with it."""
+    for group in block.groups:
+        lines = [line for line in block.of(group) if line.ranks]
+        first = lines[0].sessions if lines else np.zeros(0)
+        for line in lines:
+            for seed in list(line.ranks):
+                if not np.array_equal(np.sort(line.ranks[seed]["session"]), first):
+                    del line.ranks[seed], line.results[seed]
+                    line.reasons[seed] = f"was tested on other sessions than {lines[0].model} {lines[0].variant}"
 
 
 def by_two(search: Mapping[str, Any]) -> tuple[str, str, list[Any], list[Any], npt.NDArray[np.float64]] | None:
@@ -173,19 +206,30 @@ def by_two(search: Mapping[str, Any]) -> tuple[str, str, list[Any], list[Any], n
     keys = list(search["trials"][0]["setting"])
     if len(keys) != 2:
         return None
-    rows, columns = (sorted({trial["setting"][key] for trial in search["trials"]}, key=_order) for key in keys)
+    rows, columns = (distinct([trial["setting"][key] for trial in search["trials"]]) for key in keys)
     if len(rows) * len(columns) > 4 * len(search["trials"]):
         return None  # drawn at random: hardly any pair twice
     scores = np.full((len(rows), len(columns)), np.nan)
     for trial in search["trials"]:
         if trial["score"] is not None:
             place = rows.index(trial["setting"][keys[0]]), columns.index(trial["setting"][keys[1]])
-            scores[place] = np.nanmax([scores[place], 100 * trial["score"]])
+            scores[place] = (np.nanmax if search["bigger"] else np.nanmin)([scores[place], 100 * trial["score"]])
     return keys[0], keys[1], rows, columns, scores
 
 
-def _order(value: Any) -> tuple[bool, Any]:
-    return isinstance(value, str), value if isinstance(value, int | float | str) else str(value)
+def distinct(values: Sequence[Any]) -> list[Any]:
+    """Different values, numbers in rising order before the rest."""
+    different = {label(value): value for value in values}
+    return sorted(different.values(), key=lambda value: (0, value, "") if _is_number(value) else (1, 0, label(value)))
+
+
+def label(value: Any) -> str:
+    """A value in few words."""
+    return f"{value:g}" if _is_number(value) else str(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def buckets_of(lines: Sequence[Line]) -> dict[str, npt.NDArray[np.bool_]]:
@@ -202,7 +246,9 @@ def buckets_of(lines: Sequence[Line]) -> dict[str, npt.NDArray[np.bool_]]:
         f"over {high} clicks": length > high,
     }
     for line in lines:
-        own = next(iter(line.ranks.values()))
+        own, settings = next(iter(line.ranks.values())), next(iter(line.results.values()))["settings"]
+        if settings["intent_source"] in ("shuffled", "random"):
+            continue
         if own["intent"].any() and not own["intent"].all():
             intent = own["intent"][np.argsort(own["session"], kind="stable")]
             buckets |= {"with intents": intent, "without an intent": ~intent}

@@ -198,7 +198,8 @@ def fit(
         "valid_score_bigger": bigger,
         "best_valid_result": {key: float(value) for key, value in (best_valid or {}).items()},
         "valid_metric": config["valid_metric"],
-        "best_epoch": (max if bigger else min)(scores, key=lambda epoch: scores[epoch]) if scores else None,
+        # of equal scores the last, which is the one that RecBole keeps
+        "best_epoch": (max if bigger else min)(reversed(scores), key=lambda epoch: scores[epoch]) if scores else None,
         "epochs": len(trainer.epoch_seconds),
         "valid_scores": list(scores.values()),
         "train_losses": [float(loss) for loss in trainer.train_loss_dict.values()],

@@ -11,14 +11,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from recbole_llm4sbr.errors import UserError
 from recbole_llm4sbr.figures import figures_of, page_script
 from recbole_llm4sbr.files import make_folder, write_whole
-from recbole_llm4sbr.grids import Block, Line, buckets_of, by_two, common_settings, read_grids
-from recbole_llm4sbr.statistics import PER_SESSION, holm, improvement, paired_p
+from recbole_llm4sbr.grids import (
+    Block,
+    Line,
+    buckets_of,
+    by_two,
+    common_settings,
+    is_per_session,
+    label,
+    main_metrics,
+    metrics_of,
+    read_grids,
+)
+from recbole_llm4sbr.statistics import holm, improvement, paired_p
 
 LEVEL = 0.05
+_NOT_A_VARIANTS = ("seed", "model", "show_progress", "checkpoint_dir", "atomic_path", "data_path")
+_SMALLER = ("averagepopularity", "giniindex")  # RecBole's metrics of which less is better
+
+
+def _one_line(text: str) -> str:
+    """Text that fits a Markdown cell."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 @dataclass
@@ -48,7 +66,7 @@ class Table:
 
         rule = ["---" if column < self.texts else "---:" for column in range(len(self.head))]
         body = [
-            line(f"**{cell}**" if (row, column) in self.best else cell.replace("|", "\\|") for column, cell in enumerate(cells))
+            line(f"**{cell}**" if (row, column) in self.best else cell for column, cell in enumerate(map(_one_line, cells)))
             for row, cells in enumerate(self.rows)
         ]
         return [f"### {self.title}", "", self.how, "", line(self.head), line(rule), *body, ""]
@@ -74,7 +92,9 @@ class Table:
         )
 
 
-def report(folders: Sequence[str | Path], markdown: str | Path, page: str | Path | None) -> list[Path]:
+def report(
+    folders: Sequence[str | Path], markdown: str | Path, page: str | Path | None
+) -> tuple[list[Path], dict[str, list[Table]]]:
     """Write the report of grids.
 
     Args:
@@ -83,7 +103,7 @@ def report(folders: Sequence[str | Path], markdown: str | Path, page: str | Path
         page: the HTML page; None for none.
 
     Returns:
-        The files written.
+        The files written, and the tables by title of the section.
 
     Raises:
         UserError: a folder holds no grid, or none of its cells has a result.
@@ -104,22 +124,23 @@ def report(folders: Sequence[str | Path], markdown: str | Path, page: str | Path
         with write_whole(page) as handle:
             handle.write(_page(pieces))
         written.append(Path(page))
-    return written
+    return written, {block.title: tables for block, tables in pieces}
 
 
 def tables_of(block: Block) -> list[Table]:
     """All tables of a block."""
     tables = []
-    tested = [metric for metric in block.main_metrics if metric.lower().partition("@")[0] in PER_SESSION]
     for group in block.groups:
         lines = block.of(group)
-        tables.append(_metrics_table(group, lines, block.metrics))
+        tables.append(_metrics_table(group, lines, metrics_of(lines)))
+        tested = [metric for metric in main_metrics(lines) if is_per_session(metric)]
         if tested and len(lines) > 1 and all(line.ranks for line in lines):
             tables.append(_tests_table(block, group, lines, tested))
     for search in block.searches:
         tables += _search_tables(search)
     if block.groups:
         main = block.of(block.groups[0])
+        tested = [metric for metric in main_metrics(main) if is_per_session(metric)]
         if tested and all(line.ranks for line in main):
             tables.append(_buckets_table(main, tested))
         tables += [_cost_table(_distinct(block)), _variants_table(block)]
@@ -139,9 +160,16 @@ def _mean(values: Sequence[float], form: str = "{:.2f}") -> str:
 
 def _metrics_table(group: str, lines: Sequence[Line], metrics: Sequence[str]) -> Table:
     means = np.array([[np.mean(line.scores(metric)) for metric in metrics] for line in lines])
-    best = {(int(row), column + 2) for column in range(len(metrics)) for row in [np.nanargmax(means[:, column])]}
-    rows = [[line.model, line.variant, *(_mean(line.scores(metric)) for metric in metrics)] for line in lines]
+    best = set()
+    for column, metric in enumerate(metrics):
+        if np.isfinite(means[:, column]).any():
+            choose = np.nanargmin if metric.lower().partition("@")[0] in _SMALLER else np.nanargmax
+            best.add((int(choose(means[:, column])), column + 2))
     seeds = sorted({seed for line in lines for seed in line.results})
+    rows = []
+    for line in lines:
+        fewer = f" ({len(line.results)} of {len(seeds)} seeds)" if len(line.results) < len(seeds) else ""
+        rows.append([line.model, line.variant + fewer, *(_mean(line.scores(metric)) for metric in metrics)])
     how = f"Test, in percent, the whole catalogue ranked; {_seeds(seeds)}; the best of each column in bold."
     return Table(group, how, ["model", "variant", *metrics], rows, 2, best)
 
@@ -163,11 +191,7 @@ def _tests_table(block: Block, group: str, lines: Sequence[Line], tested: Sequen
         if not seeds:
             continue
         for metric in tested:
-            a, b = reference.per_session(metric, seeds), line.per_session(metric, seeds)
-            if len(a) != len(b):
-                raise UserError(
-                    f"{line.model} {line.variant} and {reference.variant} were tested on other sessions; run the grid again"
-                )
+            a, b = (by_session(each, metric, seeds) for each in (reference, line))
             percent, low, high = improvement(a, b)
             p_values.append(paired_p(a, b))
             text = "-" if np.isnan(percent) else f"{percent:+.1f} % [{low:+.1f}, {high:+.1f}]"
@@ -175,12 +199,23 @@ def _tests_table(block: Block, group: str, lines: Sequence[Line], tested: Sequen
     for row, adjusted in zip(rows, holm(p_values)):
         row += [f"{adjusted:.3g}", "yes" if adjusted < LEVEL else "no"]
     how = (
-        "Over the same test sessions, each session's metric averaged over the seeds. Improvement with its 95 % bootstrap interval (2,000 "
+        "Over the same test sessions (all prefixes of a session together), each one's metric averaged over the seeds. "
+        "Improvement with its 95 % bootstrap interval (2,000 "
         "resamples of sessions); Wilcoxon's signed-rank test, two-sided, and its p-value after Holm's correction over this table. "
         "Sessions are resampled, training runs are not: with few seeds a difference can be significant here and still be luck in training."
     )
     head = ["model", "variants", "metric", "improvement", "p", "p (Holm)", f"below {LEVEL}"]
     return Table(f"Is it more than chance? {group}", how, head, rows, 3)
+
+
+def by_session(line: Line, metric: str, seeds: Sequence[int]) -> npt.NDArray[np.float64]:
+    """A metric of each test session, [S]; where every prefix is a row, the sum over a session's, which are not independent."""
+    values = line.per_session(metric, seeds)
+    if next(iter(line.results.values()))["settings"]["session_targets"] != "all":
+        return values
+    _, session = np.unique([name.rpartition(".")[0] for name in line.sessions.tolist()], return_inverse=True)
+    summed: npt.NDArray[np.float64] = np.bincount(session, values).astype(np.float64)
+    return summed
 
 
 def _buckets_table(lines: Sequence[Line], tested: Sequence[str]) -> Table:
@@ -209,10 +244,12 @@ def _search_tables(search: Mapping[str, Any]) -> list[Table]:
     tables = []
     if found := by_two(search):
         row_key, column_key, rows, columns, scores = found
-        best = np.unravel_index(np.nanargmax(scores), scores.shape)
-        cells = [[str(row), *("-" if np.isnan(score) else f"{score:.2f}" for score in line)] for row, line in zip(rows, scores)]
+        best = np.unravel_index((np.nanargmax if search["bigger"] else np.nanargmin)(scores), scores.shape)
+        cells = [
+            [label(row), *("-" if np.isnan(score) else f"{score:.2f}" for score in line)] for row, line in zip(rows, scores)
+        ]
         how = f"{metric} on validation, in percent; the best in bold. One seed: neighbours differ by chance too."
-        head = [f"{row_key} \\ {column_key}", *map(str, columns)]
+        head = [f"{row_key} \\ {column_key}", *map(label, columns)]
         tables.append(Table(what, how, head, cells, 1, {(int(best[0]), int(best[1]) + 1)}))
     ordered = sorted(trials, key=lambda trial: -(trial["score"] or 0) if search["bigger"] else trial["score"] or np.inf)
     rows = []
@@ -266,22 +303,14 @@ def _cost_table(lines: Sequence[Line]) -> Table:
 
 
 def _variants_table(block: Block) -> Table:
-    rows: dict[tuple[str, str], list[str]] = {}
+    rows: dict[str, list[str]] = {}
     usual = common_settings(block)
     for line in block.lines:
         if line.results:
             settings = next(iter(line.results.values()))["settings"]
-            changed = {
-                key: value
-                for key, value in settings.items()
-                if key not in usual and key not in ("seed", "model", "show_progress")
-            }
-            said = (
-                ""
-                if line.variant.startswith(tuple("+"))
-                else ", ".join(f"{key}={_short(value)}" for key, value in changed.items())
-            )
-            rows.setdefault((line.variant, ""), [line.variant, line.about, said])
+            changed = {key: value for key, value in settings.items() if key not in usual and key not in _NOT_A_VARIANTS}
+            said = ", ".join(f"{key}={_short(value)}" for key, value in changed.items())
+            rows.setdefault(line.variant, [line.variant, line.about, said])
     how = "What each variant is, and its settings where the runs of this report differ from each other."
     return Table("Variants", how, ["variant", "what it is", "settings"], list(rows.values()), 3)
 
@@ -315,7 +344,8 @@ def _facts(block: Block) -> list[str]:
         f"**Intents**: {intents_said(block)}",
         "",
         f"**Protocol**: the epoch is selected on validation by {result['valid_metric']}, tested once, every session ranks the whole "
-        f"catalogue; the same settings and budget for every model and variant: {settings}.",
+        f"catalogue; within a table all models and variants have the same settings and budget but for what makes the variant. Of all "
+        f"tables here: {settings}.",
         "",
         f"**Made by** {' and '.join(block.machines)}; {versions}; with",
         "",

@@ -40,6 +40,14 @@ AT_LEAST: dict[str, float] = {
     "MAX_ITEM_LIST_LENGTH": 1, "nproc": 1, "learning_rate": 0, "learning_rate_step": 0, "learning_rate_decay": 0, "weight_decay": 0,
     "temperature": 1e-6,
 }  # fmt: skip
+# What is decided before training begins, and so the same for all cells of a grid and all trials of a search.
+BEFORE_TRAINING = {
+    "dataset", "session_rule", "session_gap", "session_targets", "split", "split_ratio", "min_session_length", "min_item_count",
+    "user_column", "item_column", "time_column", "session_column", "MAX_ITEM_LIST_LENGTH", "prompt", "item_name", "item_text",
+    "article_last", "item_name_length", "missing_item_text", "intent_refresh", "views_in_one_call", "llm", "llm_backend", "llm_url",
+    "llm_max_new_tokens", "llm_name", "llm_extra", "max_sessions", "encoder", "intent_k_max", "faiss_index", "nproc", "data_path",
+    "atomic_path", "ray_backend", "seed",
+}  # fmt: skip
 # Keys of RecBole that none of its property files mentions.
 _RECBOLE_EXTRA = {"model", "dataset", "config_files",
                   "loss_type", "selected_features", "pooling_mode", "user_inter_num_interval"}  # fmt: skip
@@ -115,7 +123,13 @@ def load_settings(
     for key in ("model", "dataset"):
         external[key] = str(external[key])
     if external["model"].startswith(_LLM2SEQ) and len(external["model"]) > len(_LLM2SEQ):
-        external |= {"model": external["model"][len(_LLM2SEQ) :], "llm4sbr": False, "item_init": "pca"}
+        implied = {"llm4sbr": False, "item_init": "pca"}
+        for key, value in implied.items():
+            if external.get(key, value) != value:
+                raise UserError(
+                    f"{external['model']} is a plain model on a table of texts: {key}={external[key]!r} contradicts it"
+                )
+        external |= {"model": external["model"][len(_LLM2SEQ) :], **implied}
     name = external["model"].rpartition(":")[2]
     defaults = read_yaml(PROPERTIES / "overall.yaml")
     settings = dict(defaults)

@@ -28,7 +28,16 @@ class Dimension:
     @property
     def examples(self) -> tuple[Any, ...]:
         """Values that must all be good for the search to be."""
-        return self.values if self.kind == "choice" else self.values[:2]
+        if self.kind == "choice":
+            return self.values
+        low, high = self.values[:2]
+        return (low, high - 1) if self.kind == "randint" else (low, high)
+
+    def of_whole_numbers(self) -> "Dimension":
+        """For a setting that is a whole number: `quniform` in whole steps."""
+        if self.kind != "quniform" or any(value != int(value) for value in self.values):
+            return self
+        return Dimension("qrandint", tuple(int(value) for value in self.values))
 
     def of_tune(self, grid: bool) -> Any:
         """As Ray Tune's."""

@@ -62,8 +62,8 @@ def improvement(a: Numbers, b: Numbers, resamples: int = RESAMPLES, seed: int = 
         (a, b), percent, paired=True, vectorized=True, method="percentile", n_resamples=resamples, batch=max(1, 10**6 // len(a)),
         rng=np.random.default_rng(seed),
     )  # fmt: skip
-    # resamples in which `a` has no hit at all have no ratio
-    low, high = np.nanpercentile(found.bootstrap_distribution, [2.5, 97.5])
+    ratios = found.bootstrap_distribution  # resamples in which `a` has no hit at all have none
+    low, high = np.percentile(ratios[np.isfinite(ratios)], [2.5, 97.5])
     return float(percent(a, b)), float(low), float(high)
 
 

@@ -28,19 +28,12 @@ from recbole_llm4sbr.files import make_folder, read_json, write_json, write_whol
 from recbole_llm4sbr.intent import NO_MODELS
 from recbole_llm4sbr.model import IntentFiles
 from recbole_llm4sbr.quick_start import fit, load_data, make_features, peak_memory_mb, train
-from recbole_llm4sbr.settings import load_settings, read_yaml, uses_intents, uses_item_texts
+from recbole_llm4sbr.settings import BEFORE_TRAINING, load_settings, read_yaml, uses_intents, uses_item_texts
 from recbole_llm4sbr.sharing import SharedData, dataloaders, share
 from recbole_llm4sbr.space import Dimension, read_space
 
 log = logging.getLogger(__name__)
 
-# What is decided before training begins, and the same for all trials.
-_FIXED = {
-    "model", "dataset", "session_rule", "session_gap", "session_targets", "split", "split_ratio", "min_session_length", "min_item_count",
-    "user_column", "item_column", "time_column", "session_column", "MAX_ITEM_LIST_LENGTH", "prompt", "item_name", "item_text",
-    "article_last", "item_name_length", "missing_item_text", "intent_refresh", "views_in_one_call", "llm", "llm_backend",
-    "llm_max_new_tokens", "llm_name", "llm_extra", "max_sessions", "encoder", "intent_k_max", "faiss_index", "nproc",
-}  # fmt: skip
 _FILES_BY = ("llm4sbr", "intent_source", "control_of", "views", "item_init")  # settings that ask for feature files
 EXPERIMENT = "ray"  # Ray Tune's own folder in --out
 
@@ -77,7 +70,14 @@ def search(
         UserError: a mistake in the space or the settings, another search in the folder, no Ray there, or no trial that ended well.
     """
     settings = load_settings(config_files=config_files, overrides=given)
-    dimensions = read_space(space, how == "grid")
+    dimensions = {
+        key: dimension.of_whole_numbers() if isinstance(settings.get(key), int) else dimension
+        for key, dimension in read_space(space, how == "grid").items()
+    }
+    if str(settings["ray_address"] or "").startswith("ray://"):
+        raise UserError(
+            "tune must run on a node of the cluster, or it could not go on after a kill; use --ray_address=auto there"
+        )
     _check(settings, dimensions, given, config_files)
     out = make_folder(out)
     asked: dict[str, Any] = {
@@ -92,8 +92,13 @@ def search(
         return found
     manifest = prepare(settings)
     _make_files(settings, dimensions)
+    if settings["dry_run"]:
+        return {}
     connect(settings["ray_address"], num_cpus=os.cpu_count())
     bigger = bool(SessionConfig(settings)["valid_metric_bigger"])
+    if how == "optuna":
+        _optuna(0)  # said before the data are loaded
+    write_json(out / "asked.json", asked)
     outcome = _run(settings, dimensions, out, trials, how, scheduler, cpus, gpus, bigger)
     good = [trial for trial in outcome if trial["score"] is not None]
     if not good:
@@ -152,7 +157,7 @@ def _check(
 ) -> None:
     """Refuse a space that cannot be searched, before anything runs."""
     for key, dimension in space.items():
-        if key in _FIXED:
+        if key in BEFORE_TRAINING or key == "model":
             raise UserError(
                 f"{key!r} is decided before training and cannot be searched; run `tune` once for each value, with --{key} and an "
                 f"--atomic_path and --out of its own"
@@ -185,7 +190,6 @@ def _earlier(out: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
     """
     path = out / "asked.json"
     if not path.is_file():
-        write_json(path, asked)
         return {}
     if (before := read_json(path)) != asked:
         parts = {**before, **before["settings"]}, {**asked, **asked["settings"]}
@@ -237,6 +241,7 @@ def _run(
     from ray.tune.search.basic_variant import BasicVariantGenerator
 
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ray would end the search as if it were complete
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")  # what a kill may cost; Ray's own choice is up to minutes
     logging.getLogger("tensorboardX").setLevel(logging.ERROR)
     resources = ray.cluster_resources()
@@ -346,7 +351,9 @@ def _best_yaml(
     merged: dict[str, Any] = {}
     for path in config_files:
         merged |= read_yaml(path)
-    merged |= {**given, "model": settings["model"], "dataset": settings["dataset"], **setting}
+    # what a name like LLM2SRGNN implies is written out
+    named = {key: settings[key] for key in ("model", "dataset", "llm4sbr", "item_init")}
+    merged |= {**given, **named, **setting}
     return (
         "# The best setting that `tune` found, by validation. Use: recbole-llm4sbr train --config_files=best.yaml\n"
         + yaml.safe_dump(merged, sort_keys=False)

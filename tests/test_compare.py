@@ -198,7 +198,7 @@ def arguments(here):
 def test_grids_of_several_folders_make_one_report_and_none_is_an_error(here):
     run(here, "a", variants=["plain"], seeds=1)
     run(here | {"split": "paper", "atomic_path": here["atomic_path"] + "2"}, "b", variants=["plain"], seeds=1)
-    written = report(["a", "b"], "docs", "docs/all.html")
+    written, _ = report(["a", "b"], "docs", "docs/all.html")
     assert [path.name for path in written] == ["tiny.md", "tiny-paper.md", "all.html"]
     with pytest.raises(UserError, match="nowhere"):
         report(["nowhere"], "docs", None)
@@ -250,3 +250,97 @@ def _alive(pid):
         return Path(f"/proc/{pid}/stat").read_text().split(" ")[2] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_other_settings_do_not_stay_in_the_same_table(here, caplog):
+    run(here, seeds=2, variants=["plain"])
+    run(here | {"epochs": 1}, seeds=1, variants=["plain"])
+    assert "leave its table" in caplog.text
+    line = read_grids(["out"])[0].lines[0]
+    assert [(seed, result["settings"]["epochs"]) for seed, result in line.results.items()] == [(2020, 1)]
+
+
+def test_tables_of_one_title_in_two_folders_stay_apart(here):
+    run(here, "a", variants=["llm4sbr"], seeds=1)
+    run(here | {"intent_k": 1}, "b", variants=["llm4sbr"], seeds=1)
+    block = read_grids(["a", "b"])[0]
+    assert block.groups == ["Comparison", "Comparison (b)"]
+    assert [next(iter(line.results.values()))["settings"]["intent_k"] for line in block.lines] == [5, 1]
+
+
+def test_another_wording_of_the_prompt_or_version_is_another_cell(here, monkeypatch, tmp_path):
+    from recbole_llm4sbr.files import PROPERTIES
+
+    template = (PROPERTIES / "prompt" / "generic.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(template)
+    first = run(here | {"prompt": str(tmp_path / "mine.yaml")}, seeds=1)
+    (tmp_path / "mine.yaml").write_text(template.replace("order:", "sequence:"))
+    again = run(here | {"prompt": str(tmp_path / "mine.yaml"), "rebuild": True}, seeds=1)
+    assert first[0]["key"] == again[0]["key"]  # the plain one
+    assert first[1]["key"] != again[1]["key"]
+    monkeypatch.setattr(grid, "__version__", "9.9")
+    newer = run(here | {"prompt": str(tmp_path / "mine.yaml")}, seeds=1)
+    assert {row["key"] for row in newer}.isdisjoint(row["key"] for row in again)
+
+
+def test_variants_say_themselves_whether_they_are_enhanced():
+    for name, variant in grid.read_variants().items():
+        assert "llm4sbr" in variant["set"], name
+
+
+@pytest.mark.parametrize(
+    ("variants", "more", "said"),
+    [
+        (["llm4sbr+encoder=x"], {}, "decided before training"),
+        (["plain"], {"nproc": 2}, "--workers"),
+        (["llm4sbr", "w/o Long"], {"views_in_one_call": True}, "views_in_one_call"),
+    ],
+)
+def test_what_cells_cannot_differ_in_is_refused(here, variants, more, said):
+    with pytest.raises(UserError, match=said):
+        run(here | more, variants=variants, seeds=1)
+
+
+def test_a_recbole_variant_that_recbole_does_not_have_is_a_failed_cell(here):
+    rows = run(here, models=["TAGNN"], variants=["plain", "recbole"], seeds=1)
+    assert [row["status"] for row in rows] == ["ok", "failed"]
+    assert "TAGNN" in rows[1]["reason"]
+
+
+def test_a_dry_run_of_a_grid_asks_and_trains_nothing(here, monkeypatch, capsys):
+    seen = counting(monkeypatch)
+    assert run(here | {"dry_run": True}, seeds=1) == []
+    assert seen == []
+    assert "prompts" in capsys.readouterr().out
+
+
+def test_config_files_name_model_and_dataset_and_two_spellings_are_refused(here, capsys):
+    Path("mine.yaml").write_text("model: NARM\ndataset: tiny\n")
+    assert main(["compare", "--config_files=mine.yaml", "--variants=plain", "--seeds=1", "--workers=0", *arguments(here)]) == 0
+    assert "NARM" in capsys.readouterr().out
+    assert main(["compare", "--model=SRGNN", "--models=NARM"]) == 2
+    assert "use one of them" in capsys.readouterr().err
+    assert main(["compare", "--seeds=-1"]) == 2
+
+
+def test_prefixes_of_a_session_count_together():
+    from recbole_llm4sbr.grids import Line
+    from recbole_llm4sbr.report import by_session
+
+    ranks = {"session": np.array(["a.1", "a.2", "b.1", "a.3"]), "rank": np.array([1, 0, 2, 5], np.int32)}
+    for targets, expected in (("all", [2.0, 1.0]), ("last", [1.0, 0.0, 1.0, 1.0])):
+        line = Line("g", "m", "v", "", {1: {"settings": {"session_targets": targets}}}, {1: ranks})
+        assert by_session(line, "Hit@20", [1]).tolist() == expected
+
+
+def test_what_was_tested_on_other_sessions_is_taken_out_with_its_reason(here):
+    rows = run(here, seeds=1)
+    path = Path("out/ranks") / f"{rows[1]['key']}.npz"
+    with np.load(path) as arrays:
+        held = {name: arrays[name] for name in arrays.files}
+    held["session"][0] = "another"
+    np.savez_compressed(path, **held)
+    block = read_grids(["out"])[0]
+    assert block.lines[1].results == {}
+    assert "other sessions than SRGNN plain" in block.lines[1].reasons[2020]
+    report(["out"], "out", "out/report.html")

@@ -229,3 +229,53 @@ def test_a_killed_search_goes_on(given, tiny, tmp_path, monkeypatch):
     assert "[9/9]" in done.stderr
     assert done.stderr.count("/9]") < 9  # what was done before is not done again
     assert len(read_json("out/search.json")["trials"]) == 9
+
+
+def test_whole_numbers_are_drawn_as_whole_numbers(tmp_path):
+    (tmp_path / "my.hyper").write_text("embedding_size quniform 32,128,32\nintent_k randint 1,11\n")
+    space = read_space(str(tmp_path / "my.hyper"))
+    drawn = [space["embedding_size"].of_whole_numbers().of_tune(False).sample() for _ in range(100)]
+    assert {type(value) for value in drawn} <= {int, np.int64}
+    assert set(drawn) == {32, 64, 96, 128}
+    assert space["intent_k"].examples == (1, 10)  # the upper end is never drawn
+
+
+@pytest.mark.parametrize(
+    ("values", "bigger"),
+    [
+        ({"fusion": ["gate", "concat"], "intent_k": [1, 3]}, True),
+        ({"views": [["long"], ["short"]]}, True),
+        ({"learning_rate": [0.1, 0.01, 0.001], "intent_k": [1, 2, 3], "weight_decay": [None, 0.1, 0.2]}, False),
+    ],
+)
+def test_searches_over_anything_can_be_reported(tiny, tmp_path, values, bigger):
+    import itertools
+    import json
+
+    from recbole_llm4sbr.report import report
+
+    result = train(tiny, saved=False)
+    settings = [dict(zip(values, each)) for each in itertools.product(*values.values())]
+    trials = [
+        {"trial": str(n), "setting": each, "score": n / 100, "epochs_seen": 1, "error": None} for n, each in enumerate(settings)
+    ]
+    trials[-1]["score"] = None
+    best = {"setting": settings[0], "result": result}
+    found = {"dataset": "tiny", "split": "temporal", "model": "SRGNN", "metric": "MRR@20", "bigger": bigger, "command": "tune",
+             "machine": "m", "asked": {"how": "grid"}, "trials": trials, "best": best}  # fmt: skip
+    (tmp_path / "search.json").write_text(json.dumps(found))
+    _, tables = report([tmp_path], tmp_path, tmp_path / "report.html")
+    table = tables["tiny, temporal split"][0]
+    if len(values) == 2:
+        assert [row[0] for row in table.rows] == ["concat", "gate"]
+        assert table.rows[1][1:] == ["0.00", "1.00"]
+
+
+def test_a_best_setting_says_what_the_models_name_implied(tiny):
+    from recbole_llm4sbr.tuning import _best_yaml
+
+    settings = load_settings("LLM2SRGNN", "ml-100k")
+    again = yaml.safe_load(_best_yaml(settings, {"model": "LLM2SRGNN", "dataset": "ml-100k"}, [], {"learning_rate": 0.1}))
+    assert (again["model"], again["llm4sbr"], again["item_init"], again["learning_rate"]) == ("SRGNN", False, "pca", 0.1)
+    with pytest.raises(UserError, match="contradicts"):
+        load_settings("LLM2SRGNN", "ml-100k", overrides={"llm4sbr": True})

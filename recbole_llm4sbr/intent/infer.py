@@ -69,7 +69,7 @@ def infer(settings: Mapping[str, Any]) -> dict[str, Any]:
     prepared = check_prepared(settings)
     folder = dataset_folder(settings)
     here = intents_folder(folder, settings)
-    wanted = _deciding(settings)
+    wanted = deciding(settings)
     if (here / MANIFEST).is_file() and not settings["llm_refresh"]:
         made = read_json(here / MANIFEST)
         changed = _changed(made, wanted, prepared)
@@ -79,9 +79,7 @@ def infer(settings: Mapping[str, Any]) -> dict[str, Any]:
             return {**manifest["counts"], "calls": 0, "reused": manifest["counts"]["distinct_prompts"], "shipped": 0}
         more = [*made["settings"]["views"], *settings["views"]]
         wider = {**settings, "views": list(dict.fromkeys(more))}
-        if not settings["views_in_one_call"] and not _changed(
-            made | {"settings": _deciding(wider)}, made["settings"], prepared
-        ):
+        if not settings["views_in_one_call"] and not _changed(made | {"settings": deciding(wider)}, made["settings"], prepared):
             settings = wider  # the files keep their views and get new ones
         elif not settings["rebuild"]:
             raise UserError(
@@ -121,7 +119,7 @@ def infer(settings: Mapping[str, Any]) -> dict[str, Any]:
     manifest = {
         "made_by": "recbole_llm4sbr infer",
         "version": __version__,
-        "settings": _deciding(settings),
+        "settings": deciding(settings),
         "prepared": prepared["files"],
         "items": read_json(folder / ITEM_MANIFEST)["files"],
         "counts": {key: value for key, value in counted.items() if key not in _OF_THE_RUN},
@@ -254,7 +252,7 @@ def check_inferred(settings: Mapping[str, Any]) -> dict[str, Any]:
             f"--intent_source={intent_files(settings)}` first"
         )
     manifest: dict[str, Any] = read_json(folder / MANIFEST)
-    changed = _changed(manifest, _deciding(settings), check_prepared(settings))
+    changed = _changed(manifest, deciding(settings), check_prepared(settings))
     if not changed and check_items(settings)["files"] != manifest["items"]:
         changed.append("the .itememb is another one")
     if changed:
@@ -273,7 +271,7 @@ def _changed(manifest: Mapping[str, Any], wanted: Mapping[str, Any], prepared: M
     """In what files were made otherwise than wanted; further views in them do no harm, unless they shared a question."""
     made = dict(manifest["settings"])
     if "views" in wanted and set(wanted["views"]) <= set(made.get("views", ())) and not wanted.get("views_in_one_call"):
-        examples = made.get("prompt_example") or {}
+        examples = dict(made.get("prompt_example") or {})
         made |= {"views": wanted["views"]}
         if "prompt_example" in wanted:
             made["prompt_example"] = {view: examples.get(view) for view in wanted["views"]}
@@ -287,7 +285,7 @@ def _changed(manifest: Mapping[str, Any], wanted: Mapping[str, Any], prepared: M
     return changed
 
 
-def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that the feature files depend on; the prompt template by its content."""
     asking = intent_files(settings) == "llm"
     deciding = {key: settings[key] for key in _ALWAYS + (_OF_THE_LLM if asking else ())}

@@ -1,4 +1,4 @@
-"""`item_init`: the item table starts from the items' text vectors (docs/compare.md; `pca` after LLM2Seq, Boz et al. 2024)."""
+"""`item_init`: the item table starts from the items' text vectors (docs/comparison.md; `pca` after LLM2Seq, Boz et al. 2024)."""
 
 from typing import Any
 
