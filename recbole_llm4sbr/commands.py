@@ -129,7 +129,7 @@ LLM. The best setting is written as YAML, trained again and tested once. A searc
   --scheduler       asha (stops poor trials early) or none                                     (default: asha; grid: none)
   --cpus_per_trial  CPUs of a trial, and threads                                               (default: 1)
   --gpus_per_trial  GPUs of a trial; fractions share one                                       (default: 1 where there is one)
-  --ray_address     of a cluster, as auto or ray://head:10001                                  (default: this machine)
+  --ray_address     of a cluster, as auto on one of its nodes                                  (default: this machine)
   --seed            of the search and of every trial                                           (default: 2020)
   --out             folder of the search                                                       (default: tuning)
   --key=value       any setting, for every trial

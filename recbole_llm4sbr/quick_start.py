@@ -4,7 +4,6 @@ import gc
 import importlib.metadata
 import logging
 import platform
-import resource
 import socket
 import sys
 import time
@@ -302,6 +301,12 @@ def peak_memory_mb(device: torch.device) -> float:
     """Peak memory of this process so far in MB: of the GPU where one trains, else resident memory."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return round(float(psutil.Process().memory_info().peak_wset) / 2**20, 1)
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
 
