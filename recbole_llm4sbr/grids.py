@@ -12,6 +12,7 @@ from recbole_llm4sbr.errors import UserError
 from recbole_llm4sbr.files import read_json, read_json_lines
 from recbole_llm4sbr.statistics import PER_SESSION, session_metric
 
+CONTROLS = ("session_text", "shuffled", "random", "none")
 REFERENCES = ("plain", "w/o LLM", "llm4sbr")  # what the variants of a group are tested against: the first of these that it has
 
 
@@ -122,11 +123,17 @@ class Block:
         results += [search["best"]["result"] for search in self.searches]
         return max(results, key=lambda result: result["infer"] is not None)
 
-    def reference(self, line: Line) -> Line | None:
-        """What a line is tested against."""
-        others = [each for each in self.of(line.group) if each.model == line.model]
-        found = [each for name in REFERENCES for each in others if each.variant == name]
-        return found[0] if found else others[0]
+    def pairs(self, group: str) -> list[tuple[Line, Line]]:
+        """What is tested against what: every variant against the model's reference, and LLM4SBR against its controls."""
+        found = []
+        for line in self.of(group):
+            others = [each for each in self.of(group) if each.model == line.model]
+            reference = next((each for name in REFERENCES for each in others if each.variant == name), others[0])
+            if reference is not line:
+                found.append((line, reference))
+            if line.variant == "llm4sbr":
+                found += [(line, each) for each in others if each.variant in CONTROLS]
+        return found
 
 
 def read_grids(folders: Sequence[str | Path]) -> list[Block]:

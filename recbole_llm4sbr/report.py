@@ -135,7 +135,7 @@ def tables_of(block: Block) -> list[Table]:
         tables.append(_metrics_table(group, lines, metrics_of(lines)))
         tested = [metric for metric in main_metrics(lines) if is_per_session(metric)]
         if tested and len(lines) > 1 and all(line.ranks for line in lines):
-            tables.append(_tests_table(block, group, lines, tested))
+            tables.append(_tests_table(block, group, tested))
     for search in block.searches:
         tables += _search_tables(search)
     if block.groups:
@@ -180,13 +180,10 @@ def _seeds(seeds: Sequence[int]) -> str:
     return f"mean ± standard deviation over the seeds {', '.join(map(str, seeds))}"
 
 
-def _tests_table(block: Block, group: str, lines: Sequence[Line], tested: Sequence[str]) -> Table:
+def _tests_table(block: Block, group: str, tested: Sequence[str]) -> Table:
     rows: list[list[str]] = []
     p_values = []
-    for line in lines:
-        reference = block.reference(line)
-        if reference is None or reference is line:
-            continue
+    for line, reference in block.pairs(group):
         seeds = sorted(set(line.ranks) & set(reference.ranks))
         if not seeds:
             continue
@@ -200,8 +197,8 @@ def _tests_table(block: Block, group: str, lines: Sequence[Line], tested: Sequen
         row += [f"{adjusted:.3g}", "yes" if adjusted < LEVEL else "no"]
     how = (
         "Over the same test sessions (all prefixes of a session together), each one's metric averaged over the seeds. "
-        "Improvement with its 95 % bootstrap interval (2,000 "
-        "resamples of sessions); Wilcoxon's signed-rank test, two-sided, and its p-value after Holm's correction over this table. "
+        "Improvement with its 95 % bootstrap interval (2,000 resamples of sessions); Wilcoxon's signed-rank test, two-sided, and its "
+        "p-value after Holm's correction over this table. "
         "Sessions are resampled, training runs are not: with few seeds a difference can be significant here and still be luck in training."
     )
     head = ["model", "variants", "metric", "improvement", "p", "p (Holm)", f"below {LEVEL}"]
