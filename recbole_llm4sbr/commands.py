@@ -67,6 +67,7 @@ and writes a report. A run that was interrupted goes on where it was; cells that
   --tables      ablate: {tables}  (default: all)
   --seeds       how many, from --seed (2020) on, or which, as [1,2,3]                                 (default: 3)
   --workers     cells trained at once, each in its own process, which gets its share of the cores     (default: 1)
+  --ray_address run the cells on a Ray cluster instead (auto on one of its nodes), each with --ray_cpus_per_worker
   --out         folder of the grid; the next grid in it adds to its report                            (default: comparison)
   --key=value   any setting, for every cell; with --intent_source=session_text no LLM is asked at all
 

@@ -26,6 +26,7 @@ import psutil
 import torch
 
 from recbole_llm4sbr._version import __version__
+from recbole_llm4sbr.cluster import connect
 from recbole_llm4sbr.config import check_runnable
 from recbole_llm4sbr.data.atomic import prepare
 from recbole_llm4sbr.errors import UserError
@@ -102,6 +103,9 @@ class Cell:
         return f"{self.model} {self.variant}, {self.dataset}, seed {self.seed}"
 
 
+Outcome = tuple[Cell, dict[str, Any], dict[str, Any]]  # with the row for `cells.jsonl` and the test rows
+
+
 def compare(
     groups: Mapping[str, Sequence[str]],
     models: Sequence[str],
@@ -123,7 +127,7 @@ def compare(
         given: settings for every cell.
         out: folder of the grid; grids of several commands may share it.
         workers: cells trained at once, each in a process of its own; 0: one after the other in this process, whose peak memory
-            then stands for each.
+            then stands for each. With the setting `ray_address` a Ray cluster runs them instead.
         config_files: settings files for every cell.
         command: what was typed, for the report.
 
@@ -329,22 +333,57 @@ def run_cell(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
         return {"status": "failed", "reason": f"{type(error).__name__}: {error}", "traceback": where}, {}
 
 
-def _run(cells: Sequence[Cell], workers: int, folder: Path) -> Iterator[tuple[Cell, dict[str, Any], dict[str, Any]]]:
+def _run(cells: Sequence[Cell], workers: int, folder: Path) -> Iterator[Outcome]:
     """Run cells, `workers` at a time, each in a fresh process: its peak memory is its own, and when it is killed the rest go on."""
     shutil.rmtree(folder, ignore_errors=True)  # checkpoints of a run that was killed
     settings_of = {cell.key: {**cell.settings, "checkpoint_dir": str(folder / cell.key)} for cell in cells}
     try:
-        alone = ((cell, *run_cell(settings_of[cell.key])) for cell in cells)
-        for cell, row, ranks in _side_by_side(cells, settings_of, workers) if workers else alone:
+        if cells and cells[0].settings["ray_address"]:
+            outcomes = _on_ray(cells, settings_of)
+        elif workers:
+            outcomes = _side_by_side(cells, settings_of, workers)
+        else:
+            outcomes = ((cell, *run_cell(settings_of[cell.key])) for cell in cells)
+        for cell, row, ranks in outcomes:
             shutil.rmtree(folder / cell.key, ignore_errors=True)
             yield cell, row, ranks
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _side_by_side(
-    cells: Sequence[Cell], settings_of: Mapping[str, Mapping[str, Any]], workers: int
-) -> Iterator[tuple[Cell, dict[str, Any], dict[str, Any]]]:
+def _on_ray(cells: Sequence[Cell], settings_of: Mapping[str, Mapping[str, Any]]) -> Iterator[Outcome]:
+    """Run cells as tasks of a Ray cluster, as many at once as it carries; its nodes see the files under the same paths."""
+    connect(cells[0].settings["ray_address"])
+    import ray
+
+    resources = ray.cluster_resources()
+    needs = {"num_cpus": cells[0].settings["ray_cpus_per_worker"], "num_gpus": 1 if resources.get("GPU") else 0}
+    if needs["num_cpus"] > resources.get("CPU", 0):
+        raise UserError(
+            f"a cell of {needs['num_cpus']} CPUs does not fit Ray's {resources.get('CPU', 0):.0f}; lower --ray_cpus_per_worker"
+        )
+    task = ray.remote(max_retries=0, max_calls=1, **needs)(_ray_cell)
+    waiting = {}
+    for cell in cells:
+        paths = {key: str(Path(settings_of[cell.key][key]).resolve()) for key in ("data_path", "atomic_path", "checkpoint_dir")}
+        waiting[task.remote({**settings_of[cell.key], **paths}, needs["num_cpus"])] = cell
+    while waiting:
+        (ready,), _ = ray.wait(list(waiting))
+        cell = waiting.pop(ready)
+        try:
+            row, ranks = ray.get(ready)
+        except ray.exceptions.RayError as error:
+            row, ranks = {"status": "failed", "reason": f"lost on the cluster: {' '.join(str(error).split())[:300]}"}, {}
+        yield cell, row, ranks
+
+
+def _ray_cell(settings: Mapping[str, Any], threads: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    torch.set_num_threads(threads)
+    logging.disable(logging.INFO)
+    return run_cell(settings)
+
+
+def _side_by_side(cells: Sequence[Cell], settings_of: Mapping[str, Mapping[str, Any]], workers: int) -> Iterator[Outcome]:
     # a server with everything imported forks the processes: they start at once
     context: Any = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
     if sys.platform != "win32":

@@ -158,3 +158,15 @@ def tiny(settings_for, made):
     settings = settings_for()
     shutil.copytree(made, settings["atomic_path"])
     return settings
+
+
+@pytest.fixture(scope="module")
+def ray_cluster():
+    """Ray on this machine, once for a module: starting it takes seconds."""
+    import ray
+
+    from recbole_llm4sbr.cluster import connect
+
+    connect(None, num_cpus=2)
+    yield
+    ray.shutdown()

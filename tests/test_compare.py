@@ -344,3 +344,10 @@ def test_what_was_tested_on_other_sessions_is_taken_out_with_its_reason(here):
     assert block.lines[1].results == {}
     assert "other sessions than SRGNN plain" in block.lines[1].reasons[2020]
     report(["out"], "out", "out/report.html")
+
+
+def test_cells_run_on_a_ray_cluster(here, ray_cluster):
+    rows = run(here | {"ray_address": "auto", "ray_cpus_per_worker": 1}, seeds=1)
+    same = run(here, "alone", seeds=1)
+    assert [row["result"]["test_result"] for row in rows] == [row["result"]["test_result"] for row in same]
+    assert rows[0]["key"] == same[0]["key"]

@@ -24,18 +24,6 @@ from recbole_llm4sbr.sharing import dataloaders, share
 from recbole_llm4sbr.space import read_space
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """Ray on this machine, once for the module: starting it takes seconds."""
-    from recbole_llm4sbr.cluster import connect
-
-    connect(None, num_cpus=2)
-    yield
-    import ray
-
-    ray.shutdown()
-
-
 def test_spaces_are_read_as_recbole_reads_them(tmp_path):
     path = tmp_path / "my.hyper"
     path.write_text(
@@ -133,7 +121,7 @@ def test_intents_from_memory_are_those_of_the_files(tiny, settings_for, k):
         torch.testing.assert_close(mine, theirs)
 
 
-def test_a_search_ends_in_a_setting_that_train_takes(cluster, given, tiny, tmp_path, monkeypatch, capsys):
+def test_a_search_ends_in_a_setting_that_train_takes(ray_cluster, given, tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("my.hyper").write_text("intent_k choice [0, 3]\nintent_lambda choice [0.0, 0.3]\nembedding_size choice [8, -1]\n")
     with pytest.raises(UserError, match="embedding_size=-1"):
@@ -194,7 +182,7 @@ def _search(tiny, given, space, **changed):
     return search(values, "out", space, how="grid", scheduler="none")
 
 
-def test_a_trial_that_fails_is_recorded_and_one_that_asks_a_model_fails(cluster, given, tiny, tmp_path, monkeypatch):
+def test_a_trial_that_fails_is_recorded_and_one_that_asks_a_model_fails(ray_cluster, given, tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("my.hyper").write_text("train_batch_size choice [32, 1000000000000000000000]\n")
     found = _search(tiny, given, "my.hyper")
