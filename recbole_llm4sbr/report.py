@@ -245,7 +245,10 @@ def _search_tables(search: Mapping[str, Any]) -> list[Table]:
         cells = [
             [label(row), *("-" if np.isnan(score) else f"{score:.2f}" for score in line)] for row, line in zip(rows, scores)
         ]
-        how = f"{metric} on validation, in percent; the best in bold. One seed: neighbours differ by chance too."
+        how = (
+            f"{metric} on validation, in percent; the best in bold. One seed: neighbours differ by chance too. Intents: "
+            + _intents_of(search["best"]["result"]).replace("*", "").replace("`", "")
+        )
         head = [f"{row_key} \\ {column_key}", *map(label, columns)]
         tables.append(Table(what, how, head, cells, 1, {(int(best[0]), int(best[1]) + 1)}))
     ordered = sorted(trials, key=lambda trial: -(trial["score"] or 0) if search["bigger"] else trial["score"] or np.inf)
@@ -356,19 +359,28 @@ def _facts(block: Block) -> list[str]:
 def intents_said(block: Block) -> str:
     """Who made the intents of a block's `llm4sbr`, in words."""
     line = next((each for each in block.lines if each.variant.startswith("llm4sbr") and each.results), None)
-    if line is None:
-        return "none of these models reads an LLM's intents."
-    result = next(iter(line.results.values()))
+    if line is not None:
+        return _intents_of(next(iter(line.results.values())))
+    return "see the search below." if block.searches else "none of these models reads an LLM's intents."
+
+
+def _intents_of(result: Mapping[str, Any]) -> str:
+    """Who made the intents that a run read, in words."""
     settings, stage1 = result["settings"], result["infer"]
+    if stage1 is None:
+        return "no intents."
     if settings["intent_source"] != "llm":
         return (
-            "**no language model was asked here.** The variant llm4sbr reads `session_text`: the mean text vector of the session's items "
-            "(of its last three for the short view). It shows what the fusion does with text, not what an LLM adds."
+            "**no language model was asked here.** LLM4SBR reads `session_text`: the mean text vector of the session's items (of its last "
+            "three for the short view). It shows what the fusion does with text, not what an LLM adds."
         )
-    return (
+    text = (
         f"answers of {settings['llm']}, {stage1['prompts']:,} prompts, {stage1['no_intent']:,} of "
-        f"{stage1['intents'] + stage1['no_intent']:,} intents missing; text encoder {settings['encoder']}."
+        f"{stage1['intents'] + stage1['no_intent']:,} intents missing; text encoder {settings['encoder']}"
     )
+    if stage1["not_asked"]:
+        text += f"; {stage1['not_asked']:,} further intents were not asked for (max_sessions={settings['max_sessions']})"
+    return text + "."
 
 
 _STYLE = """
