@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from recbole_llm4sbr import cells
 from recbole_llm4sbr import compare as grid
 from recbole_llm4sbr.cli import main
 from recbole_llm4sbr.compare import ABLATIONS, compare
@@ -35,13 +36,13 @@ def run(here, out="out", variants=("plain", "llm4sbr"), models=("SRGNN",), seeds
 
 def counting(monkeypatch):
     """The labels of the cells that were trained."""
-    seen, original = [], grid.run_cell
+    seen, original = [], cells.run_cell
 
     def watched(settings):
         seen.append((settings["model"], settings["llm4sbr"], settings["seed"]))
         return original(settings)
 
-    monkeypatch.setattr(grid, "run_cell", watched)
+    monkeypatch.setattr(cells, "run_cell", watched)
     return seen
 
 
@@ -59,7 +60,7 @@ def test_a_second_run_trains_only_what_is_missing_and_reports_the_same(here, mon
 
 def test_an_interrupted_grid_ends_in_the_same_report(here, monkeypatch):
     run(here, "whole")
-    original, calls = grid.run_cell, []
+    original, calls = cells.run_cell, []
 
     def stopping(settings):
         if len(calls) == 2:
@@ -67,12 +68,12 @@ def test_an_interrupted_grid_ends_in_the_same_report(here, monkeypatch):
         calls.append(settings["seed"])
         return original(settings)
 
-    monkeypatch.setattr(grid, "run_cell", stopping)
+    monkeypatch.setattr(cells, "run_cell", stopping)
     with pytest.raises(KeyboardInterrupt):
         run(here, "parts")
     with open("parts/cells.jsonl", "a") as handle:
         handle.write('{"key": "torn')  # as a kill in the middle of a line leaves it
-    monkeypatch.setattr(grid, "run_cell", original)
+    monkeypatch.setattr(cells, "run_cell", original)
     run(here, "parts")
     texts = []
     for out in ("whole", "parts"):
@@ -127,7 +128,7 @@ def test_a_killed_process_costs_one_cell(here, monkeypatch):
     assert [row["status"] for row in rows] == ["ok", "ok"]
     same = run(here, "in_process", seeds=1)
     assert [row["result"]["test_result"] for row in rows] == [row["result"]["test_result"] for row in same]
-    monkeypatch.setattr(grid, "_child", _dies)
+    monkeypatch.setattr(cells, "_child", _dies)
     rows = run(here, "killed", seeds=1, workers=1)
     assert [row["status"] for row in rows] == ["failed", "failed"]
     assert "-9" in rows[0]["reason"]
@@ -206,7 +207,7 @@ def test_grids_of_several_folders_make_one_report_and_none_is_an_error(here):
 
 ORPHAN = """
 import multiprocessing, os, time
-from recbole_llm4sbr import compare
+from recbole_llm4sbr import cells
 
 def slow(settings):
     with open("pid", "w") as handle:
@@ -214,8 +215,8 @@ def slow(settings):
     time.sleep(60)
 
 def child(theirs):
-    compare.run_cell = slow
-    compare._child(theirs, {}, 1, 0)
+    cells.run_cell = slow
+    cells._child(theirs, {}, 1, 0)
 
 if __name__ == "__main__":
     context = multiprocessing.get_context("spawn")
