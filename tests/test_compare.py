@@ -19,8 +19,9 @@ from recbole_llm4sbr.compare import ABLATIONS, compare
 from recbole_llm4sbr.errors import UserError
 from recbole_llm4sbr.files import read_json_lines
 from recbole_llm4sbr.grids import read_grids
-from recbole_llm4sbr.report import report, tables_of
+from recbole_llm4sbr.report import report
 from recbole_llm4sbr.statistics import session_metric
+from recbole_llm4sbr.tables import by_session, tables_of
 
 
 @pytest.fixture
@@ -326,7 +327,6 @@ def test_config_files_name_model_and_dataset_and_two_spellings_are_refused(here,
 
 def test_prefixes_of_a_session_count_together():
     from recbole_llm4sbr.grids import Line
-    from recbole_llm4sbr.report import by_session
 
     ranks = {"session": np.array(["a.1", "a.2", "b.1", "a.3"]), "rank": np.array([1, 0, 2, 5], np.int32)}
     for targets, expected in (("all", [2.0, 1.0]), ("last", [1.0, 0.0, 1.0, 1.0])):
