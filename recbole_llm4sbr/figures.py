@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
 from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
@@ -94,8 +95,8 @@ def _of_search(search: Mapping[str, Any]) -> Iterator[tuple[str, str, go.Figure,
     elif len(trials[0]["setting"]) > 1:
         yield (
             f"Search: all settings ({model})",
-            f"A line is a trial; {metric} on validation, in percent.",
-            _parallel(trials, metric),
+            f"A line is a trial, the brighter the better; {metric} on validation, in percent.",
+            _parallel(trials, metric, search["bigger"]),
             460,
         )
 
@@ -128,19 +129,42 @@ def _points(trials: Sequence[Mapping[str, Any]], key: str, bigger: bool) -> go.F
     return figure.update_xaxes(title=key).update_yaxes(title="validation")
 
 
-def _parallel(trials: Sequence[Mapping[str, Any]], metric: str) -> go.Figure:
-    dimensions = []
-    for key in trials[0]["setting"]:
-        values = [trial["setting"][key] for trial in trials]
+def _parallel(trials: Sequence[Mapping[str, Any]], metric: str, bigger: bool) -> go.Figure:
+    """Parallel coordinates: a line is a trial, every setting a vertical axis with its values evenly or, of numbers, to scale."""
+    columns = {key: [trial["setting"][key] for trial in trials] for key in trials[0]["setting"]}
+    columns[metric] = [100 * trial["score"] for trial in trials]
+    places, ticks = [], []
+    for values in columns.values():
+        different = distinct(values)
         if all(isinstance(value, int | float) for value in values):
-            dimensions.append({"label": key, "values": values})
+            low, high = min(values), max(values)
+            places.append([(value - low) / (high - low or 1) for value in values])
+            ticks.append([f"{low:.3g}", f"{high:.3g}"])
         else:
-            names = sorted(set(map(str, values)))
-            ticks = {"tickvals": list(range(len(names))), "ticktext": names}
-            dimensions.append({"label": key, "values": [names.index(str(value)) for value in values], **ticks})
-    scores = [100 * trial["score"] for trial in trials]
-    dimensions.append({"label": metric, "values": scores})
-    return go.Figure(go.Parcoords(dimensions=dimensions, line={"color": scores, "colorscale": "Cividis"}, labelangle=-20))
+            names = list(map(label, different))
+            places.append([names.index(label(value)) / max(len(names) - 1, 1) for value in values])
+            ticks.append([names[0], names[-1]])
+    figure = go.Figure()
+    order = sorted(range(len(trials)), key=lambda number: columns[metric][number], reverse=not bigger)  # the best on top
+    for rank, number in enumerate(order):
+        said = "<br>".join(f"{key} {_four(values[number])}" for key, values in columns.items())
+        figure.add_trace(
+            go.Scatter(
+                x=list(columns), y=[column[number] for column in places], mode="lines+markers", showlegend=False,
+                line={"color": sample_colorscale("Cividis", [rank / max(len(order) - 1, 1)])[0], "width": 2}, text=said,
+                hovertemplate="%{text}<extra></extra>",
+            )
+        )  # fmt: skip
+    for key, (low, high) in zip(columns, ticks):
+        figure.add_vline(x=key, line={"color": "#999", "width": 1})
+        for text, y, anchor in ((low, -0.02, "top"), (high, 1.02, "bottom")):
+            figure.add_annotation(x=key, y=y, text=text, showarrow=False, yanchor=anchor, bgcolor="#fff")
+    figure.update_yaxes(visible=False, range=[-0.15, 1.15])
+    return figure.update_xaxes(showgrid=False, tickangle=-25)
+
+
+def _four(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _swept(line: Line) -> tuple[str, float] | None:

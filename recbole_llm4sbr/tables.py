@@ -213,16 +213,14 @@ def _search_tables(search: Mapping[str, Any]) -> list[Table]:
     rows = []
     for trial in ordered[:20]:
         score = "failed" if trial["score"] is None else f"{100 * trial['score']:.2f}"
-        rows.append(
-            [*(short(value) for value in trial["setting"].values()), score, str(trial["epochs_seen"]), trial["error"] or ""]
-        )
+        rows.append([*map(_briefly, trial["setting"].values()), score, str(trial["epochs_seen"]), trial["error"] or ""])
     how = f"By {metric} on validation, in percent; {len(trials)} trials" + (
         ", the best 20 of them." if len(trials) > 20 else "."
     )
     head = [*trials[0]["setting"], f"valid {metric}", "reports", "error"]
     tables.append(Table(f"Trials of {what}", how, head, rows, 0))
     result = search["best"]["result"]
-    setting = ", ".join(f"{key}={short(value)}" for key, value in search["best"]["setting"].items())
+    setting = ", ".join(f"{key}={_briefly(value)}" for key, value in search["best"]["setting"].items())
     names = [name for name in result["test_result"]]
     values = [f"{100 * result['test_result'][name]:.2f}" for name in names]
     how = f"The setting with the best validation ({setting}), trained again and tested once, in percent. No other trial was tested."
@@ -276,6 +274,11 @@ def _variants_table(block: Block) -> Table:
 def short(value: Any) -> str:
     """A setting's value as a reader writes it."""
     return json.dumps(value).replace('"', "") if isinstance(value, list | bool) or value is None else str(value)
+
+
+def _briefly(value: Any) -> str:
+    """A value that was drawn, in four digits."""
+    return f"{value:.4g}" if isinstance(value, float) else short(value)
 
 
 def intents_of(result: Mapping[str, Any]) -> str:
