@@ -149,7 +149,7 @@ def test_a_search_ends_in_a_setting_that_train_takes(ray_cluster, given, tiny, t
     capsys.readouterr()
     assert main(words(given, tiny["atomic_path"], "out", "--space=my.hyper", "--search=grid")) == 0  # all there: nothing runs
     with pytest.raises(UserError, match="another search"):
-        _search(tiny, given, "my.hyper", epochs=1)
+        _search(tiny, given, "my.hyper", epochs=3)
 
 
 def _counted(tested):
