@@ -263,9 +263,10 @@ def buckets_of(lines: Sequence[Line]) -> dict[str, npt.NDArray[np.bool_]]:
     return buckets
 
 
-def common_settings(block: Block) -> dict[str, Any]:
-    """Settings that all runs of a block share."""
-    all_settings = [result["settings"] for line in block.lines for result in line.results.values()]
-    all_settings += [search["best"]["result"]["settings"] for search in block.searches]
-    first, *others = all_settings
+def common_settings(block: Block, group: str | None = None) -> dict[str, Any]:
+    """Settings that all runs of a block, or of one group of it, share."""
+    lines = block.lines if group is None else block.of(group)
+    found = [result["settings"] for line in lines for result in line.results.values()]
+    found += [search["best"]["result"]["settings"] for search in block.searches] if group is None else []
+    first, *others = found
     return {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}

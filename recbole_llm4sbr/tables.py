@@ -23,7 +23,11 @@ from recbole_llm4sbr.grids import (
 from recbole_llm4sbr.statistics import holm, improvement, paired_p
 
 LEVEL = 0.05
-_NOT_A_VARIANTS = ("seed", "model", "show_progress", "checkpoint_dir", "atomic_path", "data_path")
+_NOT_A_VARIANTS = ("seed", "model", "state", "show_progress", "checkpoint_dir", "atomic_path", "data_path")
+_BUDGET = (
+    "intent_source", "max_sessions", "epochs", "stopping_step", "train_batch_size", "learning_rate", "learning_rate_step",
+    "learning_rate_decay", "weight_decay", "embedding_size", "hidden_size",
+)  # fmt: skip
 _SMALLER = ("averagepopularity", "giniindex")  # RecBole's metrics of which less is better
 
 
@@ -90,7 +94,7 @@ def tables_of(block: Block) -> list[Table]:
     tables = []
     for group in block.groups:
         lines = block.of(group)
-        tables.append(_metrics_table(group, lines, metrics_of(lines)))
+        tables.append(_metrics_table(block, group, lines, metrics_of(lines)))
         tested = [metric for metric in main_metrics(lines) if is_per_session(metric)]
         if tested and len(lines) > 1 and all(line.ranks for line in lines):
             tables.append(_tests_table(block, group, tested))
@@ -116,7 +120,7 @@ def _mean(values: Sequence[float], form: str = "{:.2f}") -> str:
     return text if len(values) < 2 else text + " ± " + form.format(np.std(values, ddof=1))
 
 
-def _metrics_table(group: str, lines: Sequence[Line], metrics: Sequence[str]) -> Table:
+def _metrics_table(block: Block, group: str, lines: Sequence[Line], metrics: Sequence[str]) -> Table:
     means = np.array([[np.mean(line.scores(metric)) for metric in metrics] for line in lines])
     best = set()
     for column, metric in enumerate(metrics):
@@ -129,6 +133,9 @@ def _metrics_table(group: str, lines: Sequence[Line], metrics: Sequence[str]) ->
         fewer = f" ({len(line.results)} of {len(seeds)} seeds)" if len(line.results) < len(seeds) else ""
         rows.append([line.model, line.variant + fewer, *(_mean(line.scores(metric)) for metric in metrics)])
     how = f"Test, in percent, the whole catalogue ranked; {_seeds(seeds)}; the best of each column in bold."
+    usual, here = common_settings(block), common_settings(block, group)
+    own = ", ".join(f"{key} {short(here[key])}" for key in _BUDGET if key in here and key not in usual)
+    how += f" Of this table: {own}." if own else ""
     return Table(group, how, ["model", "variant", *metrics], rows, 2, best)
 
 
@@ -260,14 +267,14 @@ def _cost_table(lines: Sequence[Line]) -> Table:
 
 def _variants_table(block: Block) -> Table:
     rows: dict[str, list[str]] = {}
-    usual = common_settings(block)
     for line in block.lines:
         if line.results:
+            usual = common_settings(block, line.group)
             settings = next(iter(line.results.values()))["settings"]
             changed = {key: value for key, value in settings.items() if key not in usual and key not in _NOT_A_VARIANTS}
             said = ", ".join(f"{key}={short(value)}" for key, value in changed.items())
             rows.setdefault(line.variant, [line.variant, line.about, said])
-    how = "What each variant is, and its settings where the runs of this report differ from each other."
+    how = "What each variant is, and its settings where those of its table differ from each other."
     return Table("Variants", how, ["variant", "what it is", "settings"], list(rows.values()), 3)
 
 
