@@ -40,9 +40,14 @@ def sessions_by_loop(path: Path, settings: dict[str, Any]) -> int:
 
 def load(settings: dict[str, Any]) -> tuple[float, int]:
     """Seconds to load what a training run loads, and the process's peak memory in MB."""
+    from recbole_llm4sbr.data.atomic import check_prepared
+    from recbole_llm4sbr.intent.infer import check_inferred
     from recbole_llm4sbr.model import SessionIntents
     from recbole_llm4sbr.quick_start import load_data
 
+    (check_inferred if settings["llm4sbr"] else check_prepared)(
+        settings
+    )  # says what is missing; RecBole would try to download it
     started = time.perf_counter()
     config, dataset, _ = load_data(settings)
     if settings["llm4sbr"]:
