@@ -2,7 +2,7 @@
 
 import sys
 
-from recbole_llm4sbr.cli import main
+from recbole_llm4sbr.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

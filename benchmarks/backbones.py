@@ -25,28 +25,28 @@ def train_one(model: str, dataset: str, given: dict[str, Any]) -> dict[str, Any]
     """The result of a training run, all in this process."""
     import torch
 
-    from recbole_llm4sbr.quick_start import train
-    from recbole_llm4sbr.settings import load_settings
+    from recbole_llm4sbr.base.settings import load_settings
+    from recbole_llm4sbr.training.run import train
 
     logging.disable(logging.INFO)
     torch.set_num_threads(given["threads"])
     settings = load_settings(model, dataset, overrides={key: given[key] for key in given if key != "threads"})
     result = train(settings, saved=False)
     return {
-        "seconds": min(result["seconds_per_epoch"]),
-        "peak_mb": result["peak_memory_mb"],
-        "parameters": result["parameters"],
-        "test": result["test_result"],
+        "seconds": min(result.seconds_per_epoch),
+        "peak_mb": result.peak_memory_mb,
+        "parameters": result.parameters,
+        "test": result.test_result,
     }
 
 
 def make_files(dataset: str, given: dict[str, Any]) -> dict[str, Any]:
-    from recbole_llm4sbr.data.atomic import prepare
+    from recbole_llm4sbr.base.settings import load_settings
+    from recbole_llm4sbr.data.prepare import prepare
     from recbole_llm4sbr.intent.infer import infer
-    from recbole_llm4sbr.settings import load_settings
 
     settings = load_settings("SRGNN", dataset, overrides={key: given[key] for key in given if key != "threads"})
-    counts: dict[str, Any] = prepare(settings)["counts"]
+    counts: dict[str, Any] = prepare(settings).counts
     infer(settings)
     return counts
 

@@ -40,14 +40,11 @@ def sessions_by_loop(path: Path, settings: dict[str, Any]) -> int:
 
 def load(settings: dict[str, Any]) -> tuple[float, int]:
     """Seconds to load what a training run loads, and the process's peak memory in MB."""
-    from recbole_llm4sbr.data.atomic import check_prepared
-    from recbole_llm4sbr.intent.infer import check_inferred
+    from recbole_llm4sbr.data.checks import check_run_files
     from recbole_llm4sbr.model import SessionIntents
-    from recbole_llm4sbr.quick_start import load_data
+    from recbole_llm4sbr.training.run import load_data
 
-    (check_inferred if settings["llm4sbr"] else check_prepared)(
-        settings
-    )  # says what is missing; RecBole would try to download it
+    check_run_files(settings)  # says what is missing; RecBole would try to download it
     started = time.perf_counter()
     config, dataset, _ = load_data(settings)
     if settings["llm4sbr"]:
@@ -64,15 +61,16 @@ def main() -> None:
     parser.add_argument("--json", help="also write the figures to this file")
     options = parser.parse_args()
 
-    from recbole_llm4sbr.data.atomic import locate, prepare
-    from recbole_llm4sbr.settings import load_settings
+    from recbole_llm4sbr.base.settings import load_settings
+    from recbole_llm4sbr.data.prepare import prepare
+    from recbole_llm4sbr.data.raw import locate
 
     result: dict[str, Any] = {"dataset": options.dataset}
     with tempfile.TemporaryDirectory() as folder:
         given = {"data_path": options.data_path, "atomic_path": folder, "llm_backend": options.llm_backend}
         settings = load_settings(dataset=options.dataset, overrides=given)
         started = time.perf_counter()
-        result["counts"] = prepare(settings)["counts"]
+        result["counts"] = prepare(settings).counts
         result["prepare_s"] = round(time.perf_counter() - started, 2)
         started = time.perf_counter()
         sessions_by_loop(locate(settings) / f"{options.dataset}.inter", settings)

@@ -27,7 +27,7 @@ ITEMS, LENGTH = 3_000, 11  # items of the catalogue; clicks of each session, ten
 
 
 def settings_of(folder: str, **changed: Any) -> dict[str, Any]:
-    from recbole_llm4sbr.settings import load_settings
+    from recbole_llm4sbr.base.settings import load_settings
 
     given = {
         "data_path": folder, "atomic_path": f"{folder}/atomic", "session_rule": "user", "session_targets": "all",
@@ -60,15 +60,15 @@ def run_infer(prefixes: int) -> dict[str, Any]:
         write_log(folder, prefixes)
         in_a_process(run_prepare, folder)
         started = time.perf_counter()
-        counts = infer(settings_of(folder))
+        counts = infer(settings_of(folder)).counts
         seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"prefixes": counts["sessions"], "prompts": counts["prompts"], "calls": counts["calls"], "seconds": round(seconds, 1),
-            "prefixes_per_second": round(counts["sessions"] / seconds), "peak_mb": round(peak)}  # fmt: skip
+    return {"prefixes": counts.sessions, "prompts": counts.prompts, "calls": counts.calls, "seconds": round(seconds, 1),
+            "prefixes_per_second": round(counts.sessions / seconds), "peak_mb": round(peak)}  # fmt: skip
 
 
 def run_prepare(folder: str) -> None:
-    from recbole_llm4sbr.data.atomic import prepare
+    from recbole_llm4sbr.data.prepare import prepare
 
     prepare(settings_of(folder))
 
@@ -86,17 +86,16 @@ def load(folder: str, suffix: str) -> dict[str, Any]:
     """Size of a file of one row per session, and seconds and memory of RecBole's own dataset with it."""
     import yaml
 
-    from recbole_llm4sbr import compat
-    from recbole_llm4sbr.files import PROPERTIES
+    import recbole_llm4sbr.base.recbole  # noqa: F401  (gives numpy the names that RecBole reads)
+    from recbole_llm4sbr.base.files import PROPERTIES
 
-    compat.apply()
     sys.argv = sys.argv[:1]  # RecBole reads it
     from recbole.config import Config
     from recbole.data import create_dataset
     from recbole.model.sequential_recommender import GRU4Rec
 
     class StockConfig(Config):
-        """RecBole's, without its repair of numpy 1 names (see compat.py)."""
+        """RecBole's, without its repair of numpy 1 names (see base/recbole.py)."""
 
         def compatibility_settings(self) -> None: ...
 

@@ -16,12 +16,14 @@ from typing import Any
 
 import torch
 
-from recbole_llm4sbr.data.atomic import dataset_folder, prepare, read_items, read_sessions
+from recbole_llm4sbr.base.settings import load_settings
+from recbole_llm4sbr.data.folders import dataset_folder
+from recbole_llm4sbr.data.prepare import prepare
+from recbole_llm4sbr.data.rows import read_items, read_sessions
 from recbole_llm4sbr.intent.backends import Reply, Request
+from recbole_llm4sbr.intent.backends.chat import Group, render, tokenize
 from recbole_llm4sbr.intent.backends.transformers import TransformersBackend
-from recbole_llm4sbr.intent.chat import Group, render, tokenize
 from recbole_llm4sbr.intent.prompts import PromptTemplate, SessionPrompts, item_names
-from recbole_llm4sbr.settings import load_settings
 
 
 class ArrivalOrder(TransformersBackend):

@@ -31,9 +31,9 @@ class Dataset:
 
 def make(kind: str, options: argparse.Namespace) -> tuple[torch.nn.Module, list[dict[str, torch.Tensor]]]:
     """A model and its batches; both kinds get the same batches."""
-    from recbole_llm4sbr.config import SessionConfig
+    from recbole_llm4sbr.base.settings import load_settings
     from recbole_llm4sbr.model import AdaptedRecommender, LLM4SBRWrapper, SessionIntents, SessionRecommender, model_class
-    from recbole_llm4sbr.settings import load_settings
+    from recbole_llm4sbr.training.config import SessionConfig
 
     settings = load_settings(options.model, "synthetic", overrides={"MAX_ITEM_LIST_LENGTH": options.length})
     config = SessionConfig(settings)

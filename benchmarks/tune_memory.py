@@ -20,8 +20,8 @@ import numpy as np
 
 def make_dataset(folder: Path, sessions: int, items: int, length: int) -> dict[str, Any]:
     """Session and feature files of random sessions, written as prepare and infer write them; the settings to read them."""
-    from recbole_llm4sbr.features import vector_lines
-    from recbole_llm4sbr.settings import load_settings
+    from recbole_llm4sbr.base.settings import load_settings
+    from recbole_llm4sbr.data.features import vector_lines
 
     rng = np.random.default_rng(0)
     home = folder / "random"
@@ -61,9 +61,9 @@ def measure(shared: Any, settings: dict[str, Any], how: str) -> float:
     import psutil
     import torch
 
-    from recbole_llm4sbr.config import SessionConfig
+    from recbole_llm4sbr.experiment.shared_data import dataloaders
     from recbole_llm4sbr.model import build_model
-    from recbole_llm4sbr.sharing import dataloaders
+    from recbole_llm4sbr.training.config import SessionConfig
 
     torch.set_num_threads(1)
     if how != "empty":
@@ -85,11 +85,11 @@ def main() -> None:
     parser.add_argument("--json")
     options = parser.parse_args()
 
-    from recbole_llm4sbr.cluster import connect
-    from recbole_llm4sbr.config import SessionConfig
+    from recbole_llm4sbr.base.cluster import connect
+    from recbole_llm4sbr.experiment.shared_data import share
     from recbole_llm4sbr.model import IntentFiles
-    from recbole_llm4sbr.quick_start import load_data
-    from recbole_llm4sbr.sharing import share
+    from recbole_llm4sbr.training.config import SessionConfig
+    from recbole_llm4sbr.training.run import load_data
 
     with tempfile.TemporaryDirectory() as folder:
         settings = make_dataset(Path(folder), options.sessions, options.items, options.length)

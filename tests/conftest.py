@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from recbole_llm4sbr.settings import load_settings
+from recbole_llm4sbr.base.settings import load_settings
 
 torch.set_num_threads(2)
 
@@ -142,7 +142,7 @@ def settings_for(given, tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def made(given, tmp_path_factory):
     """An atomic_path with `tiny` after prepare and infer with the echo backend, which is no language model."""
-    from recbole_llm4sbr.data.atomic import prepare
+    from recbole_llm4sbr.data.prepare import prepare
     from recbole_llm4sbr.intent.infer import infer
 
     folder = tmp_path_factory.mktemp("made")
@@ -165,7 +165,7 @@ def ray_cluster():
     """Ray on this machine, once for a module: starting it takes seconds."""
     import ray
 
-    from recbole_llm4sbr.cluster import connect
+    from recbole_llm4sbr.base.cluster import connect
 
     connect(None, num_cpus=2)
     yield

@@ -8,11 +8,12 @@ import time
 
 import pytest
 
-from recbole_llm4sbr.errors import UserError
-from recbole_llm4sbr.intent.answers import AnswerStore, answer_key, clean, read_answers, shipped_answers, write_answers
-from recbole_llm4sbr.intent.ask import Questions, estimate
+from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.intent.backends import Reply, Request
 from recbole_llm4sbr.intent.backends.echo import EchoBackend
+from recbole_llm4sbr.intent.cleaning import clean
+from recbole_llm4sbr.intent.questions import Questions, estimate
+from recbole_llm4sbr.intent.store import AnswerStore, answer_key, read_answers, shipped_answers, write_answers
 
 QUALIFIER = "Guess one movie this person loves. Think of the whole list."
 
@@ -98,7 +99,7 @@ def test_equal_requests_are_sent_once_and_a_second_run_sends_none(tmp_path):
     assert answers == [f"item {n % 7}" for n in range(20)]
     second, again = ask(EchoBackend(), requests, tmp_path / "store")
     assert (second.calls, second.reused, again) == (0, 7, answers)
-    assert ask(EchoBackend(), requests, tmp_path / "store", refresh=True)[0].calls == 7
+    assert ask(EchoBackend(), requests, tmp_path / "store", since=int(time.time()) + 1)[0].calls == 7
 
 
 def test_shipped_answers_serve_only_their_own_model_and_decoding(tmp_path):
@@ -229,8 +230,8 @@ def test_a_broken_file_of_answers_is_refused_and_nothing_of_it_is_taken(tmp_path
 SLOW_ASK = """
 import sys, time
 from pathlib import Path
-from recbole_llm4sbr.intent.answers import AnswerStore
-from recbole_llm4sbr.intent.ask import Questions
+from recbole_llm4sbr.intent.store import AnswerStore
+from recbole_llm4sbr.intent.questions import Questions
 from recbole_llm4sbr.intent.backends import Request
 from recbole_llm4sbr.intent.backends.echo import EchoBackend
 class Slow(EchoBackend):
@@ -272,7 +273,7 @@ def test_several_processes_on_one_store_end_with_every_answer_once(tmp_path):
 
 
 def test_the_shipped_files_of_the_package_are_well_formed():
-    from recbole_llm4sbr.files import PROPERTIES
+    from recbole_llm4sbr.base.files import PROPERTIES
 
     for path in (PROPERTIES / "answers").glob("*.jsonl"):
         head, *rest = path.read_text(encoding="utf-8").splitlines()

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import sigmoid, tanh
 
-from recbole_llm4sbr.files import PROPERTIES
+from recbole_llm4sbr.base.files import PROPERTIES
+from recbole_llm4sbr.base.schema import read_yaml
 from recbole_llm4sbr.model import graphs
 from recbole_llm4sbr.model.backbones import BACKBONES, gcegnn, tagnn
-from recbole_llm4sbr.quick_start import load_data
-from recbole_llm4sbr.settings import read_yaml
+from recbole_llm4sbr.training.run import load_data
 
 SESSIONS = st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=8), min_size=1, max_size=6)
 HAND = [[1], [2, 2, 2], [1, 2, 1, 3, 2, 1], [4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15], [3, 1, 4, 1, 5]]

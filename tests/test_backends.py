@@ -6,12 +6,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recbole_llm4sbr.errors import UserError
+from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.settings import CHOICES, load_settings
 from recbole_llm4sbr.intent.backends import BACKENDS, Request, make_backend
+from recbole_llm4sbr.intent.backends.chat import common, group, render
 from recbole_llm4sbr.intent.backends.transformers import TransformersBackend
-from recbole_llm4sbr.intent.chat import common, group, render
 from recbole_llm4sbr.intent.prompts import PromptTemplate
-from recbole_llm4sbr.settings import CHOICES, load_settings
 
 
 def requests():

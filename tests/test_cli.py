@@ -8,7 +8,7 @@ import pytest
 
 
 def run(arguments, cwd):
-    command = [sys.executable, "-m", "recbole_llm4sbr.cli", *arguments]
+    command = [sys.executable, "-m", "recbole_llm4sbr.cli.main", *arguments]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
 
 
@@ -59,7 +59,7 @@ MISTAKES = [
 def test_a_users_mistake_is_one_line_with_exit_code_2_and_leaves_no_manifest(
     given, tmp_path, arguments, changed, says, capsys, monkeypatch
 ):
-    from recbole_llm4sbr.cli import main
+    from recbole_llm4sbr.cli.main import main
 
     monkeypatch.chdir(tmp_path)
     mine = {

@@ -12,16 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recbole_llm4sbr import cells
 from recbole_llm4sbr import compare as grid
-from recbole_llm4sbr.cli import main
-from recbole_llm4sbr.compare import ABLATIONS, compare
-from recbole_llm4sbr.errors import UserError
-from recbole_llm4sbr.files import read_json_lines
-from recbole_llm4sbr.grids import read_grids
-from recbole_llm4sbr.report import report
-from recbole_llm4sbr.statistics import session_metric
-from recbole_llm4sbr.tables import by_session, tables_of
+from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.files import read_json_lines
+from recbole_llm4sbr.cli.main import main
+from recbole_llm4sbr.experiment import cells
+from recbole_llm4sbr.experiment.compare import ABLATIONS, compare
+from recbole_llm4sbr.report.grids import read_grids
+from recbole_llm4sbr.report.page import report
+from recbole_llm4sbr.report.statistics import session_metric
+from recbole_llm4sbr.report.tables import by_session, tables_of
 
 
 @pytest.fixture
@@ -208,7 +208,7 @@ def test_grids_of_several_folders_make_one_report_and_none_is_an_error(here):
 
 ORPHAN = """
 import multiprocessing, os, time
-from recbole_llm4sbr import cells
+from recbole_llm4sbr.experiment import cells
 
 def slow(settings):
     with open("pid", "w") as handle:
@@ -271,7 +271,7 @@ def test_tables_of_one_title_in_two_folders_stay_apart(here):
 
 
 def test_another_wording_of_the_prompt_or_version_is_another_cell(here, monkeypatch, tmp_path):
-    from recbole_llm4sbr.files import PROPERTIES
+    from recbole_llm4sbr.base.files import PROPERTIES
 
     template = (PROPERTIES / "prompt" / "generic.yaml").read_text()
     (tmp_path / "mine.yaml").write_text(template)
@@ -326,7 +326,7 @@ def test_config_files_name_model_and_dataset_and_two_spellings_are_refused(here,
 
 
 def test_prefixes_of_a_session_count_together():
-    from recbole_llm4sbr.grids import Line
+    from recbole_llm4sbr.report.grids import Line
 
     ranks = {"session": np.array(["a.1", "a.2", "b.1", "a.3"]), "rank": np.array([1, 0, 2, 5], np.int32)}
     for targets, expected in (("all", [2.0, 1.0]), ("last", [1.0, 0.0, 1.0, 1.0])):

@@ -6,14 +6,14 @@ import pkgutil
 import pytest
 import torch
 
-from recbole_llm4sbr.errors import UserError
-from recbole_llm4sbr.files import PROPERTIES
+from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.files import PROPERTIES
+from recbole_llm4sbr.base.schema import read_yaml
 from recbole_llm4sbr.intent.infer import infer
 from recbole_llm4sbr.model import SessionIntents, build_model, check_wrappable, model_class
 from recbole_llm4sbr.model.adapter import REFUSED, AdaptedRecommender
 from recbole_llm4sbr.model.backbones import BACKBONES
-from recbole_llm4sbr.quick_start import load_data
-from recbole_llm4sbr.settings import read_yaml
+from recbole_llm4sbr.training.run import load_data
 
 ADAPTED = ["GCSAN", "GRU4Rec", "LightSANs", "NARM", "NextItNet", "SASRec", "SINE", "STAMP"]
 WITH_FEATURES = ["FDSA", "GRU4RecF", "SASRecF"]

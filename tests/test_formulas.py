@@ -5,10 +5,11 @@ import pandas as pd
 import pytest
 import torch
 
-from recbole_llm4sbr.data.atomic import dataset_folder, prepare
+from recbole_llm4sbr.data.folders import dataset_folder
+from recbole_llm4sbr.data.prepare import prepare
 from recbole_llm4sbr.intent.infer import infer
 from recbole_llm4sbr.model import build_model
-from recbole_llm4sbr.quick_start import load_data
+from recbole_llm4sbr.training.run import load_data
 
 
 def sigmoid(x):

@@ -10,11 +10,15 @@ import pandas as pd
 import pytest
 from conftest import session_rows
 
-from recbole_llm4sbr.data.atomic import dataset_folder, prepare, read_items
+from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.data.checks import check_run_files
+from recbole_llm4sbr.data.folders import dataset_folder
+from recbole_llm4sbr.data.prepare import prepare
+from recbole_llm4sbr.data.rows import read_items
 from recbole_llm4sbr.data.sessions import PARTS
-from recbole_llm4sbr.errors import UserError
 from recbole_llm4sbr.intent.encoder import Encoder
-from recbole_llm4sbr.intent.infer import _spread, check_inferred, infer
+from recbole_llm4sbr.intent.infer import infer
+from recbole_llm4sbr.intent.llm_intents import _spread
 from recbole_llm4sbr.intent.prompts import item_texts
 
 FILES = ("tiny.itememb", "tiny.sessemb", "tiny.intentemb", "infer.json")
@@ -60,38 +64,68 @@ def test_item_vectors_survive_writing_and_reading(tiny):
 
 def test_a_second_run_makes_no_call_and_other_settings_are_refused_until_rebuild(tiny):
     before = content(tiny)
-    again = infer(tiny)
-    assert (again["calls"], again["reused"]) == (0, again["distinct_prompts"])
+    again = infer(tiny).counts
+    assert (again.calls, again.reused) == (0, again.distinct_prompts)
     assert content(tiny) == before
     with pytest.raises(UserError, match=r"intent_k_max was 10, now 5.*--rebuild"):
         infer(tiny | {"intent_k_max": 5, "intent_k": 3})
     with pytest.raises(UserError, match="intent_k_max"):
-        check_inferred(tiny | {"intent_k_max": 5, "intent_k": 3})
-    remade = infer(tiny | {"intent_k_max": 5, "intent_k": 3, "rebuild": True})
-    assert (remade["calls"], remade["k_max"]) == (0, 5)
+        check_run_files(tiny | {"intent_k_max": 5, "intent_k": 3})
+    remade = infer(tiny | {"intent_k_max": 5, "intent_k": 3, "rebuild": True}).counts
+    assert (remade.calls, remade.k_max) == (0, 5)
 
 
-def test_refresh_asks_anew(tiny):
-    assert infer(tiny | {"llm_refresh": True})["calls"] > 0
+def test_refresh_asks_anew_and_never_over_the_files_of_other_settings(tiny):
+    before = content(tiny)
+    with pytest.raises(UserError, match=r"prompt differs in system, background.*--rebuild"):
+        infer(tiny | {"llm_refresh": True, "prompt": "movies"})
+    assert content(tiny) == before
+    counts = infer(tiny | {"llm_refresh": True}).counts
+    assert counts.calls == counts.distinct_prompts > 0
+    assert content(tiny) == before
+
+
+def test_a_killed_refresh_goes_on_where_it_was(tiny, monkeypatch):
+    from recbole_llm4sbr.intent.backends.echo import EchoBackend
+
+    whole, original = infer(tiny).counts.distinct_prompts, EchoBackend.generate
+
+    def generate(self, requests):
+        for number, reply in enumerate(original(self, requests)):
+            if number == 70:
+                raise KeyboardInterrupt
+            yield reply
+
+    monkeypatch.setattr(EchoBackend, "generate", generate)
+    with pytest.raises(KeyboardInterrupt):
+        infer(tiny | {"llm_refresh": True})
+    monkeypatch.undo()
+    monkeypatch.chdir(dataset_folder(tiny).parent)
+    assert infer(tiny).counts.calls == 0  # without a refresh the files serve as they are
+    counts = infer(tiny | {"llm_refresh": True}).counts
+    assert (counts.calls, counts.reused) == (whole - 70, 70)
+    assert infer(tiny | {"llm_refresh": True}).counts.calls == whole  # the next refresh is a new one
 
 
 def test_feature_files_of_other_sessions_are_refused(tiny):
     prepare(tiny | {"split": "paper", "rebuild": True})
-    (dataset_folder(tiny) / "infer.json").write_text(
-        json.dumps(json.loads(json.dumps({"settings": {}, "prepared": {}, "counts": {}, "files": {}})))
-    )
-    with pytest.raises(UserError, match="made otherwise"):
-        check_inferred(tiny | {"split": "paper"})
+    infer(tiny | {"split": "paper"})
+    old = (dataset_folder(tiny) / "infer.json").read_text()
+    prepare(tiny | {"rebuild": True})
+    infer(tiny)
+    (dataset_folder(tiny) / "infer.json").write_text(old)
+    with pytest.raises(UserError, match="session files are others"):
+        check_run_files(tiny)
 
 
 def test_max_sessions_asks_for_so_many_and_leaves_the_others_without_an_intent(settings_for):
     settings = settings_for(max_sessions=20)
     prepare(settings)
-    counts = infer(settings)
-    assert counts["prompts"] == 40
+    counts = infer(settings).counts
+    assert counts.prompts == 40
     sessions = table(settings, "tiny.sessemb")
     assert (sessions["long_items"] != "").sum() == 20
-    assert (counts["not_asked"], counts["no_intent"]) == (2 * (len(sessions) - 20), 0)
+    assert (counts.not_asked, counts.no_intent) == (2 * (len(sessions) - 20), 0)
 
 
 def test_a_subset_is_spread_over_all_parts():
@@ -104,8 +138,8 @@ def test_a_subset_is_spread_over_all_parts():
 def test_session_text_needs_no_llm_and_is_the_mean_of_the_items(settings_for):
     settings = settings_for(intent_source="session_text")
     prepare(settings)
-    counts = infer(settings)
-    assert counts["calls"] == counts["prompts"] == 0
+    counts = infer(settings).counts
+    assert counts.calls == counts.prompts == 0
     assert not (dataset_folder(settings).parent / "answers.sqlite").exists()
     items = read_items(dataset_folder(settings) / "tiny.item")
     vector = dict(zip(items["item_id"], Encoder(settings["encoder"]).encode(item_texts(items, settings)), strict=True))

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_llm4sbr.errors import UserError
-from recbole_llm4sbr.intent.localize import localize
+from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.intent.localization import localize
 
 
 def unit(vectors):

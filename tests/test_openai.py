@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from recbole_llm4sbr.errors import UserError
-from recbole_llm4sbr.intent.answers import AnswerStore
-from recbole_llm4sbr.intent.ask import Questions
+from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.intent.backends import Request
 from recbole_llm4sbr.intent.backends.openai import OpenAIBackend
 from recbole_llm4sbr.intent.backends.transformers import TransformersBackend
+from recbole_llm4sbr.intent.questions import Questions
+from recbole_llm4sbr.intent.store import AnswerStore
 
 KEY = "sk-very-secret-0123456789"
 

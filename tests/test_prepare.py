@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from conftest import session_rows
 
-from recbole_llm4sbr.data.atomic import check_prepared, prepare
+from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.settings import load_settings
+from recbole_llm4sbr.data.checks import check_prepared
+from recbole_llm4sbr.data.prepare import prepare
 from recbole_llm4sbr.data.sessions import PARTS
-from recbole_llm4sbr.errors import UserError
-from recbole_llm4sbr.settings import load_settings
 
 
 def folder_of(settings):
@@ -26,7 +27,7 @@ def content(folder):
 
 
 def test_ml_100k_by_the_bucket_rule_has_the_known_counts(tmp_path):
-    counts = prepare(load_settings(dataset="ml-100k", overrides={"atomic_path": str(tmp_path)}))["counts"]
+    counts = prepare(load_settings(dataset="ml-100k", overrides={"atomic_path": str(tmp_path)})).counts
     assert (counts["sessions"], counts["items"], counts["clicks"]) == (6501, 1340, 98079)
     assert sum(counts["rows"].values()) == 6494
 
@@ -34,15 +35,15 @@ def test_ml_100k_by_the_bucket_rule_has_the_known_counts(tmp_path):
 @pytest.mark.skipif("LLM4SBR_DATA" not in os.environ, reason="LLM4SBR_DATA names no folder with ml-1m and amazon-beauty")
 def test_ml_1m_and_beauty_have_the_known_counts(tmp_path):
     given = {"atomic_path": str(tmp_path), "data_path": os.environ["LLM4SBR_DATA"]}
-    movies = prepare(load_settings(dataset="ml-1m", overrides=given))["counts"]
+    movies = prepare(load_settings(dataset="ml-1m", overrides=given)).counts
     assert (movies["sessions"], movies["average_length"]) == (26773, 17.94)
-    beauty = prepare(load_settings(dataset="amazon-beauty", overrides=given | {"split": "paper"}))["counts"]
+    beauty = prepare(load_settings(dataset="amazon-beauty", overrides=given | {"split": "paper"})).counts
     assert (beauty["clicks"], beauty["items"], beauty["clicks"] - beauty["sessions"]) == (198502, 12101, 176139)
 
 
 def test_rows_are_prefixes_and_their_next_click_and_the_catalogue_is_that_of_train(settings_for, raw):
     settings = settings_for(session_targets="all", session_rule="user", session_gap=600)
-    counts = prepare(settings)["counts"]
+    counts = prepare(settings).counts
     clicks = {}
     for line in (raw / "tiny" / "tiny.inter").read_text().splitlines()[1:]:
         user, item, _ = line.split("\t")
@@ -71,7 +72,7 @@ def test_a_second_run_changes_nothing_and_other_settings_are_refused_until_rebui
         prepare(other)
     with pytest.raises(UserError, match="session_rule"):
         check_prepared(other)
-    assert prepare(settings_for(session_rule="gap", rebuild=True))["settings"]["session_rule"] == "gap"
+    assert prepare(settings_for(session_rule="gap", rebuild=True)).settings["session_rule"] == "gap"
 
 
 def test_a_changed_file_is_noticed(settings_for):
@@ -135,7 +136,7 @@ def test_kill_at_any_moment_and_the_next_run_finishes_with_the_same_files(settin
     for attempt in range(5):
         target = tmp_path / f"killed{attempt}"
         code = (
-            "import json,sys,os\nfrom recbole_llm4sbr.data.atomic import prepare\n"
+            "import json,sys,os\nfrom recbole_llm4sbr.data.prepare import prepare\n"
             "settings=json.loads(sys.argv[1])\nprint('go', flush=True)\nprepare(settings)\n"
         )
         changed = settings | {"atomic_path": str(target)}
@@ -146,3 +147,19 @@ def test_kill_at_any_moment_and_the_next_run_finishes_with_the_same_files(settin
         process.wait()
         prepare(changed)
         assert content(folder_of(changed)) == expected
+
+
+def test_an_item_column_of_another_name_beside_one_called_item_id_stands_alone(settings_for, raw, tmp_path):
+    folder = tmp_path / "two" / "tiny"
+    folder.mkdir(parents=True)
+    head, *lines = (raw / "tiny" / "tiny.inter").read_text().splitlines()
+    rows = [f"{head}\tasin:token"] + [f"{line}\tA{line.split(chr(9))[1]}" for line in lines]
+    (folder / "tiny.inter").write_text("\n".join(rows) + "\n")
+    head, *lines = (raw / "tiny" / "tiny.item").read_text().splitlines()
+    rows = [f"{head}\tasin:token"] + [f"{line}\tA{line.split(chr(9))[0]}" for line in lines]
+    (folder / "tiny.item").write_text("\n".join(rows) + "\n")
+    settings = settings_for(data_path=str(folder.parent), item_column="asin")
+    prepare(settings)
+    head, first, *_ = (folder_of(settings) / "tiny.item").read_text().splitlines()
+    assert head == "title:token_seq\tyear:token\titem_id:token"
+    assert first.split("\t")[2].startswith("Am")

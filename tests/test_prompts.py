@@ -5,11 +5,13 @@ import pandas as pd
 import pytest
 from conftest import session_rows
 
-from recbole_llm4sbr.data.atomic import SessionRows, dataset_folder, prepare, read_items, read_sessions
+from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.settings import load_settings
+from recbole_llm4sbr.data.folders import dataset_folder
+from recbole_llm4sbr.data.prepare import prepare
+from recbole_llm4sbr.data.rows import SessionRows, read_items, read_sessions
 from recbole_llm4sbr.data.sessions import PARTS
-from recbole_llm4sbr.errors import UserError
 from recbole_llm4sbr.intent.prompts import PromptTemplate, SessionPrompts, item_names, item_texts, split_joint
-from recbole_llm4sbr.settings import load_settings
 
 
 def items(*rows, columns=("item_id", "title", "year")):

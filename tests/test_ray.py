@@ -7,12 +7,12 @@ import time
 
 import pytest
 
-from recbole_llm4sbr.errors import UserError
-from recbole_llm4sbr.intent.answers import AnswerStore
-from recbole_llm4sbr.intent.ask import Questions
+from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.settings import load_settings
 from recbole_llm4sbr.intent.backends import Request, make_backend
 from recbole_llm4sbr.intent.backends.echo import EchoBackend
-from recbole_llm4sbr.settings import load_settings
+from recbole_llm4sbr.intent.questions import Questions
+from recbole_llm4sbr.intent.store import AnswerStore
 
 ray = pytest.importorskip("ray")
 

@@ -1,10 +1,10 @@
 import pytest
 import yaml
 
-from recbole_llm4sbr.console import parse_arguments
-from recbole_llm4sbr.errors import UserError
-from recbole_llm4sbr.files import PROPERTIES
-from recbole_llm4sbr.settings import CHOICES, describe, load_settings, parse_value, recbole_keys
+from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.files import PROPERTIES
+from recbole_llm4sbr.base.settings import CHOICES, describe, load_settings, parse_value, recbole_keys
+from recbole_llm4sbr.cli.console import parse_arguments
 
 
 def load(**overrides):

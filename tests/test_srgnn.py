@@ -37,7 +37,7 @@ def test_scores_and_gradients_equal_recboles_srgnn(tiny):
     from recbole.model.sequential_recommender import SRGNN as Original
 
     from recbole_llm4sbr.model.backbones import SRGNN
-    from recbole_llm4sbr.quick_start import load_data
+    from recbole_llm4sbr.training.run import load_data
 
     for step in (1, 2):
         config, _, (train, _, _) = load_data(tiny | {"step": step, "llm4sbr": False})
@@ -61,7 +61,7 @@ def test_edge_cases_equal_recboles_srgnn(tiny, sessions):
     from recbole.model.sequential_recommender import SRGNN as Original
 
     from recbole_llm4sbr.model.backbones import SRGNN
-    from recbole_llm4sbr.quick_start import load_data
+    from recbole_llm4sbr.training.run import load_data
 
     config, dataset, _ = load_data(tiny | {"llm4sbr": False})
     original, ours = Original(config, dataset), SRGNN(config, dataset)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from recbole_llm4sbr.statistics import holm, improvement, paired_p, session_metric
+from recbole_llm4sbr.report.statistics import holm, improvement, paired_p, session_metric
 
 
 def test_metrics_of_single_sessions_by_hand():

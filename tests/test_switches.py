@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_llm4sbr.data.atomic import dataset_folder
-from recbole_llm4sbr.errors import UserError
-from recbole_llm4sbr.features import read_vectors
+from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.settings import load_settings
+from recbole_llm4sbr.data.features import read_vectors
+from recbole_llm4sbr.data.folders import dataset_folder
 from recbole_llm4sbr.intent.infer import infer
 from recbole_llm4sbr.model import SessionIntents, build_model
 from recbole_llm4sbr.model.item_init import project_texts
-from recbole_llm4sbr.quick_start import load_data, load_model, train
-from recbole_llm4sbr.settings import load_settings
+from recbole_llm4sbr.training.loading import load_model
+from recbole_llm4sbr.training.run import load_data, train
 
 
 def built(settings):

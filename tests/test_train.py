@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from recbole_llm4sbr import run_recbole_llm4sbr
-from recbole_llm4sbr.errors import UserError
-from recbole_llm4sbr.quick_start import load_data, load_model, train
-from recbole_llm4sbr.trainer import read_checkpoint
+from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.training.loading import load_model
+from recbole_llm4sbr.training.run import load_data, train
+from recbole_llm4sbr.training.trainer import read_checkpoint
 
 
 def scores(loaded):
@@ -19,31 +20,31 @@ def scores(loaded):
 @pytest.mark.parametrize("model", ["SRGNN", "GRU4Rec"])
 def test_a_run_selects_on_validation_and_its_checkpoint_gives_the_same_scores_in_a_new_process(tiny, tmp_path, model):
     result = train(tiny | {"model": model, "epochs": 3})
-    assert result["best_valid_score"] == max(result["valid_scores"]) == result["valid_scores"][result["best_epoch"]]
-    assert result["best_valid_result"]["mrr@20"] == pytest.approx(result["best_valid_score"])
-    assert len(result["seconds_per_epoch"]) == 3
-    expected = scores(load_model(result["checkpoint"]))
+    assert result.best_valid_score == max(result.valid_scores) == result.valid_scores[result.best_epoch]
+    assert result.best_valid_result["mrr@20"] == pytest.approx(result.best_valid_score)
+    assert len(result.seconds_per_epoch) == 3
+    expected = scores(load_model(result.checkpoint))
     code = (
-        "import sys, torch\nfrom recbole_llm4sbr.quick_start import load_model\nm = load_model(sys.argv[1])\n"
+        "import sys, torch\nfrom recbole_llm4sbr import load_model\nm = load_model(sys.argv[1])\n"
         "torch.save(torch.cat([m.model.full_sort_predict(b).view(len(b), -1) for b, *_ in m.test_data]), sys.argv[2])\n"
     )
     subprocess.run(
-        [sys.executable, "-c", code, result["checkpoint"], str(tmp_path / "scores.pt")], check=True, capture_output=True
+        [sys.executable, "-c", code, result.checkpoint, str(tmp_path / "scores.pt")], check=True, capture_output=True
     )
     torch.testing.assert_close(torch.load(tmp_path / "scores.pt"), expected, rtol=0, atol=0)
     with torch.no_grad():  # the test metrics are those of these scores: Hit@5 by hand
-        loaded = load_model(result["checkpoint"])
+        loaded = load_model(result.checkpoint)
         hits, rows = 0, 0
         for batch, _, _, target in loaded.test_data:
             ranked = loaded.model.full_sort_predict(batch).view(len(batch), -1)
             ranked[:, 0] = -torch.inf
             hits += (ranked.topk(5).indices == target.view(-1, 1)).any(1).sum().item()
             rows += len(batch)
-    assert result["test_result"]["hit@5"] == pytest.approx(hits / rows, abs=1e-6)
+    assert result.test_result["hit@5"] == pytest.approx(hits / rows, abs=1e-6)
 
 
 def test_the_same_seed_gives_the_same_result_and_another_seed_another(tiny):
-    results = [train(tiny | {"seed": seed}, saved=False)["test_result"] for seed in (1, 1, 2)]
+    results = [train(tiny | {"seed": seed}, saved=False).test_result for seed in (1, 1, 2)]
     assert results[0] == results[1] != results[2]
 
 
@@ -57,8 +58,8 @@ def test_loss_parts_are_shown_separately(tiny, caplog):
 
 def test_checkpoints_hold_plain_types_only_and_foreign_files_are_refused(tiny, tmp_path):
     result = train(tiny)
-    assert set(read_checkpoint(result["checkpoint"])) >= {"config", "state_dict", "optimizer"}
-    assert not any("intents" in key for key in read_checkpoint(result["checkpoint"])["state_dict"])
+    assert set(read_checkpoint(result.checkpoint)) >= {"config", "state_dict", "optimizer"}
+    assert not any("intents" in key for key in read_checkpoint(result.checkpoint)["state_dict"])
     (tmp_path / "bad.pth").write_bytes(b"rubbish")
     torch.save({"x": 1}, tmp_path / "other.pth")
     for name in ("bad.pth", "other.pth", "missing.pth"):
@@ -68,24 +69,24 @@ def test_checkpoints_hold_plain_types_only_and_foreign_files_are_refused(tiny, t
 
 def test_recboles_own_resume_continues_from_the_checkpoint(tiny):
     from recbole_llm4sbr.model import build_model
-    from recbole_llm4sbr.trainer import session_trainer
+    from recbole_llm4sbr.training.trainer import session_trainer
 
     result = train(tiny | {"epochs": 2})
     config, _, (train_data, valid_data, _) = load_data(tiny | {"epochs": 3})
     trainer = session_trainer(config, build_model(config, train_data.dataset))
-    trainer.resume_checkpoint(result["checkpoint"])
+    trainer.resume_checkpoint(result.checkpoint)
     trainer.fit(train_data, valid_data, saved=False)
-    assert len(trainer.epoch_seconds) == 3 - (result["best_epoch"] + 1)
+    assert len(trainer.epoch_seconds) == 3 - (result.best_epoch + 1)
 
 
 def test_feature_files_changed_after_training_are_noticed(tiny):
     result = train(tiny)
-    from recbole_llm4sbr.data.atomic import dataset_folder
+    from recbole_llm4sbr.data.folders import dataset_folder
 
     with open(dataset_folder(tiny) / "tiny.sessemb", "a") as handle:
         handle.write("x\n")
     with pytest.raises(UserError, match=r"tiny\.sessemb"):
-        load_model(result["checkpoint"])
+        load_model(result.checkpoint)
 
 
 def test_the_whole_line_as_a_function_makes_no_second_call(given, tmp_path, monkeypatch):
@@ -114,8 +115,8 @@ def test_long_sessions_keep_their_newest_clicks(tiny):
 
 def test_two_processes_train_and_their_checkpoint_gives_the_same_metrics_in_one(tiny):
     result = train(tiny | {"nproc": 2, "epochs": 2})
-    assert len(result["valid_scores"]) == 2
-    loaded = load_model(result["checkpoint"])
+    assert len(result.valid_scores) == 2
+    loaded = load_model(result.checkpoint)
     hits = []
     with torch.no_grad():
         for batch, _, _, target in loaded.valid_data:
@@ -123,7 +124,7 @@ def test_two_processes_train_and_their_checkpoint_gives_the_same_metrics_in_one(
             ranked[:, 0] = -torch.inf
             hits += (ranked.topk(20).indices == target.view(-1, 1)).any(1).tolist()
     hits += hits[: len(hits) % 2]  # torch's DistributedSampler repeats a row where the shares are uneven
-    assert result["best_valid_result"]["hit@20"] == pytest.approx(sum(hits) / len(hits), abs=1e-5)
+    assert result.best_valid_result["hit@20"] == pytest.approx(sum(hits) / len(hits), abs=1e-5)
 
 
 def test_the_learning_rate_falls_every_so_many_epochs(tiny, monkeypatch):
@@ -139,3 +140,41 @@ def test_the_learning_rate_falls_every_so_many_epochs(tiny, monkeypatch):
     train(tiny | {"epochs": 5, "learning_rate_step": 2, "learning_rate": 0.01, "stopping_step": 9}, saved=False)
     train(tiny | {"epochs": 2}, saved=False)
     assert seen == pytest.approx([0.01, 0.01, 0.001, 0.001, 0.0001, 0.001, 0.001])
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"misspelt": 1}, "setting 'misspelt' does not exist"),
+        ({"atomic_pth": "x"}, "did you mean 'atomic_path'"),
+        ({"intent_k": "five"}, "intent_k='five' must be of type int"),
+        ({"split": "papr"}, "did you mean 'paper'"),
+    ],
+)
+def test_a_wrong_setting_for_a_loaded_model_is_refused(tiny, changed, says):
+    checkpoint = train(tiny).checkpoint
+    with pytest.raises(UserError, match=says):
+        load_model(checkpoint, **changed)
+
+
+def test_a_class_that_only_a_checkpoint_names_is_not_imported(tiny, tmp_path, monkeypatch):
+    (tmp_path / "stranger.py").write_text(
+        "from pathlib import Path\nfrom recbole_llm4sbr.model.backbones import SRGNN\n"
+        f"Path({str(tmp_path / 'was_run')!r}).touch()\n\nclass Mine(SRGNN):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    checkpoint = train(tiny | {"model": "stranger:Mine", "step": 1}).checkpoint
+    (tmp_path / "was_run").unlink()
+    sys.modules.pop("stranger")
+    with pytest.raises(UserError, match=r"names the model class 'stranger:Mine'.*model='stranger:Mine'"):
+        load_model(checkpoint)
+    with pytest.raises(UserError, match="names the model class"):
+        load_model(checkpoint, model="SRGNN")
+    assert not (tmp_path / "was_run").exists()
+    assert load_model(checkpoint, model="stranger:Mine").model is not None
+    assert (tmp_path / "was_run").exists()
+
+
+def test_classes_of_recbole_are_loaded_without_asking(tiny):
+    checkpoint = train(tiny | {"model": "recbole.model.sequential_recommender:STAMP", "llm4sbr": False}).checkpoint
+    assert load_model(checkpoint).model is not None

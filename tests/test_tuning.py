@@ -13,15 +13,15 @@ import pytest
 import torch
 import yaml
 
-from recbole_llm4sbr.cli import main
-from recbole_llm4sbr.data.atomic import dataset_folder
-from recbole_llm4sbr.errors import UserError
-from recbole_llm4sbr.files import PROPERTIES, read_json
+from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.files import PROPERTIES, read_json
+from recbole_llm4sbr.base.settings import load_settings
+from recbole_llm4sbr.cli.main import main
+from recbole_llm4sbr.data.prepare import dataset_folder
+from recbole_llm4sbr.experiment.shared_data import dataloaders, share
+from recbole_llm4sbr.experiment.space import read_space
 from recbole_llm4sbr.model import IntentFiles, SessionIntents, build_model
 from recbole_llm4sbr.quick_start import fit, load_data, train
-from recbole_llm4sbr.settings import load_settings
-from recbole_llm4sbr.sharing import dataloaders, share
-from recbole_llm4sbr.space import read_space
 
 
 def test_spaces_are_read_as_recbole_reads_them(tmp_path):
@@ -176,7 +176,7 @@ def _counted(tested):
 
 
 def _search(tiny, given, space, **changed):
-    from recbole_llm4sbr.tuning import search
+    from recbole_llm4sbr.experiment.tune import search
 
     values = given | {"model": "SRGNN", "dataset": "tiny", "atomic_path": tiny["atomic_path"], "seed": 7, "epochs": 2} | changed
     return search(values, "out", space, how="grid", scheduler="none")
@@ -201,7 +201,7 @@ def test_a_trial_that_fails_is_recorded_and_one_that_asks_a_model_fails(ray_clus
 def test_a_killed_search_goes_on(given, tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("my.hyper").write_text("intent_k choice [1, 2, 3]\nintent_lambda choice [0.0, 0.1, 0.3]\n")
-    command = [sys.executable, "-m", "recbole_llm4sbr.cli"]
+    command = [sys.executable, "-m", "recbole_llm4sbr.cli.main"]
     long = given | {"epochs": 40, "stopping_step": 40}  # so that the kill comes in the middle
     command += words(long, tiny["atomic_path"], "out", "--space=my.hyper", "--search=grid")
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -240,7 +240,7 @@ def test_searches_over_anything_can_be_reported(tiny, tmp_path, values, bigger):
     import itertools
     import json
 
-    from recbole_llm4sbr.report import report
+    from recbole_llm4sbr.report.page import report
 
     result = train(tiny, saved=False)
     settings = [dict(zip(values, each)) for each in itertools.product(*values.values())]
@@ -260,7 +260,7 @@ def test_searches_over_anything_can_be_reported(tiny, tmp_path, values, bigger):
 
 
 def test_a_best_setting_says_what_the_models_name_implied(tiny):
-    from recbole_llm4sbr.tuning import _best_yaml
+    from recbole_llm4sbr.experiment.tune import _best_yaml
 
     settings = load_settings("LLM2SRGNN", "ml-100k")
     again = yaml.safe_load(_best_yaml(settings, {"model": "LLM2SRGNN", "dataset": "ml-100k"}, [], {"learning_rate": 0.1}))

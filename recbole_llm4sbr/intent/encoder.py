@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from recbole_llm4sbr.features import Vectors
+from recbole_llm4sbr.data.features import Vectors
 from recbole_llm4sbr.intent import check_allowed
 from recbole_llm4sbr.intent.pretrained import resolve
 

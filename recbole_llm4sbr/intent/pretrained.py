@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from recbole_llm4sbr.errors import UserError
-from recbole_llm4sbr.files import make_folder, sha256_file
+from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.files import make_folder, sha256_file
 
 log = logging.getLogger(__name__)
 
@@ -113,8 +113,7 @@ def resolve(name: str, option: str) -> Pretrained:
         UserError: a path that is no model, a short name that cannot be fetched.
     """
     if name in EMBEDDED:
-        wheel = EMBEDDED[name]
-        return Pretrained(str(_embedded(name, wheel)), f"{name} (wheel sha256 {wheel.sha256[:16]})")
+        return Pretrained(str(_embedded(name, EMBEDDED[name])), identify(name, option))
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -127,6 +126,21 @@ def resolve(name: str, option: str) -> Pretrained:
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise UserError(f"--{option}={name!r}: there is no such folder; give a folder with a config.json, or a hub id")
     return Pretrained(name, name)  # a hub id; transformers says whether it is there
+
+
+def identify(name: str, option: str) -> str:
+    """What a model's outputs depend on, its name and checksum, without fetching it.
+
+    Args:
+        name: what the user gave.
+        option: `llm` or `encoder`, for messages.
+
+    Raises:
+        UserError: a path that is no model.
+    """
+    if name in EMBEDDED:
+        return f"{name} (wheel sha256 {EMBEDDED[name].sha256[:16]})"
+    return resolve(name, option).identity
 
 
 def resolve_llm(name: str) -> Pretrained:

@@ -4,16 +4,15 @@ import re
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from recbole_llm4sbr.data.atomic import SessionRows
-from recbole_llm4sbr.errors import UserError
-from recbole_llm4sbr.files import PROPERTIES
+from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.schema import read_yaml
+from recbole_llm4sbr.base.settings import template_path
+from recbole_llm4sbr.data.rows import SessionRows
 from recbole_llm4sbr.intent.backends import Request
-from recbole_llm4sbr.settings import read_yaml
 
 UNKNOWN_ITEM = "unknown item"
 _ARTICLES = "The|A|An|Les|Le|La|Los|Las|El|Il|Der|Die|Das|Lo|L'|Un|Une"
@@ -48,14 +47,7 @@ class PromptTemplate:
         Raises:
             UserError: no such template, or a part of it is missing or unknown.
         """
-        path = PROPERTIES / "prompt" / f"{prompt}.yaml"
-        if not path.is_file():
-            path = Path(prompt)
-            if path.suffix not in (".yaml", ".yml"):
-                shipped = sorted(each.stem for each in (PROPERTIES / "prompt").glob("*.yaml"))
-                raise UserError(
-                    f"prompt={prompt!r} is unknown; choose one of {', '.join(shipped)}, or the path of a .yaml file"
-                )
+        path = template_path(prompt)
         parts = read_yaml(path)
         needed = {"system", "background", "item", "task", "views"}
         if missing := sorted(needed - set(parts)):

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recbole_llm4sbr.errors import UserError
-from recbole_llm4sbr.model.session import SessionRecommender, SessionViews
+from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.model.contract import SessionRecommender, SessionViews
 
 _WRITE = "write it as a SessionRecommender (docs/backbones.md), or train it plain with --llm4sbr=false"
 # Models of RecBole that cannot be adapted, and why.

@@ -14,9 +14,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from recbole_llm4sbr.errors import UserError
-from recbole_llm4sbr.features import intents_folder, read_vectors
-from recbole_llm4sbr.settings import intent_files
+from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.data.features import read_vectors
+from recbole_llm4sbr.data.folders import intents_folder
+from recbole_llm4sbr.base.settings import intents_of
 
 _CHUNK = 20_000  # rows of a file in memory at once
 
@@ -133,7 +134,7 @@ class IntentFiles:
     def serves(self, config: Any) -> bool:
         """Whether a run with these settings finds here what it needs."""
         enough = config["intent_k"] <= self.nearest.size(2) if config["intent_k"] else bool(len(self.answers))
-        return self.source == intent_files(config) and set(config["views"]) <= set(self.views) and enough
+        return self.source == intents_of(config) and set(config["views"]) <= set(self.views) and enough
 
     @classmethod
     def read(cls, config: Any, dataset: Any, views: Sequence[str], k: int, with_answers: bool = False) -> "IntentFiles":
@@ -165,7 +166,7 @@ class IntentFiles:
             answer = columns("intent", pd.Index(["", *tokens]), 1)[:, :, 0]
         none = torch.zeros(len(sessions), len(views), 0)
         nearest, sims = (columns("items", items, k), columns("sims", None, k)) if k else (none.int(), none)
-        return cls(intent_files(config), list(views), item_vectors(config, dataset), nearest, sims, answers, answer)
+        return cls(intents_of(config), list(views), item_vectors(config, dataset), nearest, sims, answers, answer)
 
 
 def item_vectors(config: Any, dataset: Any) -> Tensor:

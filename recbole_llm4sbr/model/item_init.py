@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from recbole_llm4sbr.model.intents import item_vectors
-from recbole_llm4sbr.model.session import SessionRecommender
+from recbole_llm4sbr.model.contract import SessionRecommender
 
 
 def project_texts(vectors: Tensor, size: int, whiten: bool) -> Tensor:

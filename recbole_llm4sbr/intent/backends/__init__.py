@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
-from recbole_llm4sbr.errors import UserError
+from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.intent import check_allowed
 
 # name -> module and class; heavy imports happen inside the module of the one that is used

@@ -10,7 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 from urllib.parse import urlsplit
 
-from recbole_llm4sbr.errors import UserError
+from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.intent.backends import Reply, Request
 
 _HOSTED = "https://api.openai.com/v1"

@@ -7,8 +7,8 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from recbole_llm4sbr.cluster import connect
-from recbole_llm4sbr.errors import UserError
+from recbole_llm4sbr.base.cluster import connect
+from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.intent.backends import Reply, Request, make_backend
 
 log = logging.getLogger(__name__)

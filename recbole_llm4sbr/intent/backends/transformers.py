@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from recbole_llm4sbr.intent.backends import Reply, Request
-from recbole_llm4sbr.intent.chat import Group, common, group, local_decoding, tokenize
+from recbole_llm4sbr.intent.backends.chat import Group, common, group, local_decoding, tokenize
 from recbole_llm4sbr.intent.pretrained import Pretrained, resolve_llm
 
 log = logging.getLogger(__name__)

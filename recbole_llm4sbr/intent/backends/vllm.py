@@ -8,9 +8,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from recbole_llm4sbr.errors import UserError
+from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.intent.backends import Reply, Request
-from recbole_llm4sbr.intent.chat import local_decoding, tokenize
+from recbole_llm4sbr.intent.backends.chat import local_decoding, tokenize
 from recbole_llm4sbr.intent.pretrained import resolve_llm
 
 _BLOCK = 8_192  # requests given to the engine at once

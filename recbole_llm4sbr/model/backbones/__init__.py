@@ -4,6 +4,6 @@ from recbole_llm4sbr.model.backbones.dhcn import DHCN
 from recbole_llm4sbr.model.backbones.gcegnn import GCEGNN
 from recbole_llm4sbr.model.backbones.srgnn import SRGNN
 from recbole_llm4sbr.model.backbones.tagnn import TAGNN
-from recbole_llm4sbr.model.session import SessionRecommender
+from recbole_llm4sbr.model.contract import SessionRecommender
 
 BACKBONES: dict[str, type[SessionRecommender]] = {"SRGNN": SRGNN, "TAGNN": TAGNN, "GCEGNN": GCEGNN, "DHCN": DHCN}

@@ -13,7 +13,7 @@ from torch.nn.functional import leaky_relu, linear
 from torch.utils.checkpoint import checkpoint
 
 from recbole_llm4sbr.model.graphs import cooccurrence, packed_graph, softmax_by, training_sessions, typed_edges
-from recbole_llm4sbr.model.session import SessionRecommender, SessionViews
+from recbole_llm4sbr.model.contract import SessionRecommender, SessionViews
 
 _PIECE = 32_000_000  # numbers in one tensor of neighbours
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from recbole_llm4sbr.model.backbones.srgnn import SRGNN
-from recbole_llm4sbr.model.session import SessionViews
+from recbole_llm4sbr.model.contract import SessionViews
 
 _PIECE = 8_000_000  # numbers in one [N, items] matrix
 

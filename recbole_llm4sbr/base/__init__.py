@@ -1,0 +1,1 @@
+"""What every other package stands on: settings and their schema, files, errors, records, RecBole's names, Ray."""

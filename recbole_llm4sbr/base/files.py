@@ -1,0 +1,111 @@
+"""Files that appear whole or not at all, their checksums, and where `properties/` stands."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from recbole_llm4sbr.base.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+# A wheel carries properties/ inside the package; a checkout and an editable install have it beside the package.
+PROPERTIES = _PACKAGE / "properties" if (_PACKAGE / "properties").is_dir() else _PACKAGE.parent / "properties"
+
+
+def make_folder(path: str | Path) -> Path:
+    """Create `path` with its parents and return it.
+
+    Raises:
+        UserError: the folder cannot be made or written to.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot create the folder {str(folder)!r}: {error.strerror}; choose another") from None
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"cannot write into the folder {str(folder)!r}; choose another or change its permissions")
+    return folder
+
+
+@contextmanager
+def write_whole(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a temporary file beside `path`; it takes the name `path` only when the block ends without an error."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    encoding = None if "b" in mode else "utf-8"
+    try:
+        with open(partial, mode, encoding=encoding) as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+_checksums: dict[tuple[str, int, int, int, int], str] = {}
+
+
+def sha256_file(path: str | Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal. A process reads a file once, unless it is replaced or changed meanwhile."""
+    stat = Path(path).stat()
+    key = (os.path.realpath(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    if key not in _checksums:
+        with open(path, "rb") as handle:
+            _checksums[key] = hashlib.file_digest(handle, "sha256").hexdigest()
+    return _checksums[key]
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as indented JSON, whole or not at all."""
+    with write_whole(path) as handle:
+        json.dump(value, handle, indent=2, ensure_ascii=False, sort_keys=False)
+        handle.write("\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        UserError: the file is not JSON.
+    """
+    try:
+        with open(path, encoding="utf-8") as handle:
+            return json.load(handle)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{str(path)!r} is not valid JSON ({error}); delete it and run again") from None
+
+
+def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a JSONL file, none when there is no file; a line that a killed run left unfinished is passed over."""
+    if not Path(path).is_file():
+        return []
+    rows = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1):
+        try:
+            if line:
+                rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            log.warning("%s, line %s is unfinished and is passed over", path, number)
+    return rows
+
+
+def append_json_line(path: str | Path, value: Any) -> None:
+    """Append a line to a JSONL file and wait until it is on the disk; where the last line is unfinished, after it."""
+    with open(path, "a+b") as handle:
+        if handle.tell():
+            handle.seek(-1, os.SEEK_END)
+            torn = handle.read(1) != b"\n"
+            handle.seek(0, os.SEEK_END)
+            if torn:
+                handle.write(b"\n")
+        handle.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
+        handle.flush()
+        os.fsync(handle.fileno())

@@ -1,0 +1,52 @@
+"""RecBole 1.2.0, mended for today's libraries, and every name of it that this package uses. Nothing else here imports `recbole`.
+
+| what breaks | where in recbole 1.2.0 | mend | can go when |
+|---|---|---|---|
+| numpy 2 has no `np.float`, `np.str` | evaluator/metrics.py, data/interaction.py:31 (at import) | the two names are set here | RecBole stops using them |
+| `np.float_`, `np.complex_`, `np.unicode_` | config/configurator.py:630 | `SessionConfig.compatibility_settings` does nothing | as above |
+| `get_model` imports a module that needs kmeans_pytorch | utils/utils.py:64 | `model.registry.model_class` looks in the sequential models only | RecBole guards that import |
+| Config reads `sys.argv` and `eval`s what it finds | config/configurator.py:131, 165 | `SessionConfig` takes a finished dict | RecBole parses arguments in its own scripts |
+| Config sets CUDA_VISIBLE_DEVICES and so undoes a scheduler's choice of GPU | config/configurator.py:484 | `SessionConfig._init_device` | RecBole leaves the variable alone |
+| torch >= 2.6 refuses to load the checkpoints (a pickled Config inside) | trainer/trainer.py:289 | `training.trainer` saves plain types | RecBole saves plain types |
+| `import recbole.quick_start` needs ray and takes seconds | quick_start/quick_start.py | never imported; quick_start.py here | RecBole imports ray lazily |
+| the first download waits for a process group that does not exist | data/dataset/dataset.py:252 | `data.raw` downloads first | RecBole guards the barrier |
+| checkpoint names have one-second resolution | trainer/trainer.py | a folder per run | RecBole makes them unique |
+| pandas 3: `_fill_nan`, `_load_feat`, `_benchmark_presets` go wrong without an error | data/dataset/ | setup.cfg caps pandas below 3 | RecBole supports pandas 3 |
+"""
+
+import warnings
+
+import numpy as np
+
+# The two old names of numpy that RecBole reads must be there before RecBole is imported.
+for _name, _type in (("float", np.float64), ("str", np.str_)):
+    if _name not in np.__dict__:
+        setattr(np, _name, _type)
+for _category in (FutureWarning, DeprecationWarning):
+    warnings.filterwarnings("ignore", category=_category, module=r"recbole(\.|$)")
+
+from recbole.config import Config  # noqa: E402
+from recbole.data.dataset import SequentialDataset  # noqa: E402
+from recbole.data.interaction import Interaction  # noqa: E402
+from recbole.data.utils import data_preparation  # noqa: E402
+from recbole.model.abstract_recommender import SequentialRecommender  # noqa: E402
+from recbole.trainer import Trainer  # noqa: E402
+from recbole.utils import FeatureSource, InputType, get_trainer, init_logger, init_seed  # noqa: E402
+from recbole.utils.url import download_url, extract_zip, rename_atomic_files  # noqa: E402
+
+__all__ = [
+    "Config",
+    "FeatureSource",
+    "InputType",
+    "Interaction",
+    "SequentialDataset",
+    "SequentialRecommender",
+    "Trainer",
+    "data_preparation",
+    "download_url",
+    "extract_zip",
+    "get_trainer",
+    "init_logger",
+    "init_seed",
+    "rename_atomic_files",
+]

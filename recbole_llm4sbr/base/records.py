@@ -1,0 +1,290 @@
+"""What travels between packages and into JSON files: results of runs, counts, cells of grids, trials of searches."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+
+@dataclass(frozen=True)
+class Record:
+    """A dataclass that goes into JSON and comes back."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Fields by name, nested records as dicts."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """The record in `value`; fields that this version does not know are left out, absent ones have their defaults."""
+        return cls(**{each.name: value[each.name] for each in fields(cls) if each.name in value})
+
+
+@dataclass(frozen=True)
+class PreparedCounts(Record):
+    """What `prepare` made of a click log.
+
+    Attributes:
+        sessions, items, clicks, average_length: after filtering.
+        rows: of the parts train, valid and test.
+        raw_clicks: before filtering.
+        unseen_items, dropped_clicks: left out of valid and test since train never saw the item.
+        catalogue: items that models rank.
+    """
+
+    sessions: int
+    items: int
+    clicks: int
+    average_length: float
+    rows: dict[str, int]
+    raw_clicks: int = 0
+    unseen_items: int = 0
+    dropped_clicks: int = 0
+    catalogue: int = 0
+
+
+@dataclass(frozen=True)
+class IntentCounts(Record):
+    """What `infer` made of prepared sessions.
+
+    Attributes:
+        sessions: rows of the session files.
+        intents, no_intent, not_asked: sessions x views with an intent, without one, and not asked for (`max_sessions`).
+        prompts, distinct_prompts, distinct_answers: all that were needed, whoever answered.
+        dim, k_max: numbers per vector, and nearest items stored per intent.
+        calls, reused, shipped, failures: of this run: LLM calls, answers from the store or shipped, of these shipped, calls that failed.
+        prompt_tokens, answer_tokens, llm_seconds, cost: of this run's calls; cost None without `llm_prices`.
+        seconds: of the whole run.
+    """
+
+    sessions: int = 0
+    intents: int = 0
+    no_intent: int = 0
+    not_asked: int = 0
+    prompts: int = 0
+    distinct_prompts: int = 0
+    distinct_answers: int = 0
+    dim: int = 0
+    k_max: int = 0
+    calls: int = 0
+    reused: int = 0
+    shipped: int = 0
+    failures: int = 0
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+    llm_seconds: float = 0.0
+    cost: float | None = None
+    seconds: float = 0.0
+
+    def of_files(self) -> dict[str, Any]:
+        """The counts that belong to the files, not to the run that wrote them."""
+        return {name: value for name, value in self.to_json().items() if name in _OF_INTENT_FILES}
+
+
+_OF_INTENT_FILES = (
+    "sessions", "intents", "no_intent", "not_asked", "prompts", "distinct_prompts", "distinct_answers", "dim", "k_max",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Fitted(Record):
+    """What training found, before the test.
+
+    Attributes:
+        best_valid_score, valid_score_bigger, best_valid_result: RecBole's.
+        valid_metric: what selects the epoch.
+        best_epoch: from 0 on; None where nothing was validated.
+        epochs: that were trained.
+        valid_scores, train_losses, seconds_per_epoch: by epoch.
+        seconds_training: with validation.
+        parameters: trained numbers.
+    """
+
+    best_valid_score: float
+    valid_score_bigger: bool
+    best_valid_result: dict[str, float]
+    valid_metric: str
+    best_epoch: int | None
+    epochs: int
+    valid_scores: list[float]
+    train_losses: list[float]
+    seconds_training: float
+    seconds_per_epoch: list[float]
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Tested(Fitted):
+    """What one training process found, with the test.
+
+    Attributes:
+        test_result: RecBole's metrics by name, in small letters.
+        peak_memory_mb: of the process, or of its GPU.
+        checkpoint: the file; None where none was written.
+    """
+
+    test_result: dict[str, float]
+    peak_memory_mb: float
+    checkpoint: str | None
+
+
+@dataclass(frozen=True)
+class RunResult(Tested):
+    """The result of a run, as `--result_file` and grids keep it.
+
+    Attributes:
+        prepare: counts of the session files.
+        infer: counts of the intents; None where the model reads none.
+        settings: all settings of the run, plain values.
+        versions: of this package, Python and the libraries that results depend on.
+    """
+
+    prepare: PreparedCounts
+    infer: IntentCounts | None
+    settings: dict[str, Any]
+    versions: dict[str, str]
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """As `Record.from_json`, with its records."""
+        infer = value.get("infer")
+        nested = {
+            "prepare": PreparedCounts.from_json(value["prepare"]),
+            "infer": IntentCounts.from_json(infer) if infer else None,
+        }
+        return super().from_json({**value, **nested})
+
+    def metric_names(self) -> list[str]:
+        """Names of the metrics at their cut-offs, as Hit@5, in the order of the settings."""
+        cutoffs = self.settings["topk"] if isinstance(self.settings["topk"], list) else [self.settings["topk"]]
+        return [f"{metric}@{cutoff}" for metric in self.settings["metrics"] for cutoff in cutoffs]
+
+
+@dataclass(frozen=True)
+class CellResult(Record):
+    """What became of a cell: a line of `cells.jsonl`.
+
+    Attributes:
+        status: `ok` or `failed`.
+        result: of the run, where it is ok.
+        reason, traceback: why it failed.
+        key: names the cell.
+        machine: where it ran.
+    """
+
+    status: str
+    result: RunResult | None = None
+    reason: str = ""
+    traceback: str = ""
+    key: str = ""
+    machine: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is a result."""
+        return self.status == "ok" and self.result is not None
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """As `Record.from_json`, with its result."""
+        result = value.get("result")
+        return super().from_json({**value, "result": RunResult.from_json(result) if result else None})
+
+
+@dataclass(frozen=True)
+class GridEntry(Record):
+    """A cell as `grid.json` names it: its place in the report, and the key of its result."""
+
+    group: str
+    dataset: str
+    split: str
+    model: str
+    variant: str
+    seed: int
+    about: str
+    key: str
+    base: str = ""
+
+    @property
+    def place(self) -> tuple[str, str, str, str, str, int]:
+        """Where it stands in the report."""
+        return self.group, self.dataset, self.split, self.model, self.variant, self.seed
+
+
+@dataclass(frozen=True)
+class Trial(Record):
+    """One trial of a search.
+
+    Attributes:
+        trial: its name in Ray's folder.
+        setting: what was drawn.
+        score: best on validation; None where it failed.
+        error: why it failed.
+        epochs_seen: reports that it made.
+        best_epoch, epochs, seconds_training, parameters, best_valid_result: as in `Fitted`, None where it was stopped early.
+        private_mb, peak_mb: memory of its own, and the most of its process.
+    """
+
+    trial: str
+    setting: dict[str, Any]
+    score: float | None = None
+    error: str | None = None
+    epochs_seen: int = 0
+    best_epoch: int | None = None
+    epochs: int | None = None
+    seconds_training: float | None = None
+    parameters: int | None = None
+    best_valid_result: dict[str, float] | None = None
+    private_mb: float | None = None
+    peak_mb: float | None = None
+
+
+@dataclass(frozen=True)
+class BestTrial(Record):
+    """The best trial of a search, trained again and tested."""
+
+    setting: dict[str, Any]
+    trial: str
+    score: float
+    result: RunResult
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """As `Record.from_json`, with its result."""
+        return super().from_json({**value, "result": RunResult.from_json(value["result"])})
+
+
+@dataclass(frozen=True)
+class Search(Record):
+    """A search of `tune`: `search.json`.
+
+    Attributes:
+        dataset, split, model, metric, bigger: what was searched, and the metric of validation.
+        command, machine: what was typed, and where it ran.
+        asked: what makes it this search and no other.
+        counts: of the session files.
+        trials: all of them.
+        best: None until it is tested.
+    """
+
+    dataset: str
+    split: str
+    model: str
+    metric: str
+    bigger: bool
+    command: str
+    machine: str
+    asked: dict[str, Any]
+    counts: PreparedCounts
+    trials: list[Trial] = field(default_factory=list)
+    best: BestTrial | None = None
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """As `Record.from_json`, with its records."""
+        best = value.get("best")
+        nested = {
+            "counts": PreparedCounts.from_json(value["counts"]),
+            "trials": [Trial.from_json(each) for each in value["trials"]],
+            "best": BestTrial.from_json(best) if best else None,
+        }
+        return super().from_json({**value, **nested})

@@ -1,0 +1,216 @@
+"""The schema of settings: each one's default, choices, range, help and what it decides, read from `properties/overall.yaml`.
+
+A setting decides one kind of artefact, and with it all that is made of it: prepared session files -> item vectors -> intents -> training.
+What decides nothing (`run`) only says how a run goes. Manifests, keys of grid cells, searches, reports and `--help` all ask here.
+"""
+
+import difflib
+import functools
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+
+from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.files import PROPERTIES
+
+Artefact = Literal["prepared", "items", "intents", "training", "run"]
+ARTEFACTS: tuple[Artefact, ...] = get_args(Artefact)
+_TYPES: dict[str, tuple[type, ...]] = {"str": (str,), "list": (list,), "dict": (dict,)}
+_PARTS = {"default", "decides", "help", "type", "choices", "at_least", "when", "per_grid", "shown"}
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """SafeLoader that reads 1e-3 as a number, as RecBole's loader does."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)(?:[eE][-+]?[0-9]+)$|^[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+)$"),
+    list("-+0123456789."),
+)
+
+
+def load_yaml(text: str) -> Any:
+    """Read YAML, where `1e-3` is a number.
+
+    >>> load_yaml("{learning_rate: 1e-3, views: [long]}")
+    {'learning_rate': 0.001, 'views': ['long']}
+    """
+    return yaml.load(text, Loader=_Loader)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML file of settings; an empty file is an empty dict.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or is not a mapping.
+    """
+    try:
+        value = load_yaml(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the config file {str(path)!r}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{str(path)!r} is not valid YAML: {' '.join(str(error).split())}") from None
+    if value is not None and not isinstance(value, dict):
+        raise UserError(f"{str(path)!r} must hold `key: value` lines, not {type(value).__name__}")
+    return value or {}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting.
+
+    Attributes:
+        key: its name.
+        decides: what is made anew when it changes.
+        help: one line for people.
+        section: title of its part of `--help`.
+        default: None also where RecBole's own default stands.
+        has_default: false where RecBole's own default stands.
+        types: Python types of a value; empty for any.
+        choices: all values that are allowed; empty for any.
+        at_least: the smallest number that is allowed.
+        when: values of other settings, and of `facts`, under which it decides anything.
+        per_grid: one value for all cells of a grid and all trials of a search.
+        shown: reports name it.
+        model: the model whose own setting it is; "" for a setting of all runs.
+    """
+
+    key: str
+    decides: Artefact
+    help: str
+    section: str
+    default: Any = None
+    has_default: bool = True
+    types: tuple[type, ...] = ()
+    choices: tuple[Any, ...] = ()
+    at_least: float | None = None
+    when: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    per_grid: bool = False
+    shown: bool = False
+    model: str = ""
+
+    def check(self, value: Any) -> None:
+        """Refuse a value of another type, outside the choices or below the range.
+
+        Raises:
+            UserError: names the setting, the value and what is allowed.
+        """
+        if self.choices:
+            if value not in self.choices or (isinstance(value, bool) and True not in self.choices):
+                near = difflib.get_close_matches(str(value), list(map(str, self.choices)), n=1)
+                hint = f" (did you mean {near[0]!r}?)" if near else ""
+                raise UserError(
+                    f"{self.key}={value!r} is not a choice{hint}; choose one of {', '.join(map(str, self.choices))}"
+                )
+            return
+        if value is None and self.default is None:
+            return
+        if self.types and (not isinstance(value, self.types) or (isinstance(value, bool) and bool not in self.types)):
+            names = " or ".join(kind.__name__ for kind in self.types)
+            raise UserError(f"{self.key}={value!r} must be of type {names}, for instance {self.default!r}")
+        if self.at_least is not None and not value >= self.at_least:
+            raise UserError(f"{self.key}={value!r} is too small; it must be at least {self.at_least:g}")
+
+    def active(self, lookup: Callable[[str], Any]) -> bool:
+        """Whether it decides anything, given the other settings and facts."""
+        return all(lookup(key) in values for key, values in self.when.items())
+
+
+@functools.cache
+def schema() -> dict[str, Setting]:
+    """The settings of all runs, in the order of `--help`."""
+    found: dict[str, Setting] = {}
+    for part in read_yaml(PROPERTIES / "overall.yaml").values():
+        for key, given in part["settings"].items():
+            found[key] = _setting(key, given, part["about"])
+    return found
+
+
+@functools.cache
+def model_schema(name: str) -> dict[str, Setting]:
+    """The settings that only the model `name` has, declared in `properties/model/<name>.yaml`; they decide training."""
+    path = PROPERTIES / "model" / f"{name}.yaml"
+    entries = read_yaml(path).items() if path.is_file() else ()
+    return {
+        key: _setting(key, {"decides": "training", **given}, f"Settings of {name}", name)
+        for key, given in entries
+        if isinstance(given, dict) and "default" in given
+    }
+
+
+def model_defaults(name: str) -> dict[str, Any]:
+    """What `properties/model/<name>.yaml` sets: defaults of the model's own settings, and other defaults for those of all runs."""
+    path = PROPERTIES / "model" / f"{name}.yaml"
+    own = model_schema(name)
+    entries = read_yaml(path) if path.is_file() else {}
+    return {key: own[key].default if key in own else value for key, value in entries.items()}
+
+
+def models_with_settings() -> list[str]:
+    """Names of the models that have a file in `properties/model`."""
+    return sorted(path.stem for path in (PROPERTIES / "model").glob("*.yaml"))
+
+
+def per_grid(key: str) -> bool:
+    """Whether a setting has one value in a grid and a search, since it is decided before training."""
+    return key in schema() and schema()[key].per_grid
+
+
+def _setting(key: str, given: Mapping[str, Any], section: str, model: str = "") -> Setting:
+    if unknown := sorted(set(given) - _PARTS):
+        raise ValueError(f"the declaration of {key!r} has the unknown part {', '.join(unknown)}")
+    if given.get("decides") not in ARTEFACTS:
+        raise ValueError(f"{key!r} must say what it decides, one of {', '.join(ARTEFACTS)}, not {given.get('decides')!r}")
+    if not given.get("help"):
+        raise ValueError(f"{key!r} has no help")
+    default, decides = given.get("default"), given["decides"]
+    return Setting(
+        key=key,
+        decides=decides,
+        help=given["help"],
+        section=section,
+        default=default,
+        has_default="default" in given,
+        types=_TYPES[given["type"]] if "type" in given else _types_of(default),
+        choices=tuple(given.get("choices", ())),
+        at_least=given.get("at_least"),
+        when={other: tuple(values) for other, values in given.get("when", {}).items()},
+        per_grid=given.get("per_grid", decides in ("prepared", "items", "intents")),
+        shown=given.get("shown", False),
+        model=model,
+    )
+
+
+def _types_of(default: Any) -> tuple[type, ...]:
+    if isinstance(default, float):
+        return (float, int)
+    return () if default is None else (type(default),)
+
+
+def describe_settings() -> str:
+    """The settings with their defaults and help, as `--help` prints them."""
+    lines: list[str] = []
+    title = ""
+    every = [*schema().values()] + [each for name in models_with_settings() for each in model_schema(name).values()]
+    for setting in every:
+        if setting.section != title:
+            title = setting.section
+            lines += ["", title]
+        default = "" if setting.default is None else _yaml_text(setting.default)
+        lines.append(f"  --{setting.key}={default}\n        {setting.help}")
+    return "\n".join(lines)
+
+
+def _yaml_text(value: Any) -> str:
+    """A default as it would be typed."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float):
+        return f"{value:g}" if value >= 1e-3 or value == 0 else f"{value:.6f}".rstrip("0")
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**6).strip()
+    return text.removesuffix("...").strip()

@@ -1,0 +1,276 @@
+"""Settings of a run: properties/ < config files < command line, checked once at the door (no torch, no RecBole import)."""
+
+import difflib
+import importlib.util
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast
+from urllib.parse import urlsplit
+
+import yaml
+
+from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.files import PROPERTIES
+from recbole_llm4sbr.base.schema import Artefact, load_yaml, model_defaults, model_schema, read_yaml, schema
+
+log = logging.getLogger(__name__)
+
+IntentsOf = Literal["llm", "session_text", "none"]
+# Keys of RecBole that none of its property files mentions.
+_RECBOLE_EXTRA = {"loss_type", "selected_features", "pooling_mode", "user_inter_num_interval"}
+_LLM2SEQ = "LLM2"  # LLM2SRGNN: the plain SRGNN whose item table starts from text (Boz et al. 2024)
+# Settings that say whether a run reads intents or item vectors, and which.
+FEATURE_FILES_BY = ("llm4sbr", "intent_source", "control_of", "views", "item_init")
+
+
+class Lookup(Protocol):
+    """Settings, or RecBole's Config made of them."""
+
+    def __getitem__(self, key: str) -> Any:
+        """The value of a setting."""
+        ...
+
+
+class Settings(dict[str, Any]):
+    """Every setting of a run by name. `settings | {...}` gives changed ones, unchecked."""
+
+    def __or__(self, changed: Mapping[str, Any]) -> "Settings":  # type: ignore[override]
+        """A copy in which `changed` wins."""
+        return Settings({**self, **changed})
+
+
+def parse_value(text: str, key: str = "") -> Any:
+    """Read a command-line value as YAML: `1e-3`, `[1, 2]`, `true`, `~`; the value of a text setting of ours stays as it is.
+
+    >>> parse_value("1e-3"), parse_value("[1, 2]"), parse_value("7", key="llm")
+    (0.001, [1, 2], '7')
+    """
+    setting = schema().get(key)
+    if setting is not None and isinstance(setting.default, str):
+        return text
+    try:
+        return load_yaml(text)
+    except yaml.YAMLError:
+        return text
+
+
+def load_settings(
+    model: str | None = None,
+    dataset: str | None = None,
+    config_files: Iterable[str | Path] = (),
+    overrides: Mapping[str, Any] | None = None,
+) -> Settings:
+    """Merge and check all settings.
+
+    Args:
+        model: name of a model, or `package.module:Class`; may also stand in a file or in `overrides`.
+        dataset: name of a dataset, likewise.
+        config_files: YAML files, later ones win.
+        overrides: settings that win over all files (the command line).
+
+    Returns:
+        Every setting of ours with its value, and whatever was given of RecBole's.
+
+    Raises:
+        UserError: a missing dataset, an unknown key (the nearest known one is named), a wrong type or choice.
+    """
+    external: dict[str, Any] = {}
+    for path in config_files:
+        external.update(read_yaml(path))
+    external.update(overrides or {})
+    external.update({key: value for key, value in (("model", model), ("dataset", dataset)) if value is not None})
+    external.setdefault("model", schema()["model"].default)
+    if not external.get("dataset"):
+        raise UserError("no dataset was named; add --dataset=NAME (for instance ml-100k, which comes with RecBole)")
+    for key in ("model", "dataset"):
+        external[key] = str(external[key])
+    external |= _implied(external)
+    name = class_name(external["model"])
+    settings = Settings({key: each.default for key, each in schema().items() if each.has_default})
+    settings.update(model_defaults(name))
+    path = PROPERTIES / "dataset" / f"{external['dataset']}.yaml"
+    if path.is_file():
+        settings.update(read_yaml(path))
+    check_keys(external, external["model"])
+    settings.update(external)
+    check_values(settings)
+    return settings
+
+
+def class_name(model: str) -> str:
+    """The class in a model's name: itself, or what stands behind `package.module:`."""
+    return model.rpartition(":")[2]
+
+
+def _implied(external: Mapping[str, Any]) -> dict[str, Any]:
+    """What a name like LLM2SRGNN stands for: the plain SRGNN whose item table starts from text.
+
+    Raises:
+        UserError: a given setting contradicts it.
+    """
+    model = external["model"]
+    if not model.startswith(_LLM2SEQ) or len(model) == len(_LLM2SEQ):
+        return {}
+    implied = {"llm4sbr": False, "item_init": "pca"}
+    for key, value in implied.items():
+        if external.get(key, value) != value:
+            raise UserError(f"{model} is a plain model on a table of texts: {key}={external[key]!r} contradicts it")
+    return {"model": model[len(_LLM2SEQ) :], **implied}
+
+
+def recbole_keys(model: str) -> set[str]:
+    """Names of RecBole's settings: its general property files and the one of `model`."""
+    spec = importlib.util.find_spec("recbole")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("RecBole is not installed; run `pip install recbole==1.2.0`")
+    root = Path(spec.submodule_search_locations[0]) / "properties"
+    files = ("overall.yaml", "dataset/sample.yaml", "quick_start_config/sequential.yaml", f"model/{model}.yaml")
+    keys = set(_RECBOLE_EXTRA)
+    for path in (root / file for file in files):
+        if path.is_file():
+            keys |= set(read_yaml(path))
+    return keys
+
+
+def check_keys(keys: Iterable[str], model: str) -> None:
+    """Refuse settings that neither this package nor RecBole knows; a model class of the user's own may have settings of its own.
+
+    Raises:
+        UserError: names the nearest known setting.
+    """
+    name = class_name(model)
+    known = set(schema()) | set(model_defaults(name)) | recbole_keys(name)
+    for key in keys:
+        if key in known:
+            continue
+        near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.6)
+        if ":" in model and not difflib.get_close_matches(str(key), known, n=1, cutoff=0.85):
+            log.warning("setting %r is not known to RecBole or to this package; it is passed on to your model", key)
+            continue
+        raise UserError(f"setting {key!r} does not exist; " + (f"did you mean {near[0]!r}?" if near else "--help lists all"))
+
+
+def check_values(settings: Mapping[str, Any]) -> None:
+    """Refuse wrong types, choices, ranges and combinations.
+
+    Raises:
+        UserError: names the setting, the value and what is allowed.
+    """
+    for key, setting in (schema() | model_schema(class_name(settings["model"]))).items():
+        if key in settings:
+            setting.check(settings[key])
+    ratio = settings["split_ratio"]
+    if len(ratio) != 3 or abs(sum(ratio) - 1) > 1e-6 or min(ratio) <= 0:
+        raise UserError(f"split_ratio={ratio!r} must be three positive shares that sum to 1")
+    prices = settings["llm_prices"]
+    if prices is not None and [type(each) in (int, float) for each in prices] != [True, True]:
+        raise UserError(
+            f"llm_prices={prices!r} must be two numbers, the prices of a million prompt and answer tokens, as [0.15, 0.6]"
+        )
+    views = settings["views"]
+    if not views or len(set(views)) != len(views):
+        raise UserError(f"views={views!r} must name at least one view, each once")
+    if settings["intent_k"] > settings["intent_k_max"]:
+        raise UserError(
+            f"intent_k={settings['intent_k']} is larger than the {settings['intent_k_max']} nearest items that are stored; "
+            f"lower it, or raise --intent_k_max and run again with --rebuild=true"
+        )
+
+
+def intents_of(settings: Lookup) -> IntentsOf:
+    """Whose feature files a run reads; the controls `shuffled` and `random` change those of `control_of`."""
+    source = settings["intent_source"]
+    return cast(IntentsOf, settings["control_of"] if source in ("shuffled", "random") else source)
+
+
+def reads_intents(settings: Lookup) -> bool:
+    """Whether the model takes intents at all."""
+    return bool(settings["llm4sbr"] or settings["model"] == "LLMInfer")
+
+
+def uses_intents(settings: Lookup) -> bool:
+    """Whether training reads `.sessemb`."""
+    return reads_intents(settings) and settings["intent_source"] != "none"
+
+
+def uses_item_texts(settings: Lookup) -> bool:
+    """Whether training reads `.itememb`."""
+    return uses_intents(settings) or settings["item_init"] != "random" or settings["model"] == "LLMSeqSim"
+
+
+def engine(settings: Lookup) -> str:
+    """What computes the LLM's answers: `local` (transformers and vllm, also under ray, share their answers), `openai` or `echo`."""
+    backend = settings["ray_backend"] if settings["llm_backend"] == "ray" else settings["llm_backend"]
+    return "local" if backend in ("transformers", "vllm") else str(backend)
+
+
+def check_intent_k(settings: Lookup) -> None:
+    """Refuse intents that are an answer's own vector where nobody answered.
+
+    Raises:
+        UserError: `intent_k=0` without an LLM.
+    """
+    if settings["intent_k"] == 0 and intents_of(settings) == "session_text":
+        raise UserError("intent_k=0 needs an LLM's answers, which intents from session_text do not have; raise it")
+
+
+def deciding(settings: Mapping[str, Any], *artefacts: Artefact) -> dict[str, Any]:
+    """The settings on which artefacts depend, and no others, with the values that they depend on.
+
+    The prompt template stands there with its whole content, an address without what may be secret in it, and a local engine under one
+    name, since local engines share their answers. Keys of RecBole that the schema does not name decide training.
+    """
+    facts = {"intents_of": intents_of, "engine": engine, "reads_intents": reads_intents, "uses_intents": uses_intents}
+
+    def lookup(key: str) -> Any:
+        return facts[key](settings) if key in facts else settings.get(key)
+
+    known = schema() | model_schema(class_name(settings["model"]))
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        setting = known.get(key)
+        if "training" in artefacts if setting is None else setting.decides in artefacts and setting.active(lookup):
+            found[key] = value
+    if "prompt" in found:
+        found["prompt"] = template_content(found["prompt"], settings["views"])
+    if "llm_backend" in found:
+        found["llm_backend"] = engine(settings)
+    if "llm_url" in found:
+        found["llm_url"] = address(found["llm_url"])
+    return found
+
+
+def template_path(prompt: str) -> Path:
+    """The YAML file of a prompt template: a shipped one by name, or a path.
+
+    Raises:
+        UserError: neither a shipped name nor a .yaml file.
+    """
+    path = PROPERTIES / "prompt" / f"{prompt}.yaml"
+    if path.is_file():
+        return path
+    if Path(prompt).suffix not in (".yaml", ".yml"):
+        shipped = sorted(each.stem for each in (PROPERTIES / "prompt").glob("*.yaml"))
+        raise UserError(f"prompt={prompt!r} is unknown; choose one of {', '.join(shipped)}, or the path of a .yaml file")
+    return Path(prompt)
+
+
+def template_content(prompt: str, views: Iterable[str]) -> dict[str, Any]:
+    """All that answers depend on in a prompt template: its texts, and of its views those that are asked for."""
+    content = read_yaml(template_path(prompt))
+    own = content.get("views")
+    return content | {"views": {view: own.get(view) for view in views} if isinstance(own, dict) else own}
+
+
+def address(url: str | None) -> str | None:
+    """An address without user name, password and query.
+
+    >>> address("https://me:secret@host:8000/v1/?key=secret")
+    'https://host:8000/v1'
+    """
+    if url is None:
+        return None
+    parts = urlsplit(url)
+    place = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{place}{parts.path.rstrip('/')}"

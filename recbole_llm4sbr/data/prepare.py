@@ -1,0 +1,150 @@
+"""`prepare`: a raw RecBole atomic dataset -> benchmark session files with a manifest (paper section 5.1.1).
+
+Files appear whole; the manifest comes last, so a folder with a manifest is complete and one without is made anew.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.files import make_folder, sha256_file
+from recbole_llm4sbr.base.records import PreparedCounts
+from recbole_llm4sbr.base.settings import deciding
+from recbole_llm4sbr.data.checks import INTENTS, ITEMS, PREPARED
+from recbole_llm4sbr.data.folders import dataset_folder
+from recbole_llm4sbr.data.manifest import Manifest
+from recbole_llm4sbr.data.raw import check_columns, locate, read_clicks
+from recbole_llm4sbr.data.sessions import PARTS, counts, drop_unseen, filter_rare, prefixes, session_names, sessionize, split
+
+log = logging.getLogger(__name__)
+
+
+def prepare(settings: Mapping[str, Any]) -> Manifest:
+    """Write session files for a dataset, unless they are there, made from the same source with the same settings.
+
+    Args:
+        settings: what `settings.load_settings` returned.
+
+    Returns:
+        The manifest; its `counts` are those of `PreparedCounts`.
+
+    Raises:
+        UserError: the dataset or a column of it is missing, no session is left, the folder cannot be written to, or it holds files
+            made with other settings.
+    """
+    dataset, folder = settings["dataset"], dataset_folder(settings)
+    raw = locate(settings)
+    inter_file, item_file = raw / f"{dataset}.inter", raw / f"{dataset}.item"
+    check_columns(settings, inter_file, item_file)
+    source = {path.name: sha256_file(path) for path in (inter_file, item_file) if path.is_file()}
+    wanted = deciding(settings, "prepared")
+    made = Manifest.read(folder / PREPARED)
+    if made is not None:
+        changed = made.differences(wanted, {"source": source}) or made.damage()
+        if not changed:
+            log.info("prepare: %s (there already)", describe_counts(PreparedCounts.from_json(made.counts)))
+            return made
+        if not settings["rebuild"]:
+            raise UserError(
+                f"{str(folder)!r} was prepared otherwise from the raw files in {str(raw)!r}: {'; '.join(changed)}; "
+                f"add --rebuild=true to make it anew, or choose another --atomic_path"
+            )
+    make_folder(folder)
+    tables, numbers = _make(settings, read_clicks(settings, inter_file), item_file)
+    # What is made of other session files goes; the answers of the LLM stay in their store.
+    for stale in (PREPARED, INTENTS, ITEMS, f"session_text/{INTENTS}"):
+        (folder / stale).unlink(missing_ok=True)
+    manifest = Manifest(folder / PREPARED, "prepare", wanted, {"source": source}, counts=numbers.to_json()).write(tables)
+    log.info("prepare: %s", describe_counts(numbers))
+    return manifest
+
+
+def describe_counts(numbers: PreparedCounts) -> str:
+    """The counts as one line."""
+    rows = ", ".join(f"{part} {count:,}" for part, count in numbers.rows.items())
+    return (
+        f"{numbers.sessions:,} sessions, {numbers.items:,} items, {numbers.clicks:,} clicks, average length "
+        f"{numbers.average_length}; rows {rows}; left out of valid and test: {numbers.unseen_items:,} items that train never saw, "
+        f"{numbers.dropped_clicks:,} clicks"
+    )
+
+
+def _make(
+    settings: Mapping[str, Any], clicks: pd.DataFrame, item_file: Path
+) -> tuple[dict[str, Iterable[str]], PreparedCounts]:
+    """The content of every file to write, and the counts."""
+    found = sessionize(clicks, settings["session_rule"], settings["session_gap"])
+    sessions = filter_rare(found, settings["min_session_length"], settings["min_item_count"])
+    if sessions.empty:
+        raise UserError(
+            f"no session is left of {found['session'].nunique():,} with {len(found):,} clicks after filtering; lower "
+            f"--min_item_count={settings['min_item_count']} or --min_session_length={settings['min_session_length']}, "
+            f"or change --session_rule"
+        )
+    numbers = counts(sessions)
+    part = split(sessions, settings["split"], tuple(settings["split_ratio"]))
+    before, items_before = len(sessions), sessions["item"].nunique()
+    sessions, part = drop_unseen(sessions, part, settings["min_session_length"])
+    dataset = settings["dataset"]
+    tables = _session_tables(sessions, part, settings)
+    rows = {name: len(tables[name]) - 1 for name in PARTS}
+    if empty := [name for name in PARTS if not rows[name]]:
+        raise UserError(
+            f"no session is left for {' and '.join(empty)} of {numbers['sessions']:,}; the dataset is too small for this split"
+        )
+    catalogue = pd.unique(sessions["item"])
+    written: dict[str, Iterable[str]] = {f"{dataset}.{name}.inter": tables[name] for name in PARTS}
+    written[f"{dataset}.item"] = _item_table(catalogue, item_file, settings["item_column"])
+    return written, PreparedCounts(
+        **numbers,
+        rows=rows,
+        raw_clicks=len(clicks),
+        unseen_items=int(items_before - len(catalogue)),
+        dropped_clicks=before - len(sessions),
+        catalogue=len(catalogue),
+    )
+
+
+def _session_tables(sessions: pd.DataFrame, part: Any, settings: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The lines of each part's `.inter` file."""
+    lengths = np.bincount(pd.factorize(sessions["session"])[0])
+    starts = np.cumsum(lengths) - lengths
+    names = session_names(sessions, settings["session_rule"])
+    row_session, row_length = prefixes(lengths, settings["session_targets"])
+    row_start = starts[row_session]
+    tokens = sessions["item"].tolist()
+    ids = names[row_session].tolist()
+    if settings["session_targets"] == "all":
+        ids = [f"{name}.{length}" for name, length in zip(ids, row_length.tolist())]
+    rows = zip(ids, row_start.tolist(), (row_start + row_length).tolist(), part[row_start].tolist())
+    lines: dict[str, list[str]] = {name: ["session_id:token\titem_id_list:token_seq\titem_id:token\n"] for name in PARTS}
+    for name, first, target, where in rows:
+        lines[PARTS[where]].append(f"{name}\t{' '.join(tokens[first:target])}\t{tokens[target]}\n")
+    return lines
+
+
+def _item_table(catalogue: Any, item_file: Path, item_column: str) -> list[str]:
+    """Lines of `.item`: the raw ones in their order for the catalogue, then empty cells for every item that has none."""
+    if not item_file.is_file():
+        return ["item_id:token\n", *(f"{token}\n" for token in catalogue)]
+    with open(item_file, encoding="utf-8") as handle:
+        head, *lines = (line.rstrip("\r\n").split("\t") for line in handle)
+    names = [cell.partition(":")[0] for cell in head]
+    place = names.index(item_column)
+    # Another column of that name would stand twice in the file.
+    kept = [column for column, name in enumerate(names) if column == place or name != "item_id"]
+    head[place] = "item_id:token"
+    wanted = set(catalogue)
+    rows: dict[str, list[str]] = {}
+    for cells in lines:
+        if len(cells) == len(head) and cells[place] in wanted:
+            rows.setdefault(cells[place], cells)
+    for token in catalogue:
+        if token not in rows:
+            rows[token] = [token if position == place else "" for position in range(len(head))]
+    return ["\t".join(cells[column] for column in kept) + "\n" for cells in [head, *rows.values()]]

@@ -1,0 +1,168 @@
+"""The cells of a grid, and how they are run: in this process, in processes side by side, or on a Ray cluster."""
+
+import logging
+import multiprocessing
+import os
+import shutil
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recbole_llm4sbr.base.cluster import connect
+from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.quick_start import train
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run of a grid.
+
+    Attributes:
+        group: title of the report's table that it stands in.
+        model, variant, dataset, seed: its place there.
+        settings: all settings of the run.
+        about: what the report says of the variant.
+        base: a hash of what all cells of the dataset share; cells of another one do not stand in the same table.
+        key: names its result.
+    """
+
+    group: str
+    dataset: str
+    model: str
+    variant: str
+    seed: int
+    about: str
+    settings: dict[str, Any]
+    base: str = ""
+    key: str = ""
+
+    @property
+    def label(self) -> str:
+        """The cell in words."""
+        return f"{self.model} {self.variant}, {self.dataset}, seed {self.seed}"
+
+
+Outcome = tuple[Cell, dict[str, Any], dict[str, Any]]  # with the row for `cells.jsonl` and the test rows
+
+
+def run_cell(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train and test one cell: the row for `cells.jsonl` and the test rows. What goes wrong is the row's reason."""
+    ranks: dict[str, Any] = {}
+    try:
+        result = train(settings, on_test=ranks.update)
+        return {"status": "ok", "result": result | {"checkpoint": None}}, ranks
+    except UserError as error:
+        return {"status": "failed", "reason": str(error)}, {}
+    except Exception as error:
+        where = traceback.format_exc(limit=-3)
+        return {"status": "failed", "reason": f"{type(error).__name__}: {error}", "traceback": where}, {}
+
+
+def run_cells(cells: Sequence[Cell], workers: int, folder: Path) -> Iterator[Outcome]:
+    """Run cells, `workers` at a time, each in a fresh process: its peak memory is its own, and when it is killed the rest go on."""
+    shutil.rmtree(folder, ignore_errors=True)  # checkpoints of a run that was killed
+    settings_of = {cell.key: {**cell.settings, "checkpoint_dir": str(folder / cell.key)} for cell in cells}
+    try:
+        if cells and cells[0].settings["ray_address"]:
+            outcomes = _on_ray(cells, settings_of)
+        elif workers:
+            outcomes = _side_by_side(cells, settings_of, workers)
+        else:
+            outcomes = ((cell, *run_cell(settings_of[cell.key])) for cell in cells)
+        for cell, row, ranks in outcomes:
+            shutil.rmtree(folder / cell.key, ignore_errors=True)
+            yield cell, row, ranks
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _on_ray(cells: Sequence[Cell], settings_of: Mapping[str, Mapping[str, Any]]) -> Iterator[Outcome]:
+    """Run cells as tasks of a Ray cluster, as many at once as it carries; its nodes see the files under the same paths."""
+    connect(cells[0].settings["ray_address"])
+    import ray
+
+    resources = ray.cluster_resources()
+    needs = {"num_cpus": cells[0].settings["ray_cpus_per_worker"], "num_gpus": 1 if resources.get("GPU") else 0}
+    if needs["num_cpus"] > resources.get("CPU", 0):
+        raise UserError(
+            f"a cell of {needs['num_cpus']} CPUs does not fit Ray's {resources.get('CPU', 0):.0f}; lower --ray_cpus_per_worker"
+        )
+    task = ray.remote(max_retries=0, max_calls=1, **needs)(_ray_cell)
+    waiting = {}
+    for cell in cells:
+        paths = {key: str(Path(settings_of[cell.key][key]).resolve()) for key in ("data_path", "atomic_path", "checkpoint_dir")}
+        waiting[task.remote({**settings_of[cell.key], **paths}, needs["num_cpus"])] = cell
+    while waiting:
+        (ready,), _ = ray.wait(list(waiting))
+        cell = waiting.pop(ready)
+        try:
+            row, ranks = ray.get(ready)
+        except ray.exceptions.RayError as error:
+            row, ranks = {"status": "failed", "reason": f"lost on the cluster: {' '.join(str(error).split())[:300]}"}, {}
+        yield cell, row, ranks
+
+
+def _ray_cell(settings: Mapping[str, Any], threads: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    torch.set_num_threads(threads)
+    logging.disable(logging.INFO)
+    return run_cell(settings)
+
+
+def _side_by_side(cells: Sequence[Cell], settings_of: Mapping[str, Mapping[str, Any]], workers: int) -> Iterator[Outcome]:
+    # a server with everything imported forks the processes: they start at once
+    context: Any = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
+    if sys.platform != "win32":
+        context.set_forkserver_preload(["recbole_llm4sbr.experiment.cells"])
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    waiting, slots = list(cells), list(range(workers))
+    running: dict[Connection, tuple[Cell, Any, int]] = {}
+    try:
+        while waiting or running:
+            while waiting and slots:
+                cell, slot = waiting.pop(0), slots.pop(0)
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_child, args=(theirs, settings_of[cell.key], threads, slot), daemon=True)
+                process.start()
+                theirs.close()
+                running[ours] = cell, process, slot
+            for ready in wait(list(running)):
+                assert isinstance(ready, Connection)
+                cell, process, slot = running.pop(ready)
+                try:
+                    row, ranks = ready.recv()
+                except (EOFError, OSError):
+                    process.join()
+                    code = process.exitcode
+                    row, ranks = {"status": "failed", "reason": f"its process ended with {code}" + _KILLED * (code == -9)}, {}
+                ready.close()
+                process.join()
+                slots.append(slot)
+                yield cell, row, ranks
+    finally:
+        for _, process, _ in running.values():
+            process.terminate()
+
+
+_KILLED = " (killed; is there enough memory for so many workers?)"
+
+
+def _child(parent: Connection, settings: dict[str, Any], threads: int, slot: int) -> None:
+    def leave_with_parent() -> None:
+        try:
+            parent.recv()
+        except (EOFError, OSError):
+            os._exit(1)
+
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(slot % torch.cuda.device_count())
+    logging.disable(logging.INFO)
+    parent.send(run_cell(settings))

@@ -1,0 +1,44 @@
+"""The name in an LLM's answer (paper section 4.1.2): numbering, quotes and talk around it go, echoes and refusals are no answer."""
+
+import re
+from collections.abc import Sequence
+
+# Applied in this order, again and again until nothing changes: what stands before a name ...
+_BEFORE = [
+    r"[\s\-*#>•·]+",  # bullets and headings
+    r"(?:item |movie |product )?\(?\d{1,3}[.):]\s+",  # numbering, "3. "
+    r"(?:final |my |the )?(?:answer|guess|output|response|recommendation"  # "My guess is ", "Title: "
+    r"|(?:movie|product|item|book|song)(?: title| name)?|title|name)\s*(?:is|:|would be)[\s:]*",
+    r"(?:sure|certainly|okay|ok|of course)[,!.:]+\s*",
+    r"[\"“”'‘’`*_]+(?=.*[\"“”'‘’`*_])",  # an opening quote that is closed later
+]
+_REFUSAL = re.compile(
+    r"^(?:as an ai|i'?m sorry|sorry|i am sorry|i can(?:no|')t|i don'?t|unfortunately|n/?a$|none$|unknown$)", re.I
+)
+_PLACEHOLDER = re.compile(r"^(?:movie|product|item|thing|title|name|answer)(?: (?:title|name))?(?: #?\d+)?$", re.I)
+
+
+def clean(raw: str, qualifiers: Sequence[str] = ()) -> str:
+    """The name in a raw answer, or an empty string when there is none (an echo of the question, a refusal, nothing).
+
+    Args:
+        raw: what the LLM said, without `answer_start`.
+        qualifiers: the template's qualifiers; an answer that repeats the beginning of one is no answer.
+    """
+    text = next((line.strip() for line in raw.splitlines() if line.strip()), "")
+    before = None
+    while before != text:
+        before = text
+        for pattern in _BEFORE:
+            text = re.sub(rf"^{pattern}", "", text, flags=re.I)
+    text = re.split(r"[\"“”]", text)[0]  # what follows a closing quote is talk
+    text = re.sub(r"[\s.,;:!*_`'’]+$", "", re.sub(r"\s+", " ", text))
+    words = re.findall(r"\w+", text.lower())
+    if not words or _REFUSAL.match(text) or _PLACEHOLDER.match(text):
+        return ""
+    for qualifier in qualifiers:
+        asked = re.findall(r"\w+", qualifier.lower())
+        begins = len(words) > 1 and words[:4] == asked[: len(words[:4])]
+        if begins or (len(words) > 2 and f" {' '.join(words)} " in f" {' '.join(asked)} "):
+            return ""
+    return text

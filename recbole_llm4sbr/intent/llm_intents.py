@@ -1,0 +1,154 @@
+"""Intents of an LLM: what there is to ask about prepared sessions, asking it, and the vectors of the answers (paper eq. 1-3)."""
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.files import make_folder, read_json, write_json
+from recbole_llm4sbr.base.records import IntentCounts
+from recbole_llm4sbr.base.settings import deciding
+from recbole_llm4sbr.data.features import Vectors
+from recbole_llm4sbr.data.folders import dataset_folder
+from recbole_llm4sbr.data.manifest import Manifest, setting_differences
+from recbole_llm4sbr.data.rows import SessionRows, read_items
+from recbole_llm4sbr.intent.backends import make_backend
+from recbole_llm4sbr.intent.cleaning import clean
+from recbole_llm4sbr.intent.encoder import Encoder
+from recbole_llm4sbr.intent.prompts import PromptTemplate, SessionPrompts, item_names, split_joint
+from recbole_llm4sbr.intent.questions import Questions, cost, estimate
+from recbole_llm4sbr.intent.store import AnswerStore
+
+log = logging.getLogger(__name__)
+
+STORE = "answers.sqlite"
+FAILURES = "failures.jsonl"
+REFRESH = "refresh.json"  # when a refresh began that has not ended yet
+
+
+@dataclass(frozen=True)
+class Intents:
+    """The intents of all sessions before localization.
+
+    Attributes:
+        vectors: of the distinct intents, [N, D].
+        rows: by view each session's row of `vectors`, -1 where there is no intent, [S].
+        counts: of what was asked.
+    """
+
+    vectors: Vectors
+    rows: dict[str, npt.NDArray[np.int32]]
+    counts: IntentCounts
+
+
+def ask_llm(settings: Mapping[str, Any], rows: SessionRows, encoder: Encoder, since: int | None = None) -> Intents:
+    """Ask what is not answered yet, and encode the names in the answers.
+
+    Args:
+        settings: of the run.
+        rows: prepared sessions.
+        encoder: of the names.
+        since: of a refresh, as `refresh_since` says.
+
+    Raises:
+        UserError: calls fail as in `Questions.ask`, or no answer names anything.
+    """
+    views, prices, joint = settings["views"], _prices(settings), settings["views_in_one_call"]
+    folder = dataset_folder(settings)
+    store = AnswerStore(folder.parent / STORE)
+    questions = _questions(settings, store, rows, since)
+    asked = questions.ask(folder / FAILURES, settings["max_failure_rate"], prices)
+    qualifiers = [view.qualifier for view in PromptTemplate.load(settings["prompt"]).views.values()]
+
+    def parse(raw: str) -> list[str]:
+        return [clean(part, qualifiers) for part in (split_joint(raw, views) if joint else [raw])]
+
+    names, numbers = questions.answers(parse, len(views) if joint else 1)
+    store.close()
+    if not names:
+        raise UserError(
+            f"none of the {asked.prompts:,} answers of {settings['llm']!r} names anything; try another --llm or --prompt"
+        )
+    places = _spread(len(rows.ids), settings["max_sessions"])
+    by_row = numbers[questions.number].reshape(len(places), len(views))  # [asked rows, V]
+    by_view = {view: np.full(len(rows.ids), -1, np.int32) for view in views}
+    for column, view in enumerate(views):
+        by_view[view][places] = by_row[:, column]
+    counts = IntentCounts(
+        prompts=asked.prompts,
+        distinct_prompts=asked.distinct,
+        distinct_answers=len(names),
+        calls=asked.calls,
+        reused=asked.reused + asked.shipped + asked.elsewhere,
+        shipped=asked.shipped,
+        failures=asked.failures,
+        prompt_tokens=asked.prompt_tokens,
+        answer_tokens=asked.answer_tokens,
+        llm_seconds=round(asked.seconds, 1),
+        cost=round(cost(asked, prices), 4) if prices else None,
+        not_asked=(len(rows.ids) - len(places)) * len(views),
+    )
+    return Intents(encoder.encode(names), by_view, counts)
+
+
+def describe_questions(settings: Mapping[str, Any], rows: SessionRows) -> str:
+    """What `ask_llm` would ask, in words, without a call: prompts, tokens, time, cost, examples."""
+    store = AnswerStore(dataset_folder(settings).parent / STORE)
+    try:
+        return estimate(_questions(settings, store, rows), _prices(settings))
+    finally:
+        store.close()
+
+
+def refresh_since(settings: Mapping[str, Any], here: Path, prepared: Manifest) -> int | None:
+    """Since when answers count as refreshed, in seconds since 1970; None where the LLM is not asked anew.
+
+    The moment is kept until the files are written, so that a refresh that was killed asks only for what it has not got yet.
+    """
+    if not settings["llm_refresh"]:
+        return None
+    wanted = {"settings": deciding(settings, "items", "intents"), "prepared": prepared.files}
+    if (here / REFRESH).is_file():
+        begun = read_json(here / REFRESH)
+        if not setting_differences(begun["settings"], wanted["settings"]) and begun["prepared"] == wanted["prepared"]:
+            log.info("infer: going on with a refresh that was interrupted")
+            return int(begun["since"])
+    since = int(time.time()) + 1
+    write_json(make_folder(here) / REFRESH, {"since": since, **wanted})
+    time.sleep(max(0.0, since - time.time()))  # the store knows whole seconds: no older answer may count as new
+    return since
+
+
+def _questions(settings: Mapping[str, Any], store: AnswerStore, rows: SessionRows, since: int | None = None) -> Questions:
+    """What there is to ask about the rows."""
+    items = read_items(dataset_folder(settings) / f"{settings['dataset']}.item")
+    template = PromptTemplate.load(settings["prompt"])
+    names = dict(zip(items["item_id"], item_names(items, settings)))
+    requests = SessionPrompts(
+        template,
+        settings["views"],
+        rows,
+        [names[token] for token in rows.tokens],
+        _spread(len(rows.ids), settings["max_sessions"]),
+        settings["intent_refresh"] == "powers",
+        settings["views_in_one_call"],
+    )
+    return Questions(make_backend(settings), requests, store, template.name, since)
+
+
+def _prices(settings: Mapping[str, Any]) -> tuple[float, float] | None:
+    prices = settings["llm_prices"]
+    return (float(prices[0]), float(prices[1])) if prices else None
+
+
+def _spread(total: int, most: int) -> list[int]:
+    """Row numbers to ask about: all, or `most` of them at even distances, so that every part gets its share."""
+    if not most or most >= total:
+        return list(range(total))
+    return [int((number + 0.5) * total / most) for number in range(most)]

@@ -1,0 +1,294 @@
+"""Ask the LLM whatever is not answered yet; every answer is stored as it comes (paper section 4.1.2)."""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.wording import duration
+from recbole_llm4sbr.intent.backends import LLMBackend, Request
+from recbole_llm4sbr.intent.store import AnswerStore, answer_key, shipped_answers
+
+log = logging.getLogger(__name__)
+
+_BATCH = 64  # answers per transaction: the most that a kill can lose of a backend that gives them one by one
+_SECONDS = 2.0  # longest time that an answer waits for its transaction
+_GIVE_UP = 64  # the run ends when as many calls have failed and none was answered
+_ROWS = 500  # keys looked up at once
+
+
+@dataclass
+class Counts:
+    """What a run of questions came to."""
+
+    prompts: int
+    distinct: int
+    reused: int = 0
+    shipped: int = 0
+    calls: int = 0
+    failures: int = 0
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+    seconds: float = 0.0
+    elsewhere: int = 0  # answered meanwhile by another process on the same store
+
+
+class Questions:
+    """Distinct questions and who answers them. Only keys are kept in memory; prompts are built again when they are asked.
+
+    Args:
+        backend: what answers.
+        requests: the questions, built on demand.
+        store: where answers are.
+        template: name of the prompt template, noted beside the answers.
+        since: ask all that were not answered at this moment or later (seconds since 1970); None: whatever is answered is not asked.
+
+    Attributes:
+        number: the distinct question of each request, [len(requests)].
+        counts: how many there are, and how many are answered.
+    """
+
+    def __init__(
+        self, backend: LLMBackend, requests: Sequence[Request], store: AnswerStore, template: str, since: int | None = None
+    ) -> None:
+        self.backend, self.requests, self.store, self.template = backend, requests, store, template
+        self._keys, self._first, self.number = _distinct(backend, requests)
+        self._shipped: dict[bytes, str] = {}
+        self._since = since or 0
+        known = np.zeros(len(self._keys), bool)
+        self.counts = Counts(len(requests), len(self._keys))
+        for start in range(0, len(known), _ROWS):
+            found = store.get(self.keys(start, start + _ROWS), self._since)
+            known[start : start + _ROWS] = [key in found for key in self.keys(start, start + _ROWS)]
+        self.counts.reused = int(known.sum())
+        if since is None and not known.all():
+            self._shipped = shipped_answers(backend.identity, backend.decoding)
+            for number in np.flatnonzero(~known).tolist() if self._shipped else ():
+                known[number] = self._key(number) in self._shipped
+            self.counts.shipped = int(known.sum()) - self.counts.reused
+        self.missing = np.flatnonzero(~known)
+
+    def keys(self, start: int, end: int) -> list[bytes]:
+        """Keys of a range of distinct questions."""
+        return [self._key(number) for number in range(start, min(end, len(self._keys)))]
+
+    def _key(self, number: int) -> bytes:
+        return bytes(self._keys[number])
+
+    def request(self, number: int) -> Request:
+        """A distinct question."""
+        return self.requests[int(self._first[number])]
+
+    def ask(self, failures: Path, max_failure_rate: float = 0.01, prices: tuple[float, float] | None = None) -> Counts:
+        """Call the LLM for every missing question, storing answers as they come.
+
+        Args:
+            failures: JSON lines of what failed and why; written anew, removed when nothing failed.
+            max_failure_rate: share of the calls that may fail.
+            prices: of a million prompt and answer tokens, for the cost beside the progress bar.
+
+        Raises:
+            UserError: no call succeeds, or more than `max_failure_rate` of them failed (all others are stored by then).
+        """
+        counts = self.counts
+        log.info(
+            "%s prompts, %s distinct: %s answered in the store, %s shipped with the package, %s to ask of %s",
+            *(f"{each:,}" for each in (counts.prompts, counts.distinct, counts.reused, counts.shipped, len(self.missing))),
+            self.backend.identity,
+        )
+        failures.unlink(missing_ok=True)
+        if not len(self.missing):
+            return counts
+        sent: list[int] = []
+        source = self.store.source(self.backend.identity, self.backend.decoding, self.template)
+        started = time.perf_counter()
+        with (
+            tqdm(total=len(self.missing), unit="prompt", desc="LLM", smoothing=0.05, mininterval=0.5) as bar,
+            _Writer(self.store, source) as writer,
+            _FailureLog(failures) as failed,
+        ):
+            for reply in self.backend.generate(self._pending(sent, bar)):
+                number = sent[reply.position]
+                counts.calls += 1
+                counts.prompt_tokens += reply.prompt_tokens
+                counts.answer_tokens += reply.answer_tokens
+                counts.seconds = time.perf_counter() - started
+                if reason := reply.failure or ("" if reply.answer.strip() else "an empty answer"):
+                    counts.failures += 1
+                    failed.add(self._key(number), reason, self.request(number))
+                    if counts.failures == counts.calls == _GIVE_UP:
+                        raise UserError(f"none of the first {_GIVE_UP} calls was answered ({reason}); see {str(failures)!r}")
+                else:
+                    writer.put(self._key(number), reply.answer)
+                writer.came(reply.more)
+                bar.set_postfix_str(_postfix(counts, prices), refresh=False)
+                bar.update()
+        self.store.add_run(source, counts.calls, counts.seconds, counts.prompt_tokens, counts.answer_tokens)
+        if counts.failures:
+            log.warning("%s of %s calls failed; reasons: %s", f"{counts.failures:,}", f"{counts.calls:,}", failures)
+        if counts.failures > max_failure_rate * counts.calls:
+            raise UserError(
+                f"{counts.failures:,} of {counts.calls:,} calls failed, more than max_failure_rate={max_failure_rate}; the reasons are in "
+                f"{str(failures)!r}, all answers are kept; run again to ask for the missing ones, or raise --max_failure_rate"
+            )
+        return counts
+
+    def _pending(self, sent: list[int], bar: Any) -> Iterator[Request]:
+        """The missing questions in session order, without those that another process has answered meanwhile."""
+        for start in range(0, len(self.missing), _ROWS):
+            some = self.missing[start : start + _ROWS].tolist()
+            there = self.store.get([self._key(number) for number in some], self._since)
+            for number in some:
+                if self._key(number) in there:
+                    self.counts.elsewhere += 1
+                    bar.update()
+                else:
+                    sent.append(number)
+                    yield self.request(number)
+
+    def answers(self, parse: Callable[[str], Sequence[str]], width: int) -> tuple[list[str], npt.NDArray[np.int32]]:
+        """Names in the answers.
+
+        Args:
+            parse: raw answer -> `width` names, "" where there is none.
+            width: names per answer.
+
+        Returns:
+            Distinct names in alphabetical order, and per distinct question the places of its names there, -1 for none, [Q, width].
+        """
+        places: dict[str, int] = {"": -1}
+        numbers = np.full((len(self._keys), width), -1, np.int32)
+        for start in range(0, len(self._keys), _ROWS):
+            keys = self.keys(start, start + _ROWS)
+            stored = self.store.get(keys)
+            for row, key in enumerate(keys, start):
+                raw = stored.get(key, self._shipped.get(key))
+                if raw is not None:
+                    numbers[row] = [places.setdefault(name, len(places) - 1) for name in parse(raw)]
+        del places[""]
+        names = sorted(places)
+        order = np.full(len(places) + 1, -1, np.int32)  # the last place serves -1
+        order[[places[name] for name in names]] = np.arange(len(names))
+        return names, order[numbers]
+
+
+@dataclass
+class _Writer:
+    """Answers on their way into the store; on leaving, also by an error, all that came are there."""
+
+    store: AnswerStore
+    source: int
+    waiting: list[tuple[bytes, str]] = field(default_factory=list)
+    since: float = field(default_factory=time.monotonic)
+    batch: bool = False
+
+    def put(self, key: bytes, answer: str) -> None:
+        self.waiting.append((key, answer))
+
+    def came(self, more: bool) -> None:
+        """After every reply: store what waits when its batch is complete, or it is much, or it has waited long."""
+        ended, self.batch = self.batch and not more, more
+        if ended or len(self.waiting) >= _BATCH or time.monotonic() - self.since > _SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        if self.waiting:
+            self.store.put(self.waiting, self.source)
+            self.waiting.clear()
+        self.since = time.monotonic()
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.flush()
+
+
+@dataclass
+class _FailureLog:
+    """JSON lines of failures, made with the first one."""
+
+    path: Path
+    handle: TextIO | None = None
+
+    def add(self, key: bytes, reason: str, request: Request) -> None:
+        if self.handle is None:
+            self.handle = open(self.path, "w", encoding="utf-8")  # noqa: SIM115  (closed in __exit__)
+        self.handle.write(json.dumps({"reason": reason, "prompt": request.user, "key": key.hex()}, ensure_ascii=False) + "\n")
+        self.handle.flush()
+
+    def __enter__(self) -> "_FailureLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.handle:
+            self.handle.close()
+
+
+def _distinct(
+    backend: LLMBackend, requests: Sequence[Request]
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Keys of the distinct requests in order of first appearance [Q, 2], where each first appears [Q], and each request's number [N]."""
+    keys = np.empty((len(requests), 2), np.uint64)
+    for position, request in enumerate(requests):
+        keys[position] = np.frombuffer(answer_key(backend.identity, backend.decoding, request), np.uint64)
+    order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: equal keys stand in order of appearance
+    new = np.r_[True, (keys[order][1:] != keys[order][:-1]).any(1)] if len(order) else np.zeros(0, bool)
+    first = order[new]
+    number = np.empty(len(order), np.int64)
+    number[order] = np.cumsum(new) - 1
+    by_appearance = np.argsort(first)
+    rank = np.empty(len(first), np.int64)
+    rank[by_appearance] = np.arange(len(first))
+    first = first[by_appearance]
+    return keys[first], first, rank[number]
+
+
+def cost(counts: Counts, prices: tuple[float, float]) -> float:
+    """Price of the tokens so far, in the currency of `prices` (per million prompt and answer tokens)."""
+    return (counts.prompt_tokens * prices[0] + counts.answer_tokens * prices[1]) / 1e6
+
+
+def _postfix(counts: Counts, prices: tuple[float, float] | None) -> str:
+    text = f"{(counts.prompt_tokens + counts.answer_tokens) / max(counts.seconds, 1e-9):,.0f} tokens/s"
+    text += f", {counts.reused + counts.shipped:,} reused, {counts.failures:,} failed"
+    return text + (f", cost {cost(counts, prices):,.2f}" if prices else "")
+
+
+def estimate(questions: Questions, prices: tuple[float, float] | None, examples: int = 3) -> str:
+    """What asking would mean, in words, without a call: prompts, tokens, time, cost, and examples."""
+    counts, missing = questions.counts, questions.missing
+    lines = [
+        f"{counts.prompts:,} prompts, {counts.distinct:,} distinct; answered already: {counts.reused:,} in the store, "
+        f"{counts.shipped:,} shipped; to ask of {questions.backend.identity}: {len(missing):,}"
+    ]
+    if len(missing):
+        some = missing[np.linspace(0, len(missing) - 1, min(len(missing), 1000)).astype(int)]
+        sample = [questions.request(number) for number in some]
+        counted = questions.backend.count_tokens(sample)
+        tokens = counted if counted is not None else sum(len(request.user) + len(request.system) for request in sample) / 4
+        tokens = tokens / len(sample) * len(missing)
+        exact = "" if counted is not None else " (a quarter of the characters: the tokenizer is not at hand)"
+        lines.append(f"prompt tokens: about {tokens:,.0f}{exact}")
+        speed = questions.store.speed(questions.backend.identity)
+        if speed:
+            lines.append(
+                f"time: about {duration(len(missing) / speed[0])}, at {speed[0]:.1f} prompts/s as in this model's last run here"
+            )
+        else:
+            lines.append("time: not known, this model has not run here yet; try --max_sessions=100 first")
+        if prices:
+            answer_tokens = len(missing) * (speed[1] if speed else 16)
+            lines.append(f"cost: about {(tokens * prices[0] + answer_tokens * prices[1]) / 1e6:,.2f}")
+        for number in missing[np.linspace(0, len(missing) - 1, min(len(missing), examples)).astype(int)]:
+            system, user, start, _ = questions.request(number)
+            lines += ["", f"--- an example ---\n{system}\n\n{user}\n\n{start}"]
+    return "\n".join(lines)

@@ -1,0 +1,277 @@
+"""LLM answers: a crash-safe store, files of exported answers, and the answers that come with the package."""
+
+import hashlib
+import json
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.files import PROPERTIES, make_folder, write_whole
+from recbole_llm4sbr.intent.backends import Request
+
+_APPLICATION_ID = 0x5B124  # marks a SQLite file as ours
+_VERSION = 2
+_TABLES = """
+CREATE TABLE sources (id INTEGER PRIMARY KEY, model TEXT NOT NULL, decoding TEXT NOT NULL, template TEXT NOT NULL,
+    UNIQUE (model, decoding, template));
+CREATE TABLE answers (key BLOB PRIMARY KEY, answer TEXT NOT NULL, source INTEGER NOT NULL, made INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE runs (source INTEGER NOT NULL, made INTEGER NOT NULL, calls INTEGER NOT NULL, seconds REAL NOT NULL,
+    prompt_tokens INTEGER NOT NULL, answer_tokens INTEGER NOT NULL);
+"""
+
+
+def answer_key(identity: str, decoding: Mapping[str, Any], request: Request) -> bytes:
+    """128-bit key of everything that an answer depends on."""
+    asked = [*request[:3], request.lines] if request.lines > 1 else request[:3]
+    parts = json.dumps([identity, dict(decoding), asked], sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(parts.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+class AnswerStore:
+    """Answers by key in one SQLite file; several processes may use it at once, and a kill at any moment leaves it whole.
+
+    Args:
+        path: the file.
+        make: make it when it is not there.
+
+    Raises:
+        UserError: the file is not an answer store, is of another version, or is not there and shall not be made.
+    """
+
+    def __init__(self, path: str | Path, make: bool = True) -> None:
+        self.path = Path(path)
+        if make:
+            make_folder(self.path.parent)
+        elif not self.path.is_file():
+            raise UserError(f"there is no answer store {str(self.path)!r}; name the folder that holds it with --atomic_path")
+        try:
+            self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
+            self._use_wal()
+            self._db.execute("PRAGMA synchronous=FULL")  # answers cost money; one sync per batch costs nothing
+            self._open()
+        except sqlite3.DatabaseError as error:
+            raise UserError(f"{str(self.path)!r} is not an answer store ({error}); move it away and run again") from None
+
+    def _use_wal(self) -> None:
+        """Switch to a write-ahead log. Here SQLite does not wait for another process that is just doing the same."""
+        for tries in range(100, -1, -1):
+            try:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or tries == 0:
+                    raise
+                time.sleep(0.1)
+
+    def _open(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+        (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        (application,) = self._db.execute("PRAGMA application_id").fetchone()
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if tables == 0:
+            self._db.execute(f"PRAGMA application_id={_APPLICATION_ID}")
+            self._db.execute(f"PRAGMA user_version={_VERSION}")
+            for statement in filter(str.strip, _TABLES.split(";")):
+                self._db.execute(statement)
+        elif application != _APPLICATION_ID or version != _VERSION:
+            self._db.execute("ROLLBACK")
+            raise UserError(f"{str(self.path)!r} is a database of another kind or version; move it away and run again")
+        self._db.execute("COMMIT")
+
+    def get(self, keys: Sequence[bytes], since: int = 0) -> dict[bytes, str]:
+        """The stored answers among `keys` that were made at `since` (seconds since 1970) or later."""
+        found: dict[bytes, str] = {}
+        for start in range(0, len(keys), 500):
+            some = keys[start : start + 500]
+            query = f"SELECT key, answer FROM answers WHERE made >= ? AND key IN ({','.join('?' * len(some))})"
+            found.update(self._db.execute(query, [since, *some]).fetchall())
+        return found
+
+    def source(self, model: str, decoding: Mapping[str, Any], template: str) -> int:
+        """The number under which answers of this model, decoding and prompt template are kept."""
+        row = model, json.dumps(dict(decoding), sort_keys=True, ensure_ascii=False), template
+        self._db.execute("INSERT OR IGNORE INTO sources (model, decoding, template) VALUES (?, ?, ?)", row)
+        query = "SELECT id FROM sources WHERE model = ? AND decoding = ? AND template = ?"
+        return int(self._db.execute(query, row).fetchone()[0])
+
+    def put(self, answers: Iterable[tuple[bytes, str]], source: int) -> None:
+        """Store (key, answer) pairs, all or none, replacing what is there."""
+        made = int(time.time())
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            rows = ((key, answer, source, made) for key, answer in answers)
+            self._db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)", rows)
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    def add_run(self, source: int, calls: int, seconds: float, prompt_tokens: int, answer_tokens: int) -> None:
+        """Note how long a run's calls took; `--dry_run` estimates from it."""
+        row = source, int(time.time()), calls, seconds, prompt_tokens, answer_tokens
+        self._db.execute("INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?)", row)
+
+    def speed(self, model: str) -> tuple[float, float] | None:
+        """Calls per second and answer tokens per call of the model's newest run of 20 calls or more; None without one."""
+        query = (
+            "SELECT calls / seconds, 1.0 * answer_tokens / calls FROM runs JOIN sources ON source = id "
+            "WHERE model = ? AND calls >= 20 AND seconds > 0 ORDER BY made DESC LIMIT 1"
+        )
+        found: tuple[float, float] | None = self._db.execute(query, (model,)).fetchone()
+        return found
+
+    def statistics(self) -> list[dict[str, Any]]:
+        """One row per model, decoding and template: answers, distinct answers, first and last day, runs' calls and seconds."""
+        query = (
+            "SELECT model, decoding, template, count(key), count(DISTINCT answer), min(answers.made), max(answers.made), "
+            "(SELECT sum(calls) FROM runs WHERE runs.source = id), (SELECT sum(seconds) FROM runs WHERE runs.source = id) "
+            "FROM sources LEFT JOIN answers ON answers.source = id GROUP BY id ORDER BY model, template"
+        )
+        names = ("model", "decoding", "template", "answers", "distinct", "first", "last", "calls", "seconds")
+        rows = [dict(zip(names, row, strict=True)) for row in self._db.execute(query)]
+        for row in rows:
+            for name in ("first", "last"):
+                row[name] = datetime.fromtimestamp(row[name], UTC).strftime("%Y-%m-%d") if row[name] else "-"
+        return rows
+
+    def export(self, path: str | Path, model: str, template: str) -> int:
+        """Write the answers of one model, decoding and template into a file that `import_answers` and `shipped_answers` read.
+
+        Args:
+            path: the file.
+            model: part of the model's name; "" for any.
+            template: name of the template; "" for any.
+
+        Returns:
+            The number of answers.
+
+        Raises:
+            UserError: nothing fits, or more than one model, decoding and template do.
+        """
+        source, name, decoding, prompt = self._one_source(model, template)
+        rows = self._db.execute("SELECT key, answer FROM answers WHERE source = ? ORDER BY key", (source,))
+        (count,) = self._db.execute("SELECT count(*) FROM answers WHERE source = ?", (source,)).fetchone()
+        date = datetime.now(UTC).strftime("%Y-%m-%d")
+        provenance = {"model": name, "decoding": json.loads(decoding), "template": prompt, "date": date, "answers": count}
+        write_answers(path, provenance, ((key.hex(), answer) for key, answer in rows))
+        return int(count)
+
+    def import_answers(self, path: str | Path) -> int:
+        """Take over the answers of an exported file, all or none; what is stored already stays as it is.
+
+        Returns:
+            The number of answers that were new.
+
+        Raises:
+            UserError: the file is not such a file.
+        """
+        before = len(self)
+        provenance, rows = read_answers(path)
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            source = self.source(provenance["model"], provenance["decoding"], provenance.get("template", ""))
+            made = int(time.time())
+            new = ((bytes.fromhex(key), answer, source, made) for key, answer in rows)
+            self._db.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?)", new)
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+        return len(self) - before
+
+    def drop(self, model: str, template: str) -> int:
+        """Remove the answers of every model whose name holds `model` with the template `template` ("" for any).
+
+        Raises:
+            UserError: nothing fits.
+        """
+        sources = self._sources(model, template)
+        self._db.execute("BEGIN IMMEDIATE")
+        count = 0
+        for source, *_ in sources:
+            count += self._db.execute("DELETE FROM answers WHERE source = ?", (source,)).rowcount
+            self._db.execute("DELETE FROM runs WHERE source = ?", (source,))
+            self._db.execute("DELETE FROM sources WHERE id = ?", (source,))
+        self._db.execute("COMMIT")
+        return count
+
+    def _one_source(self, model: str, template: str) -> tuple[int, str, str, str]:
+        sources = self._sources(model, template)
+        if len(sources) > 1:
+            raise UserError(
+                "more than one kind of answers fits: "
+                + "; ".join(f"{name}, template {prompt}, {decoding}" for _, name, decoding, prompt in sources)
+                + "; say which with --llm and --prompt"
+            )
+        return sources[0]
+
+    def _sources(self, model: str, template: str) -> list[tuple[int, str, str, str]]:
+        query = "SELECT id, model, decoding, template FROM sources WHERE instr(model, ?) AND (? = '' OR template = ?)"
+        sources = self._db.execute(query, (model, template, template)).fetchall()
+        if not sources:
+            raise UserError(
+                f"{str(self.path)!r} holds no answers of a model named like {model!r} and template {template or 'any'!r}; "
+                f"`answers stats` shows what it holds"
+            )
+        return sources
+
+    def __len__(self) -> int:
+        """Number of answers."""
+        return int(self._db.execute("SELECT count(*) FROM answers").fetchone()[0])
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+
+def shipped_answers(identity: str, decoding: Mapping[str, Any], folder: Path = PROPERTIES / "answers") -> dict[bytes, str]:
+    """Answers that came with the package, of files made by exactly this model and decoding."""
+    answers: dict[bytes, str] = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        provenance, rows = read_answers(path)
+        if provenance["model"] == identity and provenance["decoding"] == dict(decoding):
+            answers.update((bytes.fromhex(key), answer) for key, answer in rows)
+    return answers
+
+
+def write_answers(path: str | Path, provenance: Mapping[str, Any], answers: Iterable[tuple[str, str]]) -> None:
+    """Write a file of answers: a line of provenance, then per line a JSON list of key (hexadecimal) and raw answer."""
+    with write_whole(path) as handle:
+        handle.write(json.dumps({"provenance": dict(provenance)}, ensure_ascii=False) + "\n")
+        handle.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in answers)
+
+
+def read_answers(path: str | Path) -> tuple[dict[str, Any], Iterator[tuple[str, str]]]:
+    """Provenance and (key, raw answer) rows of a file that `write_answers` wrote.
+
+    Raises:
+        UserError: the file cannot be read or is not such a file; for a bad row, its number, when it is reached.
+    """
+
+    def rows() -> Iterator[tuple[str, str]]:
+        with open(path, encoding="utf-8") as lines:
+            next(lines)
+            for number, line in enumerate(lines, 2):
+                try:
+                    key, answer = json.loads(line)
+                    if len(bytes.fromhex(key)) != 16 or not isinstance(answer, str):
+                        raise ValueError
+                except (ValueError, TypeError):
+                    raise UserError(f"{str(path)!r}, line {number}, is not a key and an answer; take an intact copy") from None
+                yield key, answer
+
+    try:
+        with open(path, encoding="utf-8") as lines:
+            provenance = json.loads(next(lines))["provenance"]
+            _ = provenance["model"], dict(provenance["decoding"])
+    except OSError as error:
+        raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, StopIteration):
+        raise UserError(
+            f"{str(path)!r} is not a file of exported answers (its first line names no model and decoding)"
+        ) from None
+    return provenance, rows()

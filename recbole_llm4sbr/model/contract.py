@@ -1,0 +1,103 @@
+"""The contract of a session recommender: encode, fuse, score, extra loss. Loss, predict and full sort are written once, here."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recbole_llm4sbr.base.recbole import InputType, Interaction, SequentialRecommender
+
+
+
+@dataclass
+class SessionViews:
+    """What a backbone makes of a batch of sessions (paper eq. 6).
+
+    Attributes:
+        local_emb: what the last click says, [B, H].
+        global_emb: what the whole session says, [B, H].
+        memo: whatever `score` or `extra_loss` of the same backbone need again.
+    """
+
+    local_emb: Tensor
+    global_emb: Tensor
+    memo: Any = None
+
+
+class SessionRecommender(SequentialRecommender):  # type: ignore[misc]
+    """A sequential recommender of RecBole in three exchangeable steps. A backbone gives `encode`, `fuse` and the item table.
+
+    Args:
+        config: RecBole's config; `similarity` and `temperature` are read of it.
+        dataset: RecBole's dataset.
+    """
+
+    input_type = InputType.POINTWISE  # a row is a session and its target; no negative items
+    dot_only = False  # true where `score` is no similarity of one session embedding and one embedding per item
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        self.temperature = float(config["temperature"]) if config["similarity"] == "cosine" else None
+
+    @property
+    def item_table(self) -> Tensor:
+        """Item embeddings with the padding row 0, [n_items, H]."""
+        table: Tensor = self.item_embedding.weight
+        return table
+
+    def mixing_layer(self) -> nn.Linear | None:
+        """The layer [2H -> H] with which `fuse` mixes global and local embedding, where there is one; the wrapper goes on using it."""
+        return None
+
+    def encode(self, interaction: Interaction) -> SessionViews:
+        """Local and global embedding of each session."""
+        raise NotImplementedError(
+            f"{type(self).__name__} must define encode(interaction) -> SessionViews; see docs/backbones.md"
+        )
+
+    def fuse(self, views: SessionViews, interaction: Interaction) -> Tensor:
+        """The session embedding, [B, H]."""
+        raise NotImplementedError(f"{type(self).__name__} must define fuse(views, interaction); see docs/backbones.md")
+
+    def score(self, session: Tensor, views: SessionViews) -> Tensor:
+        """Scores of all items, [B, n_items]: session embedding times item table (eq. 13)."""
+        return self.compare(session, self.item_table)
+
+    def compare(self, session: Tensor, items: Tensor) -> Tensor:
+        """Dot products of sessions [B, H] and items [n, H], or under `similarity: cosine` cosines over the temperature, [B, n]."""
+        if self.temperature is None:
+            return session @ items.T
+        return nn.functional.normalize(session, dim=-1) @ nn.functional.normalize(items, dim=-1).T / self.temperature
+
+    def extra_loss(self, views: SessionViews, interaction: Interaction) -> Tensor | None:
+        """A loss of the model's own besides cross-entropy, a scalar; None when it has none."""
+        return None
+
+    def forward(self, interaction: Interaction) -> Tensor:
+        """Scores of all items, [B, n_items]."""
+        views = self.encode(interaction)
+        return self.score(self.fuse(views, interaction), views)
+
+    def calculate_loss(self, interaction: Interaction) -> Tensor | tuple[Tensor, ...]:
+        """Cross-entropy over all items (eq. 14) and the model's other losses; RecBole's trainer adds up a tuple and logs its parts."""
+        views = self.encode(interaction)
+        scores = self.score(self.fuse(views, interaction), views)
+        loss = nn.functional.cross_entropy(scores, interaction[self.POS_ITEM_ID])
+        extra = self.extra_losses(views, interaction)
+        return (loss, *extra) if extra else loss
+
+    def extra_losses(self, views: SessionViews, interaction: Interaction) -> list[Tensor]:
+        """All losses besides cross-entropy."""
+        extra = self.extra_loss(views, interaction)
+        return [] if extra is None else [extra]
+
+    def full_sort_predict(self, interaction: Interaction) -> Tensor:
+        """Scores of all items, [B, n_items]; column 0 is padding, which RecBole's evaluator ignores."""
+        scores: Tensor = self(interaction)
+        return scores
+
+    def predict(self, interaction: Interaction) -> Tensor:
+        """Scores of each row's own item, [B]."""
+        item = interaction[self.ITEM_ID]
+        return torch.gather(self(interaction), 1, item.unsqueeze(1)).squeeze(1)

@@ -1,0 +1,84 @@
+"""Models by name: ours first, then RecBole's sequential models, then `package.module:Class`; and building the model of a run."""
+
+import difflib
+import importlib
+import importlib.util
+import pkgutil
+from typing import Any
+
+from torch import nn
+
+from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.model.adapter import AdaptedRecommender, check_adaptable
+from recbole_llm4sbr.model.backbones import BACKBONES
+from recbole_llm4sbr.model.baselines import BASELINES, UntrainedRecommender
+from recbole_llm4sbr.model.contract import SessionRecommender
+from recbole_llm4sbr.model.intents import SessionIntents
+from recbole_llm4sbr.model.item_init import start_from_text
+from recbole_llm4sbr.model.wrapper import LLM4SBRWrapper
+
+OURS: dict[str, type[SessionRecommender]] = {**BACKBONES, **BASELINES}
+_RECBOLE = "recbole.model.sequential_recommender"
+
+
+def model_class(name: str) -> type[nn.Module]:
+    """The class of a model by name.
+
+    Args:
+        name: a backbone of ours, a sequential model of RecBole, or `package.module:Class` for your own.
+
+    Raises:
+        UserError: there is no such model; the nearest names are named.
+    """
+    if name in OURS:
+        return OURS[name]
+    if ":" in name:
+        module_name, _, class_name = name.partition(":")
+        try:
+            found = getattr(importlib.import_module(module_name), class_name)
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"model {name!r} cannot be imported ({error}); write it as package.module:Class") from None
+    else:
+        files = {each.name for each in pkgutil.iter_modules(importlib.import_module(_RECBOLE).__path__)}
+        found = getattr(importlib.import_module(f"{_RECBOLE}.{name.lower()}"), name, None) if name.lower() in files else None
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        known = [*OURS, *sorted(each for each in dir(importlib.import_module(_RECBOLE)) if each[0].isupper())]
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        raise UserError(
+            f"model {name!r} is unknown; " + (f"did you mean {', '.join(near)}?" if near else f"choose from {', '.join(known)}")
+        )
+    return found
+
+
+def is_switched(settings: Any) -> bool:
+    """Whether the plain model differs from the model as it is: by the start of its item table, or by how it scores."""
+    return bool(settings["item_init"] != "random" or settings["similarity"] != "dot")
+
+
+def check_wrappable(model: type[nn.Module]) -> None:
+    """Refuse a model class that LLM4SBR cannot enhance, and whose item table and score cannot be changed.
+
+    Raises:
+        UserError: with the reason and what to write.
+    """
+    if issubclass(model, UntrainedRecommender):
+        raise UserError(f"{model.__name__} has no backbone to enhance or to switch; leave llm4sbr=false and the switches alone")
+    if not issubclass(model, SessionRecommender):
+        check_adaptable(model)
+
+
+def build_model(config: Any, dataset: Any) -> nn.Module:
+    """The model of a run: with `llm4sbr` the wrapped backbone, else the backbone (a RecBole model is left untouched by default)."""
+    kind = model_class(config["given"]["model"])
+    if not config["llm4sbr"] and not is_switched(config):
+        return kind(config, dataset)
+    check_wrappable(kind)
+    model = kind(config, dataset)
+    backbone = model if isinstance(model, SessionRecommender) else AdaptedRecommender(config, dataset, model)
+    if config["item_init"] != "random":
+        start_from_text(backbone, config, dataset)
+    return (
+        LLM4SBRWrapper(config, dataset, backbone, SessionIntents.from_dataset(config, dataset))
+        if config["llm4sbr"]
+        else backbone
+    )

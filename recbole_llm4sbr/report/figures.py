@@ -1,0 +1,282 @@
+"""The figures of the report (the paper's Figures 5-7 and what people look at besides), by plotly.
+
+Colours are Okabe and Ito's, which read without colour vision, and every series has a pattern, a dash or a symbol of its own as well.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
+from plotly.offline import get_plotlyjs
+from plotly.subplots import make_subplots
+
+from recbole_llm4sbr.report.grids import Block, Line, by_two, distinct, is_per_session, label, main_metrics
+
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442")
+PATTERNS = ("", "/", "x", ".", "\\", "-", "+", "|")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x", "star", "pentagon")
+Figure = tuple[str, str, str]  # title, how it was made, HTML
+
+
+def page_script() -> str:
+    """Plotly's own script, so that the page needs no network."""
+    return f"<script>{get_plotlyjs()}</script>"
+
+
+def figures_of(block: Block) -> Iterator[Figure]:
+    """All figures that a block has the runs for."""
+    count = 0
+
+    def ready(title: str, how: str, figure: go.Figure, height: int = 420) -> Figure:
+        nonlocal count
+        count += 1
+        figure.update_layout(
+            template="plotly_white", height=height, margin={"l": 56, "r": 12, "t": 16, "b": 8}, font={"size": 13},
+            legend={"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0, "x": 0}, autosize=True,
+        )  # fmt: skip
+        name = re.sub(r"\W+", "-", f"{block.name}-{count}")
+        options = {"responsive": True, "displaylogo": False, "displayModeBar": False}
+        return title, how, figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config=options)
+
+    for group in block.groups:
+        lines = block.of(group)
+        metrics = main_metrics(lines)
+        swept = [_swept(line) for line in lines]
+        how = "Test, in percent; bars and whiskers: mean and standard deviation over the seeds (none with one seed)."
+        if len({key for key, _ in filter(None, swept)}) == 1 and all(swept) and len(lines) > 1:
+            key = swept[0][0]  # type: ignore[index]
+            yield ready(
+                f"{group}: {key}", how.replace("bars and whiskers", "points and whiskers"), _curve(lines, key, metrics), 520
+            )
+        elif len(lines) > 1:
+            yield ready(group, how, _bars(lines, metrics), 460)
+    for search in block.searches:
+        yield from (ready(*each) for each in _of_search(search))
+    if not block.groups:
+        return
+    main = block.of(block.groups[0])
+    metrics = main_metrics(main)
+    metric = next(iter(main[0].results.values()))["valid_metric"]
+    lines_said = ", ".join(f"{variant}: {DASHES[number % 6]}" for number, variant in enumerate(_names(main)[1]))
+    said = f" Lines: {lines_said}." if len(_names(main)[0]) > 1 else ""
+    yield ready("Validation by epoch", f"{metric} in percent, first seed.{said}", _training(main), 480)
+    yield ready("Time and memory", "Median seconds of a training epoch and peak memory, mean over the seeds.", _cost(main), 560)
+    if all(line.ranks for line in main) and len(main) > 1 and is_per_session(metrics[0]):
+        how = f"{metrics[0]} in percent; head: the 20 % of items that the training part clicks most."
+        yield ready("Popular and rare targets", how, _popularity(main, metrics[0]), 560)
+
+
+def _of_search(search: Mapping[str, Any]) -> Iterator[tuple[str, str, go.Figure, int]]:
+    """A curve per setting, a heat map where there are two, parallel coordinates where there are more."""
+    metric, model = search["metric"], search["model"]
+    trials = [trial for trial in search["trials"] if trial["score"] is not None]
+    for key in trials[0]["setting"]:
+        yield (
+            f"Search: {key} ({model})",
+            f"{metric} on validation, in percent: each trial, and the best of each value.",
+            _points(trials, key, search["bigger"]),
+            400,
+        )
+    if found := by_two(search):
+        row_key, column_key, rows, columns, scores = found
+        figure = go.Figure(
+            go.Heatmap(
+                z=scores, x=list(map(label, columns)), y=list(map(label, rows)), colorscale="Cividis",
+                text=[["" if np.isnan(score) else f"{score:.2f}" for score in line] for line in scores], texttemplate="%{text}",
+                hovertemplate=f"{row_key} %{{y}}, {column_key} %{{x}}: %{{z:.2f}}<extra></extra>", colorbar={"thickness": 12},
+            )
+        )  # fmt: skip
+        figure.update_xaxes(title=column_key, type="category").update_yaxes(title=row_key, type="category")
+        yield f"Search: {row_key} and {column_key} ({model})", f"{metric} on validation, in percent.", figure, 420
+    elif len(trials[0]["setting"]) > 1:
+        yield (
+            f"Search: all settings ({model})",
+            f"A line is a trial, the brighter the better; {metric} on validation, in percent.",
+            _parallel(trials, metric, search["bigger"]),
+            460,
+        )
+
+
+def _points(trials: Sequence[Mapping[str, Any]], key: str, bigger: bool) -> go.Figure:
+    values = [trial["setting"][key] for trial in trials]
+    scores = [100 * trial["score"] for trial in trials]
+    different = distinct(values)
+    listed = len(different) < len(values) or not all(isinstance(value, int | float) for value in values)
+    x = list(map(label, values)) if listed else values
+    figure = go.Figure(
+        go.Scatter(
+            x=x, y=scores, mode="markers", name="a trial", marker={"color": COLOURS[4], "symbol": "circle-open", "size": 9}
+        )
+    )
+    if listed:
+        names = list(map(label, different))
+        best = [(max if bigger else min)(score for at, score in zip(x, scores) if at == name) for name in names]
+        figure.add_trace(
+            go.Scatter(
+                x=names,
+                y=best,
+                name="the best",
+                mode="lines+markers",
+                line={"color": COLOURS[0]},
+                marker={"symbol": "square", "size": 8},
+            )
+        )
+        figure.update_xaxes(type="category", categoryorder="array", categoryarray=names)
+    return figure.update_xaxes(title=key).update_yaxes(title="validation")
+
+
+def _parallel(trials: Sequence[Mapping[str, Any]], metric: str, bigger: bool) -> go.Figure:
+    """Parallel coordinates: a line is a trial, every setting a vertical axis with its values evenly or, of numbers, to scale."""
+    columns = {key: [trial["setting"][key] for trial in trials] for key in trials[0]["setting"]}
+    columns[metric] = [100 * trial["score"] for trial in trials]
+    places, ticks = [], []
+    for values in columns.values():
+        different = distinct(values)
+        if all(isinstance(value, int | float) for value in values):
+            low, high = min(values), max(values)
+            places.append([(value - low) / (high - low or 1) for value in values])
+            ticks.append([f"{low:.3g}", f"{high:.3g}"])
+        else:
+            names = list(map(label, different))
+            places.append([names.index(label(value)) / max(len(names) - 1, 1) for value in values])
+            ticks.append([names[0], names[-1]])
+    figure = go.Figure()
+    order = sorted(range(len(trials)), key=lambda number: columns[metric][number], reverse=not bigger)  # the best on top
+    for rank, number in enumerate(order):
+        said = "<br>".join(f"{key} {_four(values[number])}" for key, values in columns.items())
+        figure.add_trace(
+            go.Scatter(
+                x=list(columns), y=[column[number] for column in places], mode="lines+markers", showlegend=False,
+                line={"color": sample_colorscale("Cividis", [rank / max(len(order) - 1, 1)])[0], "width": 2}, text=said,
+                hovertemplate="%{text}<extra></extra>",
+            )
+        )  # fmt: skip
+    for key, (low, high) in zip(columns, ticks):
+        figure.add_vline(x=key, line={"color": "#999", "width": 1})
+        for text, y, anchor in ((low, -0.02, "top"), (high, 1.02, "bottom")):
+            figure.add_annotation(x=key, y=y, text=text, showarrow=False, yanchor=anchor, bgcolor="#fff")
+    figure.update_yaxes(visible=False, range=[-0.15, 1.15])
+    return figure.update_xaxes(showgrid=False, tickangle=-25)
+
+
+def _four(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _swept(line: Line) -> tuple[str, float] | None:
+    """The number that a variant's name sets, as `llm4sbr+intent_k=3`."""
+    found = re.fullmatch(r"[^+]*\+(\w+)=([-+.\deE]+)", line.variant)
+    return (found[1], float(found[2])) if found else None
+
+
+def _bar(name: str, number: int, x: Sequence[Any], means: Sequence[float], spread: Sequence[float] | None = None) -> go.Bar:
+    return go.Bar(
+        name=name, x=x, y=means, error_y={"type": "data", "array": spread, "visible": spread is not None and any(spread)},
+        marker={"color": COLOURS[number % 8], "line": {"color": "#1a1a1a", "width": 1}, "pattern": {"shape": PATTERNS[number % 8]}},
+        hovertemplate="%{x}<br>" + name + ": %{y:.2f}<extra></extra>",
+    )  # fmt: skip
+
+
+def _moments(line: Line, metric: str) -> tuple[float, float]:
+    scores = line.scores(metric)
+    return float(np.mean(scores)), float(np.std(scores, ddof=1)) if len(scores) > 1 else 0.0
+
+
+def _bars(lines: Sequence[Line], metrics: Sequence[str]) -> go.Figure:
+    """Models on the axis and a bar per variant; with one model, metrics on the axis."""
+    models, variants = _names(lines)
+    figure = go.Figure()
+    if len(models) > 1:
+        of = {(line.model, line.variant): line for line in lines}
+        for number, variant in enumerate(variants):
+            there = [model for model in models if (model, variant) in of]
+            moments = [_moments(of[model, variant], metrics[0]) for model in there]
+            figure.add_trace(_bar(variant, number, there, *zip(*moments)))
+        return figure.update_yaxes(title=metrics[0])
+    for number, line in enumerate(lines):
+        moments = [_moments(line, metric) for metric in metrics]
+        figure.add_trace(_bar(line.variant, number, metrics, *zip(*moments)))
+    return figure
+
+
+def _names(lines: Sequence[Line]) -> tuple[list[str], list[str]]:
+    return list(dict.fromkeys(line.model for line in lines)), list(dict.fromkeys(line.variant for line in lines))
+
+
+def _curve(lines: Sequence[Line], key: str, metrics: Sequence[str]) -> go.Figure:
+    """A metric over the values of a setting, one panel per metric, a line per model."""
+    figure = make_subplots(rows=len(metrics), cols=1, shared_xaxes=True, vertical_spacing=0.08)
+    series = dict.fromkeys((line.model, line.variant.partition("+")[0]) for line in lines)
+    for number, (model, variant) in enumerate(series):
+        own = [line for line in lines if line.model == model and line.variant.partition("+")[0] == variant]
+        points = [(_swept(line)[1], line) for line in own]  # type: ignore[index]
+        points.sort(key=lambda point: point[0])
+        for row, metric in enumerate(metrics, 1):
+            moments = [_moments(line, metric) for _, line in points]
+            trace = go.Scatter(
+                x=[f"{value:g}" for value, _ in points], y=[mean for mean, _ in moments], name=f"{model} {variant}",
+                legendgroup=f"{model} {variant}", showlegend=row == 1,
+                error_y={"type": "data", "array": [spread for _, spread in moments], "visible": any(spread for _, spread in moments)},
+                mode="lines+markers", line={"color": COLOURS[number % 8], "dash": DASHES[number % 6]},
+                marker={"symbol": SYMBOLS[number % 8], "size": 9},
+            )  # fmt: skip
+            figure.add_trace(trace, row=row, col=1)
+            figure.update_yaxes(title=metric, row=row, col=1)
+    return figure.update_xaxes(title=key, type="category", row=len(metrics), col=1)
+
+
+def _training(lines: Sequence[Line]) -> go.Figure:
+    """The validation score of each epoch."""
+    figure = go.Figure()
+    models, variants = _names(lines)
+    for line in lines:
+        scores = line.results[min(line.results)]["valid_scores"]
+        model, variant = models.index(line.model), variants.index(line.variant)
+        name = line.model if len(models) > 1 else line.variant
+        first = len(models) == 1 or line is next(each for each in lines if each.model == line.model)
+        colour, dash = (model, variant) if len(models) > 1 else (variant, 0)
+        figure.add_trace(
+            go.Scatter(
+                x=list(range(len(scores))), y=[100 * score for score in scores], name=name, mode="lines+markers",
+                legendgroup=line.model if len(models) > 1 else name, showlegend=first,
+                line={"color": COLOURS[colour % 8], "dash": DASHES[dash % 6]}, marker={"symbol": SYMBOLS[colour % 8], "size": 6},
+            )
+        )  # fmt: skip
+    return figure.update_xaxes(title="epoch").update_yaxes(title="validation")
+
+
+def _cost(lines: Sequence[Line]) -> go.Figure:
+    """Seconds per epoch and peak memory."""
+    figure = make_subplots(rows=2, cols=1, vertical_spacing=0.12)
+    for number, variant in enumerate(_names(lines)[1]):
+        there = [line for line in lines if line.variant == variant]
+        for row in (1, 2):
+            values = [
+                np.mean([np.median(r["seconds_per_epoch"]) if row == 1 else r["peak_memory_mb"] for r in line.results.values()])
+                for line in there
+            ]
+            trace = _bar(variant, number, [line.model for line in there], [float(value) for value in values])
+            figure.add_trace(trace.update(legendgroup=variant, showlegend=row == 1), row=row, col=1)
+    figure.update_yaxes(title="s per epoch", row=1, col=1)
+    return figure.update_yaxes(title="peak MB", row=2, col=1)
+
+
+def _popularity(lines: Sequence[Line], metric: str) -> go.Figure:
+    """A metric of sessions whose target is popular, and of the others."""
+    figure = make_subplots(rows=2, cols=1, vertical_spacing=0.16, subplot_titles=("head targets", "tail targets"))
+    for number, variant in enumerate(_names(lines)[1]):
+        there = [line for line in lines if line.variant == variant]
+        for row in (1, 2):
+            values = []
+            for line in there:
+                rows = line.ranks[min(line.ranks)]
+                head = rows["head"][np.argsort(rows["session"], kind="stable")]
+                where = head if row == 1 else ~head
+                values.append(100 * float(line.per_session(metric, sorted(line.ranks), where).mean()))
+            trace = _bar(variant, number, [line.model for line in there], values)
+            figure.add_trace(trace.update(legendgroup=variant, showlegend=row == 1), row=row, col=1)
+    return figure.update_yaxes(title=metric)

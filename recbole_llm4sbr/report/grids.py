@@ -1,0 +1,272 @@
+"""What `compare`, `ablate` and `tune` left in their folders, read for the report: `grid.json`, `cells.jsonl`, `ranks/*.npz`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.files import read_json, read_json_lines
+from recbole_llm4sbr.report.statistics import PER_SESSION, session_metric
+
+CONTROLS = ("session_text", "shuffled", "random", "none")
+REFERENCES = ("plain", "w/o LLM", "llm4sbr")  # what the variants of a group are tested against: the first of these that it has
+
+
+@dataclass
+class Line:
+    """One variant of one model in one group of a grid, over its seeds.
+
+    Attributes:
+        group, model, variant, about: its place, and what the variant is.
+        results: what `train` returned, by seed.
+        ranks: test rows by seed: session, rank, length, head, intent.
+        reasons: why a seed's run failed.
+    """
+
+    group: str
+    model: str
+    variant: str
+    about: str
+    results: dict[int, dict[str, Any]] = field(default_factory=dict)
+    ranks: dict[int, dict[str, npt.NDArray[Any]]] = field(default_factory=dict)
+    reasons: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def sessions(self) -> npt.NDArray[Any]:
+        """Ids of the test rows, sorted."""
+        return np.sort(next(iter(self.ranks.values()))["session"])
+
+    def scores(self, metric: str) -> list[float]:
+        """A metric of the test in percent, by seed."""
+        return [100 * float(result["test_result"].get(metric.lower(), np.nan)) for result in self.results.values()]
+
+    def per_session(self, metric: str, seeds: Sequence[int], where: npt.NDArray[Any] | None = None) -> npt.NDArray[np.float64]:
+        """A metric of each test session, in the order of the session ids, averaged over seeds, [R]."""
+        values = []
+        for seed in seeds:
+            rows = self.ranks[seed]
+            order = np.argsort(rows["session"], kind="stable")
+            values.append(session_metric(rows["rank"][order], metric))
+        mean: npt.NDArray[np.float64] = np.mean(values, axis=0)
+        return mean if where is None else mean[where]
+
+
+def metrics_of(lines: Sequence[Line]) -> list[str]:
+    """Names of the metrics that all lines have, as Hit@5, in the order of the paper's tables."""
+    names: list[list[str]] = []
+    for line in lines:
+        for result in line.results.values():
+            settings = result["settings"]
+            cutoffs = settings["topk"] if isinstance(settings["topk"], list) else [settings["topk"]]
+            names.append([f"{metric}@{cutoff}" for metric in settings["metrics"] for cutoff in cutoffs])
+    return [name for name in names[0] if all(name in other for other in names)]
+
+
+def main_metrics(lines: Sequence[Line]) -> list[str]:
+    """The first two metrics at their largest cut-off, as Hit@20 and MRR@20; those that have a value per session come first."""
+    names = metrics_of(lines)
+    largest = max((int(name.partition("@")[2]) for name in names), default=0)
+    whole = [name for name in names if name.endswith(f"@{largest}")]
+    return sorted(whole, key=lambda name: not is_per_session(name))[:2]
+
+
+def is_per_session(metric: str) -> bool:
+    """Whether a metric has a value for every session."""
+    return metric.lower().partition("@")[0] in PER_SESSION
+
+
+@dataclass
+class Block:
+    """All that was run on one dataset with one split.
+
+    Attributes:
+        dataset, split: which.
+        lines: in the order of the grid.
+        commands: what was typed.
+        machines: where.
+        searches: what `tune` found, its `search.json` each.
+    """
+
+    dataset: str
+    split: str
+    lines: list[Line] = field(default_factory=list)
+    commands: list[str] = field(default_factory=list)
+    machines: list[str] = field(default_factory=list)
+    searches: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """Of the Markdown file."""
+        return self.dataset if self.split == "temporal" else f"{self.dataset}-{self.split}"
+
+    @property
+    def title(self) -> str:
+        """Of the section."""
+        return f"{self.dataset}, {self.split} split"
+
+    @property
+    def groups(self) -> list[str]:
+        """Titles of the groups that have a result."""
+        return list(dict.fromkeys(line.group for line in self.lines if line.results))
+
+    def of(self, group: str) -> list[Line]:
+        """The lines of a group that have a result."""
+        return [line for line in self.lines if line.group == group and line.results]
+
+    def any_result(self) -> dict[str, Any]:
+        """A result, for what all have in common; one that used intents where there is one."""
+        results = [result for line in self.lines for result in line.results.values()]
+        results += [search["best"]["result"] for search in self.searches]
+        return max(results, key=lambda result: result["infer"] is not None)
+
+    def pairs(self, group: str) -> list[tuple[Line, Line]]:
+        """What is tested against what: every variant against the model's reference, and LLM4SBR against its controls."""
+        found = []
+        for line in self.of(group):
+            others = [each for each in self.of(group) if each.model == line.model]
+            reference = next((each for name in REFERENCES for each in others if each.variant == name), others[0])
+            if reference is not line:
+                found.append((line, reference))
+            if line.variant == "llm4sbr":
+                found += [(line, each) for each in others if each.variant in CONTROLS]
+        return found
+
+
+def read_grids(folders: Sequence[str | Path]) -> list[Block]:
+    """The blocks of grids, in the order of the folders.
+
+    Raises:
+        UserError: as `report`.
+    """
+    blocks: dict[tuple[str, str], Block] = {}
+    folder_of: dict[tuple[str, str, str], Path] = {}
+    for folder in map(Path, folders):
+        found = read_json(folder / "search.json") if (folder / "search.json").is_file() else {}
+        if "best" in found:
+            block = blocks.setdefault((found["dataset"], found["split"]), Block(found["dataset"], found["split"]))
+            block.searches.append(found)
+            block.commands = list(dict.fromkeys([*block.commands, found["command"]]))
+            block.machines = list(dict.fromkeys([*block.machines, found["machine"]]))
+        elif not (folder / "grid.json").is_file():
+            raise UserError(
+                f"{str(folder)!r} holds nothing to report (no grid.json, no search.json of a finished search); run `compare`, `ablate` "
+                f"or `tune` with --out={folder} first"
+            )
+        if not (folder / "grid.json").is_file():
+            continue
+        grid = read_json(folder / "grid.json")
+        rows = {row["key"]: row for row in read_json_lines(folder / "cells.jsonl")}
+        for entry in grid["cells"]:
+            block = blocks.setdefault((entry["dataset"], entry["split"]), Block(entry["dataset"], entry["split"]))
+            group = entry["group"]
+            if folder_of.setdefault((block.dataset, block.split, group), folder) != folder:
+                group = f"{group} ({folder})"  # two folders may hold tables of one title
+            place = (group, entry["model"], entry["variant"])
+            line = next((each for each in block.lines if (each.group, each.model, each.variant) == place), None)
+            if line is None:
+                line = Line(*place, entry["about"])
+                block.lines.append(line)
+            row = rows.get(entry["key"])
+            if row is None:
+                line.reasons[entry["seed"]] = "not run yet"
+                continue
+            block.commands = list(dict.fromkeys([*block.commands, *grid["commands"]]))
+            block.machines = list(dict.fromkeys([*block.machines, row["machine"]]))
+            if row["status"] != "ok":
+                line.reasons[entry["seed"]] = row["reason"]
+                continue
+            line.results[entry["seed"]] = row["result"]
+            ranks = folder / "ranks" / f"{entry['key']}.npz"
+            if ranks.is_file():
+                with np.load(ranks, allow_pickle=False) as arrays:
+                    line.ranks[entry["seed"]] = {name: arrays[name] for name in arrays.files}
+    for block in blocks.values():
+        _same_sessions(block)
+    ready = [block for block in blocks.values() if block.searches or any(line.results for line in block.lines)]
+    if not ready:
+        raise UserError(f"no cell of {', '.join(map(str, folders))} has a result yet; run the grid first")
+    return ready
+
+
+def _same_sessions(block: Block) -> None:
+    """Take out what was tested on other sessions than the first line of its group: it cannot be compared with it."""
+    for group in block.groups:
+        lines = [line for line in block.of(group) if line.ranks]
+        first = lines[0].sessions if lines else np.zeros(0)
+        for line in lines:
+            for seed in list(line.ranks):
+                if not np.array_equal(np.sort(line.ranks[seed]["session"]), first):
+                    del line.ranks[seed], line.results[seed]
+                    line.reasons[seed] = f"was tested on other sessions than {lines[0].model} {lines[0].variant}"
+
+
+def by_two(search: Mapping[str, Any]) -> tuple[str, str, list[Any], list[Any], npt.NDArray[np.float64]] | None:
+    """Validation of a search over a grid of two settings.
+
+    Returns:
+        The settings, their values and the best score in percent for each pair, nan where no trial ended; None for another search.
+    """
+    keys = list(search["trials"][0]["setting"])
+    if len(keys) != 2:
+        return None
+    rows, columns = (distinct([trial["setting"][key] for trial in search["trials"]]) for key in keys)
+    if len(rows) * len(columns) > 4 * len(search["trials"]):
+        return None  # drawn at random: hardly any pair twice
+    scores = np.full((len(rows), len(columns)), np.nan)
+    for trial in search["trials"]:
+        if trial["score"] is not None:
+            place = rows.index(trial["setting"][keys[0]]), columns.index(trial["setting"][keys[1]])
+            scores[place] = (np.nanmax if search["bigger"] else np.nanmin)([scores[place], 100 * trial["score"]])
+    return keys[0], keys[1], rows, columns, scores
+
+
+def distinct(values: Sequence[Any]) -> list[Any]:
+    """Different values, numbers in rising order before the rest."""
+    different = {label(value): value for value in values}
+    return sorted(different.values(), key=lambda value: (0, value, "") if _is_number(value) else (1, 0, label(value)))
+
+
+def label(value: Any) -> str:
+    """A value in few words."""
+    return f"{value:g}" if _is_number(value) else str(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def buckets_of(lines: Sequence[Line]) -> dict[str, npt.NDArray[np.bool_]]:
+    """Parts of the test sessions, in the order of the session ids."""
+    rows = next(iter(lines[0].ranks.values()))
+    order = np.argsort(rows["session"], kind="stable")
+    head, length = rows["head"][order], rows["length"][order]
+    low, high = np.quantile(length, [1 / 3, 2 / 3]).astype(int)
+    buckets = {
+        "head targets": head,
+        "tail targets": ~head,
+        f"up to {low} clicks": length <= low,
+        f"{low + 1} to {high} clicks": (length > low) & (length <= high),
+        f"over {high} clicks": length > high,
+    }
+    for line in lines:
+        own, settings = next(iter(line.ranks.values())), next(iter(line.results.values()))["settings"]
+        if settings["intent_source"] in ("shuffled", "random"):
+            continue
+        if own["intent"].any() and not own["intent"].all():
+            intent = own["intent"][np.argsort(own["session"], kind="stable")]
+            buckets |= {"with intents": intent, "without an intent": ~intent}
+            break
+    return buckets
+
+
+def common_settings(block: Block, group: str | None = None) -> dict[str, Any]:
+    """Settings that all runs of a block, or of one group of it, share."""
+    lines = block.lines if group is None else block.of(group)
+    found = [result["settings"] for line in lines for result in line.results.values()]
+    found += [search["best"]["result"]["settings"] for search in block.searches] if group is None else []
+    first, *others = found
+    return {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}

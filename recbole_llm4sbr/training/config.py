@@ -1,0 +1,84 @@
+"""RecBole's Config, filled from our settings: properties found in any install, nothing read from sys.argv, no `eval`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.recbole import Config
+from recbole_llm4sbr.base.settings import check_intent_k, uses_intents
+from recbole_llm4sbr.model import check_wrappable, is_switched, model_class
+
+_OF_MANY = ("local_rank", "world_size", "offset")  # settings of one of several training processes
+
+
+class SessionConfig(Config):  # type: ignore[misc]
+    """The Config of a training run on prepared session files.
+
+    Args:
+        settings: what `settings.load_settings` returned. RecBole's own defaults stand below them.
+
+    Raises:
+        UserError: an unknown model, or one that cannot be wrapped although `llm4sbr` is true.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        model = model_class(settings["model"])
+        if settings["llm4sbr"] or is_switched(settings):
+            check_wrappable(model)
+        folder = Path(settings["atomic_path"]) / settings["dataset"]
+        super().__init__(model=model, dataset=settings["dataset"], config_dict=dict(settings) | file_settings(settings))
+        self.final_config_dict["data_path"] = str(folder)  # RecBole would append the dataset, and bend ml-100k's
+        # travels in the checkpoint: what it takes to build this run again, on one device
+        self.final_config_dict["given"] = {key: settings[key] for key in settings if key not in _OF_MANY} | {"nproc": 1}
+
+    def compatibility_settings(self) -> None:
+        """Nothing: `base.recbole` has done what is needed."""
+
+    def _load_variable_config_dict(self, config_dict: dict[str, Any] | None) -> dict[str, Any]:
+        return config_dict or {}
+
+    def _load_cmd_line(self) -> dict[str, Any]:
+        return {}
+
+    def _init_device(self) -> None:
+        config = self.final_config_dict
+        gpu = config["gpu_id"]
+        config["gpu_id"] = ",".join(map(str, gpu)) if isinstance(gpu, tuple | list) else str(gpu)
+        use_gpu = config["use_gpu"] and config["gpu_id"] != "" and torch.cuda.is_available()
+        config["single_spec"] = "local_rank" not in config
+        rank = config.setdefault("local_rank", 0)
+        config["device"] = torch.device(
+            f"cuda:{rank}" if use_gpu and not config["single_spec"] else "cuda" if use_gpu else "cpu"
+        )
+
+
+def file_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """RecBole settings under which it reads our session files, whatever else is given."""
+    return {
+        "USER_ID_FIELD": "session_id",
+        "ITEM_ID_FIELD": "item_id",
+        "LIST_SUFFIX": "_list",
+        "benchmark_filename": ["train", "valid", "test"],
+        "alias_of_item_id": ["item_id_list"],
+        "eval_args": {"split": {"LS": "valid_and_test"}, "group_by": "user", "order": "TO", "mode": "full"},
+        "normalize_all": False,
+        "load_col": {**(settings.get("load_col") or {}), "inter": ["session_id", "item_id_list", "item_id"]},
+    }
+
+
+def check_runnable(settings: Mapping[str, Any]) -> None:
+    """Refuse before long work: an unknown model, one that cannot be wrapped or scored so, intents that a model needs and nobody gives."""
+    model = model_class(settings["model"])
+    if settings["llm4sbr"] or is_switched(settings):
+        check_wrappable(model)
+    if settings["similarity"] == "cosine" and getattr(model, "dot_only", False):
+        raise UserError(
+            f"{settings['model']} cannot score by similarity=cosine: its session embedding differs per item; use dot"
+        )
+    if uses_intents(settings):
+        check_intent_k(settings)
+    if settings["model"] == "LLMInfer" and settings["intent_source"] == "none":
+        raise UserError("LLMInfer ranks by intents, and intent_source='none' gives it none; choose llm or session_text")

@@ -1,0 +1,105 @@
+"""Training one model with RecBole's Trainer, and the ranks of its test rows."""
+
+import sys
+import time
+from collections.abc import Callable
+from logging import getLogger
+from typing import Any
+
+import numpy
+import torch
+
+from recbole_llm4sbr.base.recbole import init_seed
+from recbole_llm4sbr.base.records import Fitted
+from recbole_llm4sbr.model import SessionIntents, build_model
+from recbole_llm4sbr.model.graphs import training_sessions
+from recbole_llm4sbr.training.config import SessionConfig
+from recbole_llm4sbr.training.trainer import session_trainer
+
+HEAD = 0.2  # share of the catalogue, by clicks in the training part, that counts as its head
+
+
+def fit(
+    config: SessionConfig, train_data: Any, valid_data: Any, saved: bool, on_epoch: Callable[[int, float], None] | None = None
+) -> tuple[Any, Fitted]:
+    """Build the model and train it with RecBole's Trainer; the test part is not seen.
+
+    Args:
+        config: of the run.
+        train_data, valid_data: RecBole's dataloaders.
+        saved: whether checkpoints are written.
+        on_epoch: called with the epoch and its validation score.
+
+    Returns:
+        The trainer, and what training found: validation, seconds, losses and the number of parameters.
+    """
+    logger = getLogger()
+    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
+    model = build_model(config, train_data.dataset).to(config["device"])
+    logger.info(model)
+    trainer = session_trainer(config, model)
+    scores: dict[int, float] = {}
+
+    def remember(epoch: int, score: float) -> None:
+        scores[epoch] = float(score)
+        if on_epoch:
+            on_epoch(epoch, float(score))
+
+    started = time.perf_counter()
+    best_score, best_valid = trainer.fit(
+        train_data, valid_data, saved=saved, show_progress=shows_progress(config), callback_fn=remember
+    )
+    seconds = time.perf_counter() - started
+    bigger = config["valid_metric_bigger"]
+    return trainer, Fitted(
+        best_valid_score=float(best_score),
+        valid_score_bigger=bigger,
+        best_valid_result={key: float(value) for key, value in (best_valid or {}).items()},
+        valid_metric=config["valid_metric"],
+        # of equal scores the last, which is the one that RecBole keeps
+        best_epoch=(max if bigger else min)(reversed(scores), key=lambda epoch: scores[epoch]) if scores else None,
+        epochs=len(trainer.epoch_seconds),
+        valid_scores=list(scores.values()),
+        train_losses=[float(loss) for loss in trainer.train_loss_dict.values()],
+        seconds_training=round(seconds, 3),
+        seconds_per_epoch=[round(each, 4) for each in trainer.epoch_seconds],
+        parameters=sum(each.numel() for each in model.parameters() if each.requires_grad),
+    )
+
+
+def shows_progress(config: SessionConfig) -> bool:
+    """Whether progress bars are wanted, and someone looks."""
+    return bool(config["show_progress"]) and sys.stderr.isatty()
+
+
+def test_rows(
+    session: torch.Tensor, rank: torch.Tensor, config: SessionConfig, model: torch.nn.Module, trained: Any, tested: Any
+) -> dict[str, Any]:
+    """What the comparison of models needs of every test row, joined by session id; arrays of [R].
+
+    Args:
+        session: RecBole's session id of each row.
+        rank: of its target, 0 beyond the largest `topk`.
+        config: RecBole's config.
+        model: the tested model.
+        trained, tested: RecBole's datasets of the training and the test part.
+
+    Returns:
+        `session` (its token), `rank`, `length` (clicks before the target), `head` (the target is among the 20 % of items that the
+        training part clicks most) and `intent` (the model reads intents and has all of this session's).
+    """
+    feat = tested.inter_feat
+    place = {int(number): row for row, number in enumerate(feat[tested.uid_field])}
+    order = torch.tensor([place[int(number)] for number in session])
+    clicks = numpy.bincount(numpy.concatenate(training_sessions(config, trained)), minlength=tested.item_num)
+    head = numpy.zeros(tested.item_num, bool)
+    head[numpy.argsort(-clicks[1:], kind="stable")[: round(HEAD * (tested.item_num - 1))] + 1] = True
+    intents = next((module for module in model.modules() if isinstance(module, SessionIntents)), None)
+    known = intents.known(session.to(intents.nearest.device)).cpu() if intents else torch.zeros(len(session))
+    return {
+        "session": numpy.asarray(tested.field2id_token[tested.uid_field][session.numpy()], dtype=str),
+        "rank": rank.numpy().astype(numpy.int32),
+        "length": feat[tested.item_list_length_field][order].numpy().astype(numpy.int32),
+        "head": head[feat[tested.iid_field][order].numpy()],
+        "intent": known.numpy().astype(bool),
+    }

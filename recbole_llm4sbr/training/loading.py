@@ -1,0 +1,71 @@
+"""Loading a trained model again, with the data that it was trained on."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.settings import Settings, check_keys, check_values
+from recbole_llm4sbr.data.checks import check_run_files
+from recbole_llm4sbr.model import build_model
+from recbole_llm4sbr.training.config import SessionConfig
+from recbole_llm4sbr.training.dataset import SessionDataset
+from recbole_llm4sbr.training.run import load_data
+from recbole_llm4sbr.training.trainer import read_checkpoint
+
+_KNOWN_PACKAGES = ("recbole", "recbole_llm4sbr")  # whose modules a checkpoint may name without asking
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A trained model with what it was trained on: RecBole's config, dataset and dataloaders."""
+
+    config: SessionConfig
+    model: torch.nn.Module
+    dataset: SessionDataset
+    train_data: Any
+    valid_data: Any
+    test_data: Any
+
+
+def load_model(checkpoint: str | Path, **changed: Any) -> Loaded:
+    """Load a checkpoint with its data, ready to score; it gives the scores it gave when it was saved.
+
+    Args:
+        checkpoint: the file that `train` named.
+        changed: settings that differ now, for instance `atomic_path` when the files were moved. A model class outside RecBole and
+            this package is imported only when it is named here, as `model="package.module:Class"`.
+
+    Raises:
+        UserError: not a checkpoint, an unknown or wrong setting, a model class that was not asked for, or prepared or feature files
+            that have changed since.
+    """
+    state = read_checkpoint(checkpoint)
+    saved = Settings(state["config"]["given"])
+    _check_trusted(saved["model"], changed.get("model"), checkpoint)
+    check_keys(changed, saved["model"])
+    settings = saved | changed
+    check_values(settings)
+    check_run_files(settings)
+    config, dataset, (train_data, valid_data, test_data) = load_data(settings)
+    model = build_model(config, train_data.dataset).to(config["device"])
+    model.load_state_dict(state["state_dict"])
+    model.load_other_parameter(state.get("other_parameter"))  # type: ignore[operator]
+    return Loaded(config, model.eval(), dataset, train_data, valid_data, test_data)
+
+
+def _check_trusted(named: str, asked: str | None, checkpoint: str | Path) -> None:
+    """Refuse to import a module that only the checkpoint names: importing runs its code.
+
+    Raises:
+        UserError: names the module and how to allow it.
+    """
+    module, colon, _ = named.partition(":")
+    if not colon or module.split(".")[0] in _KNOWN_PACKAGES or named == asked:
+        return
+    raise UserError(
+        f"{str(checkpoint)!r} names the model class {named!r}, whose module would be imported and run; if you trust it, say so with "
+        f"load_model(..., model={named!r})"
+    )

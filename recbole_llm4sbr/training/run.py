@@ -1,0 +1,126 @@
+"""A training run on prepared files: train, select the epoch on validation, test once; in one process or in several."""
+
+import gc
+import socket
+import time
+from collections.abc import Callable, Mapping
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.multiprocessing.spawn import spawn
+
+from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.files import make_folder
+from recbole_llm4sbr.base.recbole import data_preparation, init_seed
+from recbole_llm4sbr.base.records import IntentCounts, PreparedCounts, RunResult, Tested
+from recbole_llm4sbr.base.settings import class_name
+from recbole_llm4sbr.data.checks import RunFiles, check_run_files
+from recbole_llm4sbr.training.config import SessionConfig, check_runnable
+from recbole_llm4sbr.training.dataset import SessionDataset
+from recbole_llm4sbr.training.environment import peak_memory_mb, versions
+from recbole_llm4sbr.training.fit import fit, shows_progress, test_rows
+from recbole_llm4sbr.training.logs import run_log
+from recbole_llm4sbr.training.trainer import plain
+
+OnEpoch = Callable[[int, float], None]
+OnTest = Callable[[dict[str, Any]], None]
+
+
+def load_data(settings: Mapping[str, Any]) -> tuple[SessionConfig, SessionDataset, tuple[Any, Any, Any]]:
+    """RecBole's config, dataset and train, valid and test dataloaders over the prepared files."""
+    config = SessionConfig(settings)
+    init_seed(config["seed"], config["reproducibility"])
+    dataset = SessionDataset(config)
+    return config, dataset, data_preparation(config, dataset)
+
+
+def train(
+    settings: Mapping[str, Any],
+    files: RunFiles | None = None,
+    counts: IntentCounts | None = None,
+    saved: bool = True,
+    on_epoch: OnEpoch | None = None,
+    on_test: OnTest | None = None,
+) -> RunResult:
+    """Train with RecBole's Trainer, select the epoch on validation, test once.
+
+    Args:
+        settings: what `load_settings` returned.
+        files: the run's files, when they are checked already.
+        counts: of the `infer` step before, for the report.
+        saved: whether checkpoints are written; without them the last epoch is tested instead of the best.
+        on_epoch: called with the epoch and its validation score.
+        on_test: called with the test rows (`test_rows`), from the one test that there is.
+
+    Raises:
+        UserError: a model that cannot run so, or files that are missing, were made otherwise or have changed.
+    """
+    check_runnable(settings)
+    files = files or check_run_files(settings)
+    if files.intents is not None and counts is None:
+        counts = IntentCounts.from_json(files.intents.counts)
+        counts = IntentCounts(**counts.of_files(), reused=counts.distinct_prompts)
+    run_name = (
+        f"{class_name(settings['model'])}-{settings['dataset']}-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6:06d}"
+    )
+    folder = make_folder(Path(settings["checkpoint_dir"]) / run_name)
+    here = {**settings, "checkpoint_dir": str(folder)}
+    tested = _train_here(here, saved, on_epoch, on_test) if settings["nproc"] == 1 else _train_on_many(here, saved)
+    return RunResult(
+        **vars(tested),
+        prepare=PreparedCounts.from_json(files.prepared.counts),
+        infer=counts if files.intents is not None else None,
+        settings=plain(dict(settings)),
+        versions=versions(),
+    )
+
+
+def _train_here(
+    settings: Mapping[str, Any], saved: bool, on_epoch: OnEpoch | None = None, on_test: OnTest | None = None
+) -> Tested:
+    """Train and test in this process."""
+    config, dataset, (train_data, valid_data, test_data) = load_data(settings)
+    with run_log(config):
+        getLogger().info(dataset)
+        trainer, fitted = fit(config, train_data, valid_data, saved, on_epoch)
+        if not config["single_spec"]:
+            torch.distributed.barrier()  # the first process writes the checkpoint that all of them read next
+        test = trainer.evaluate(test_data, load_best_model=saved, show_progress=shows_progress(config))
+    if on_test and (found := trainer.ranks()):
+        sessions, ranks = found
+        on_test(test_rows(sessions, ranks, config, trainer.model, train_data.dataset, test_data.dataset))
+    return Tested(
+        **vars(fitted),
+        test_result={key: float(value) for key, value in test.items()},
+        peak_memory_mb=peak_memory_mb(config["device"]),
+        checkpoint=str(trainer.saved_model_file) if saved else None,
+    )
+
+
+def _train_on_many(settings: Mapping[str, Any], saved: bool) -> Tested:
+    """Train with `nproc` processes, one per GPU (gloo on CPUs), as RecBole does: each takes its share of every epoch."""
+    processes = settings["nproc"]
+    if torch.cuda.is_available() and torch.cuda.device_count() < processes:
+        raise UserError(f"nproc={processes} needs as many GPUs; {torch.cuda.device_count()} are there")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    queue = torch.multiprocessing.get_context("spawn").SimpleQueue()
+    spawn(_one_of_many, (dict(settings), saved, address, queue), nprocs=processes)  # type: ignore[no-untyped-call]
+    result: Tested = queue.get()
+    return result
+
+
+def _one_of_many(rank: int, settings: dict[str, Any], saved: bool, address: str, queue: Any) -> None:
+    cuda = torch.cuda.is_available()
+    torch.distributed.init_process_group("nccl" if cuda else "gloo", address, rank=rank, world_size=settings["nproc"])
+    quiet = {} if rank == 0 else {"state": "error", "show_progress": False}
+    many = {"local_rank": rank, "world_size": settings["nproc"], "offset": 0, **quiet}
+    result = _train_here(settings | many, saved)
+    if rank == 0:
+        queue.put(result)
+    gc.collect()  # the wrapped model holds threads of the group, in cycles of references
+    torch.distributed.barrier()  # a process that leaves early takes the others' connections away
+    torch.distributed.destroy_process_group()

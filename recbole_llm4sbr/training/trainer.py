@@ -1,0 +1,122 @@
+"""RecBole's trainers with checkpoints that can be shared: plain types only, written whole, loaded without unpickling code."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import SyncBatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.files import write_whole
+from recbole_llm4sbr.base.recbole import Trainer, get_trainer
+
+
+def session_trainer(config: Any, model: torch.nn.Module) -> Trainer:
+    """RecBole's trainer for the model, with safe checkpoints, the seconds of each training epoch in `epoch_seconds`, and `ranks`."""
+    base: type[Trainer] = get_trainer(config["MODEL_TYPE"], config["model"])
+    trainer: Trainer = type(base.__name__, (_SessionTrainer, base), {})(config, model)
+    return trainer
+
+
+class _SessionTrainer:
+    """Mixin over any RecBole trainer: plain-type checkpoints (RecBole pickles its Config, which torch >= 2.6 rightly refuses to load),
+    a step-wise learning rate, and what `evaluate` found of each row."""
+
+    def __init__(self, config: Any, model: torch.nn.Module) -> None:
+        alone = config["single_spec"]
+        config["single_spec"] = True  # RecBole would ask for GPUs to share the work
+        super().__init__(config, model)  # type: ignore[call-arg]
+        config["single_spec"] = alone
+        if not alone:
+            devices = [config["device"]] if config["device"].type == "cuda" else None
+            self.distributed_model = DistributedDataParallel(
+                SyncBatchNorm.convert_sync_batchnorm(model),  # type: ignore[no-untyped-call]
+                devices,
+            )
+        self.saved_model_file = str(Path(config["checkpoint_dir"]) / f"{config['model']}.pth")
+        self.epoch_seconds: list[float] = []
+        self._rows: list[Tensor] = []
+        self._hits: Tensor | None = None
+        evaluator = self.evaluator  # type: ignore[attr-defined]
+        evaluate = evaluator.evaluate
+
+        def watched(struct: Any) -> Any:
+            self._hits = struct.get("rec.topk")[:, :-1] if "rec.topk" in struct else None
+            return evaluate(struct)
+
+        evaluator.evaluate = watched
+
+    def ranks(self) -> tuple[Tensor, Tensor] | None:
+        """Of the last `evaluate`: each row's session id, and its target's rank, 0 beyond the largest `topk`; None without a ranking."""
+        if self._hits is None or not self._rows:
+            return None
+        found = self._hits.bool()
+        return torch.cat(self._rows), (found.int().argmax(1) + 1) * found.any(1)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """RecBole's, and remember the rows."""
+        self._rows = []
+        return super().evaluate(*args, **kwargs)  # type: ignore[misc]
+
+    def _full_sort_batch_eval(self, batched_data: Any) -> Any:
+        self._rows.append(batched_data[0][self.config["USER_ID_FIELD"]].cpu())  # type: ignore[attr-defined]
+        return super()._full_sort_batch_eval(batched_data)  # type: ignore[misc]
+
+    def _train_epoch(self, train_data: Any, epoch: int, *args: Any, **kwargs: Any) -> Any:
+        if every := self.config["learning_rate_step"]:  # type: ignore[attr-defined]
+            for group in self.optimizer.param_groups:  # type: ignore[attr-defined]
+                decays = epoch // every
+                group["lr"] = self.config["learning_rate"] * self.config["learning_rate_decay"] ** decays  # type: ignore[attr-defined]
+        started = time.perf_counter()
+        losses = super()._train_epoch(train_data, epoch, *args, **kwargs)  # type: ignore[misc]
+        self.epoch_seconds.append(time.perf_counter() - started)
+        return losses
+
+    def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
+        config = self.config  # type: ignore[attr-defined]
+        if not config["single_spec"] and config["local_rank"] != 0:
+            return
+        path = kwargs.pop("saved_model_file", self.saved_model_file)
+        model = self.model  # type: ignore[attr-defined]
+        state = {
+            "config": plain(config.final_config_dict),
+            "epoch": epoch,
+            "cur_step": int(self.cur_step),  # type: ignore[attr-defined]
+            "best_valid_score": float(self.best_valid_score),  # type: ignore[attr-defined]
+            "state_dict": model.state_dict(),
+            "other_parameter": model.other_parameter(),
+            "optimizer": self.optimizer.state_dict(),  # type: ignore[attr-defined]
+        }
+        with write_whole(path, "wb") as handle:
+            torch.save(state, handle)
+        if verbose:
+            self.logger.info(f"Saving current: {path}")  # type: ignore[attr-defined]
+
+
+def plain(value: Any) -> Any:
+    """Scalars, lists and dicts as they are; anything else as its text."""
+    if isinstance(value, dict):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain(each) for each in value]
+    return value if value is None or type(value) in (bool, int, float, str) else str(value)
+
+
+def read_checkpoint(path: str | Path, device: str = "cpu") -> dict[str, Any]:
+    """Load a checkpoint; no code in it is ever run.
+
+    Raises:
+        UserError: the file is missing or is not a checkpoint of this package.
+    """
+    try:
+        checkpoint = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"there is no checkpoint {str(path)!r}") from None
+    except Exception as error:
+        raise UserError(f"{str(path)!r} is not a checkpoint of this package ({type(error).__name__})") from None
+    if not isinstance(checkpoint, dict) or not {"config", "state_dict"} <= set(checkpoint):
+        raise UserError(f"{str(path)!r} is not a checkpoint of this package (no config in it)")
+    return checkpoint
