@@ -3,37 +3,31 @@
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from recbole_llm4sbr._version import __version__
-from recbole_llm4sbr.cli.commands import COMMANDS
-from recbole_llm4sbr.cli.console import parse_arguments, summary
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.files import write_json
-from recbole_llm4sbr.base.settings import describe, load_settings
+from recbole_llm4sbr.base.schema import describe_settings
+from recbole_llm4sbr.cli import answers, compare, infer, line, prepare, report, train, tune
+from recbole_llm4sbr.cli.parsing import Verb, parse_arguments
 
+VERBS: dict[str, Verb] = {
+    verb.name: verb
+    for verb in (line.VERB, prepare.VERB, infer.VERB, train.VERB, *compare.VERBS, tune.VERB, report.VERB, answers.VERB)
+}
 USAGE = """\
 usage: python run_recbole_llm4sbr.py [verb] --model=SRGNN --dataset=ml-100k [--key=value ...]
        recbole-llm4sbr [verb] ...                                         (the same, from anywhere)
 
 LLM4SBR for RecBole: session intents from a large language model for any session-based recommender.
 
-verbs
-  (none)    the whole line: prepare, infer, train, test; steps whose result is there already are skipped
-  prepare   click log -> sessions, written as RecBole benchmark files under --atomic_path
-  infer     sessions -> LLM intents -> feature files beside them (prepares first where needed)
-  train     train on the files that are there, select on validation, test once
-  compare   models x variants x datasets x seeds, and a report: does the LLM help, and more than chance? (`compare --help`)
-  ablate    the paper's ablations of one model, by name, and the controls (`ablate --help`)
-  tune      search k, lambda or anything else with Ray Tune, on validation; test the best once (`tune --help`)
-  report    the report again, of several grids if you like (`report --help`)
-  answers   the LLM's answers: `answers stats | export | import | drop`, with --atomic_path, --file, --llm, --prompt (`answers --help`)
+verbs (each has a --help of its own)
+{verbs}
 
 examples
   recbole-llm4sbr --model=SRGNN --dataset=ml-100k                        first run: all is downloaded or shipped
   recbole-llm4sbr --model=SRGNN --dataset=ml-100k --llm4sbr=false        the plain backbone on the same files
-  recbole-llm4sbr --model=NARM --dataset=mine --data_path=dataset --item_name='{title}' --item_text='{title}, {brand}'
+  recbole-llm4sbr --model=NARM --dataset=mine --data_path=dataset --item_name='{{title}}' --item_text='{{title}}, {{brand}}'
   recbole-llm4sbr infer --dataset=mine --llm=Qwen/Qwen2.5-7B-Instruct     another LLM: hub id, local folder, .gguf file
   recbole-llm4sbr infer --dataset=mine --dry_run=true                      what it would ask: prompts, tokens, time, cost, examples
   recbole-llm4sbr infer --dataset=mine --llm_backend=openai --llm_url=http://127.0.0.1:8000/v1 --llm=my-model
@@ -44,54 +38,6 @@ baselines: LLMInfer, LLMSeqSim, LLM2SRGNN (LLM2 + any backbone).
 --config_files=a.yaml,b.yaml: settings from files; the command line wins over them. `--key=value` and `--key value` both work.
 Every setting of RecBole can be given too. The settings of this package and their defaults:
 """
-
-
-def run_all(settings: dict[str, Any]) -> None:
-    """The whole line."""
-    from recbole_llm4sbr.training.config import check_runnable
-    from recbole_llm4sbr.quick_start import make_features, train
-
-    check_runnable(settings)
-    run_prepare(settings)
-    stage1 = make_features(settings)
-    if settings["dry_run"]:
-        return
-    _finish(settings, train(settings, stage1))
-
-
-def run_prepare(settings: dict[str, Any]) -> None:
-    """Verb `prepare`."""
-    from recbole_llm4sbr.data.prepare import prepare
-
-    prepare(settings)
-
-
-def run_infer(settings: dict[str, Any]) -> None:
-    """Verb `infer`."""
-    from recbole_llm4sbr.intent.infer import encode_items, infer
-
-    run_prepare(settings)
-    if settings["intent_source"] == "none":
-        encode_items(settings)
-    else:
-        infer(settings)
-
-
-def run_train(settings: dict[str, Any]) -> None:
-    """Verb `train`."""
-    from recbole_llm4sbr.quick_start import train
-
-    _finish(settings, train(settings))
-
-
-VERBS: dict[str, Callable[[dict[str, Any]], Any]] = {"prepare": run_prepare, "infer": run_infer, "train": run_train}
-
-
-def _finish(settings: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-    print(summary(result))
-    if settings["result_file"]:
-        write_json(settings["result_file"], result)
-        print(f"written: {settings['result_file']}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -113,21 +59,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
 
+def describe_program() -> str:
+    """What `--help` prints without a verb."""
+    verbs = "\n".join(f"  {verb.name or '(none)':9} {verb.about}" for verb in VERBS.values())
+    return USAGE.format(verbs=verbs) + describe_settings()
+
+
 def _run(arguments: list[str]) -> int:
-    if arguments and arguments[0] in COMMANDS:
-        return COMMANDS[arguments[0]](arguments[1:])
-    if {"-h", "--help", "help"} & set(arguments):
-        print(USAGE + describe(), flush=True)
+    name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else ""
+    if name == "help":
+        name, arguments = "", ["--help"]
+    if name not in VERBS:
+        raise UserError(f"verb {name!r} is unknown; choose one of {', '.join(filter(None, VERBS))}, or none for the whole line")
+    if {"-h", "--help"} & set(arguments):
+        print(VERBS[name].help() if name else describe_program(), flush=True)
         return 0
     if "--version" in arguments:
         print(__version__)
         return 0
-    verb, files, given = parse_arguments(arguments)
-    if verb is not None and verb not in VERBS:
-        raise UserError(f"verb {verb!r} is unknown; choose one of {', '.join([*VERBS, *COMMANDS])}, or none for the whole line")
-    settings = load_settings(config_files=files, overrides=given)
-    (VERBS[verb] if verb else run_all)(settings)
-    return 0
+    return VERBS[name].run(parse_arguments(VERBS[name], arguments))
 
 
 if __name__ == "__main__":

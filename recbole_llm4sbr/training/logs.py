@@ -1,7 +1,64 @@
-"""Stub until written."""
-from contextlib import nullcontext
+"""The log of a training run: a file of its own under `log/`, as RecBole names it, and the screen where nobody else shows it.
+
+RecBole's `init_logger` calls `logging.basicConfig`, which does nothing where the root logger is configured already: the log files of
+command-line runs stayed empty. Here handlers are added for the time of a run and taken away after it; no other handler is touched.
+"""
+
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from recbole_llm4sbr.base.files import make_folder
 
-def run_log(config: Any) -> Any:
-    return nullcontext()
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_LEVELS = {"info": logging.INFO, "debug": logging.DEBUG, "error": logging.ERROR, "warning": logging.WARNING}
+_LEVELS["critical"] = logging.CRITICAL
+
+
+class _WithoutColours(logging.Formatter):
+    """RecBole colours what it logs for a terminal; in a file the codes are noise."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line without colour codes."""
+        return _COLOUR.sub("", super().format(record))
+
+
+@contextmanager
+def run_log(config: Any) -> Iterator[Path]:
+    """Log a run into a file of its own, and on the screen where the root logger has no handler.
+
+    Args:
+        config: reads `model`, `dataset` and `state`, the least level (RecBole's key; info by default).
+
+    Yields:
+        The file; it is made with its first line.
+    """
+    root = logging.getLogger()
+    level = _LEVELS.get(str(config["state"] or "info").lower(), logging.INFO)
+    folder = make_folder(Path("log") / str(config["model"]))
+    unique = f"{time.strftime('%b-%d-%Y_%H-%M-%S')}-{os.getpid()}-{time.time_ns() % 10**6:06d}"
+    path = folder / f"{config['model']}-{config['dataset']}-{unique}.log"
+    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler.setFormatter(_WithoutColours("%(asctime)-15s %(levelname)s  %(message)s", "%a %d %b %Y %H:%M:%S"))
+    added: list[logging.Handler] = [handler]
+    if not root.handlers:
+        screen = logging.StreamHandler()
+        screen.setFormatter(logging.Formatter("%(asctime)-15s %(levelname)s  %(message)s", "%d %b %H:%M"))
+        added.append(screen)
+    for each in added:
+        each.setLevel(level)
+        root.addHandler(each)
+    before = root.level
+    root.setLevel(min(before, level) if before else level)
+    try:
+        yield path
+    finally:
+        root.setLevel(before)
+        for each in added:
+            root.removeHandler(each)
+            each.close()

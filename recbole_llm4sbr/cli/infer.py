@@ -1,0 +1,36 @@
+"""Verb `infer`."""
+
+from recbole_llm4sbr.base.settings import load_settings
+from recbole_llm4sbr.cli.parsing import Arguments, Verb
+
+USAGE = """\
+usage: recbole-llm4sbr infer --dataset=ml-100k [--key=value ...]
+
+Asks an LLM for every session's intent, finds the items nearest to each answer, and writes the feature files beside the session files
+(prepares first where needed). A killed run goes on where it was; no answer is paid for twice.
+
+  recbole-llm4sbr infer --dataset=mine --dry_run=true                    prompts, tokens, time, cost and examples, without a call
+  recbole-llm4sbr infer --dataset=mine --llm=Qwen/Qwen2.5-7B-Instruct     a hub id, a local folder or a .gguf file
+"""
+
+
+def run(arguments: Arguments) -> int:
+    """Write the feature files, unless they are there."""
+    from recbole_llm4sbr.data.prepare import prepare
+    from recbole_llm4sbr.intent.infer import dry_run, infer
+    from recbole_llm4sbr.intent.item_vectors import encode_items
+
+    settings = load_settings(config_files=arguments.config_files, overrides=arguments.settings)
+    prepared = prepare(settings)
+    if settings["intent_source"] == "none":
+        encode_items(settings, prepared)
+    elif settings["dry_run"]:
+        print(dry_run(settings, prepared))
+    else:
+        infer(settings, prepared)
+    return 0
+
+
+VERB = Verb(
+    "infer", "sessions -> LLM intents -> feature files beside them (prepares first where needed)", USAGE, run, shows=("infer",)
+)

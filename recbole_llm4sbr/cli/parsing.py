@@ -1,0 +1,181 @@
+"""The one argument parser: a verb declares its options, everything else of the form `--key=value` is a setting."""
+
+import difflib
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.schema import load_yaml, schema
+from recbole_llm4sbr.base.settings import parse_value, recbole_keys
+from recbole_llm4sbr.base.wording import show
+
+Kind = Literal["text", "names", "value", "flag"]
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of a verb.
+
+    Attributes:
+        name: as typed behind `--`.
+        help: for people.
+        default: what it is when it is not given.
+        kind: `text` as it stands, `names` with commas between them, `value` read as YAML, `flag` needs no value.
+        choices: all values that are allowed; empty for any.
+        least: of a number.
+    """
+
+    name: str
+    help: str
+    default: Any = None
+    kind: Kind = "text"
+    choices: tuple[str, ...] = ()
+    least: float | None = None
+
+    def read(self, text: str) -> Any:
+        """The value in `text`.
+
+        Raises:
+            UserError: it is none of the choices, empty, no number or too small.
+        """
+        value: Any = text if self.kind == "text" else load_yaml(text)
+        if self.kind == "names":
+            value = [str(each).strip() for each in (value if isinstance(value, list) else text.split(","))]
+            if not value or not all(value):
+                raise UserError(f"--{self.name}={text!r} must be names with commas between them")
+        for each in value if self.kind == "names" else [value]:
+            if self.choices and each not in self.choices:
+                near = difflib.get_close_matches(str(each), self.choices, n=1)
+                hint = f" (did you mean {near[0]!r}?)" if near else ""
+                raise UserError(f"--{self.name}={each!r} is unknown{hint}; choose from {', '.join(self.choices)}")
+        if self.least is not None and (type(value) not in (int, float) or value < self.least):
+            raise UserError(f"--{self.name}={value!r} must be a number of at least {self.least:g}")
+        return value
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What was typed behind a verb.
+
+    Attributes:
+        verb: its name; "" for the whole line.
+        words: positional arguments.
+        options: values of the verb's options by name, defaults included.
+        given: names of the options that were typed.
+        settings: settings that were typed.
+        config_files: settings files, later ones win.
+        command: the whole command, for reports.
+    """
+
+    verb: str
+    words: list[str]
+    options: dict[str, Any]
+    given: frozenset[str]
+    settings: dict[str, Any]
+    config_files: list[str]
+    command: str
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb of the command line.
+
+    Attributes:
+        name: "" for the whole line.
+        about: one line for the list of verbs.
+        usage: how it is called, and what it does; `--help` begins with it.
+        run: returns the exit code.
+        options: of its own.
+        words: what its positional arguments are; "" when it has none.
+        takes_settings: whether `--key=value` may be any setting.
+        shows: beginnings of the titles in `properties/overall.yaml` whose settings its `--help` lists.
+        more: what `--help` ends with.
+    """
+
+    name: str
+    about: str
+    usage: str
+    run: Callable[[Arguments], int]
+    options: tuple[Option, ...] = ()
+    words: str = ""
+    takes_settings: bool = True
+    shows: tuple[str, ...] = ()
+    more: Callable[[], str] = field(default=str)
+
+    def help(self) -> str:
+        """What `--help` prints."""
+        lines = [self.usage.rstrip()]
+        if self.options:
+            lines.append("\noptions")
+        for option in self.options:
+            default = "" if option.default in (None, False) else f"  (default: {_typed(option.default)})"
+            lines.append(f"  --{option.name:15} {option.help}{default}")
+        if self.takes_settings:
+            lines.append(f"  --{'config_files':15} settings from files, a.yaml,b.yaml; the command line wins over them")
+            lines.append(f"  --{'key=value':15} any setting of this package or of RecBole; `recbole-llm4sbr --help` lists ours")
+        sections = dict.fromkeys(
+            each.section for each in schema().values() if self.shows and each.section.startswith(self.shows)
+        )
+        for section in sections:
+            lines.append(f"\nsettings of {section}")
+            lines += [f"  --{s.key}={show(s.default)}\n        {s.help}" for s in schema().values() if s.section == section]
+        return "\n".join(lines) + (f"\n\n{self.more()}" if self.more() else "")
+
+
+def _typed(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def parse_arguments(verb: Verb, arguments: Sequence[str]) -> Arguments:
+    """Sort what was typed behind a verb into words, options, settings files and settings (values read as YAML).
+
+    Raises:
+        UserError: a key without a value or given twice with different ones, a misspelt option, a word that is not understood.
+    """
+    options = {option.name: option for option in verb.options}
+    texts, words = _split(verb, arguments, options)
+    values: dict[str, Any] = {option.name: option.default for option in verb.options}
+    settings: dict[str, Any] = {}
+    for key, text in texts.items():
+        if key in options:
+            values[key] = options[key].read(text)
+        elif not verb.takes_settings:
+            raise UserError(f"`{verb.name}` has no option --{key}" + _nearest(key, options, "; `--help` lists its options"))
+        else:
+            settings[key] = parse_value(text, key)
+    files = settings.pop("config_files", None) or []
+    for key in settings:
+        if key not in schema() and key not in recbole_keys("") and (hint := _nearest(key, options, "", 0.8)):
+            raise UserError(f"`{verb.name}` has no option --{key}{hint}")
+    command = shlex.join(["recbole-llm4sbr", *filter(None, [verb.name]), *arguments])
+    names = files.split(",") if isinstance(files, str) else [str(each) for each in files]
+    return Arguments(verb.name, words, values, frozenset(set(texts) & set(options)), settings, names, command)
+
+
+def _split(verb: Verb, arguments: Sequence[str], options: dict[str, Option]) -> tuple[dict[str, str], list[str]]:
+    """Values by key as typed, and positional words."""
+    rest, texts, words = list(arguments), dict[str, str](), list[str]()
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("-") and verb.words:
+            words.append(word)
+            continue
+        if not word.startswith("--") or word == "--":
+            raise UserError(f"argument {word!r} is not understood; settings are given as --key=value")
+        key, equals, text = word[2:].partition("=")
+        if not equals and key in options and options[key].kind == "flag":
+            text = "true"
+        elif not equals:
+            if not rest or rest[0].startswith("--"):
+                raise UserError(f"--{key} needs a value, as --{key}=value")
+            text = rest.pop(0)
+        if texts.setdefault(key, text) != text and parse_value(texts[key], key) != parse_value(text, key):
+            raise UserError(f"--{key} is given twice, as {texts[key]!r} and {text!r}")
+    return texts, words
+
+
+def _nearest(key: str, names: Sequence[str] | dict[str, Option], otherwise: str, cutoff: float = 0.6) -> str:
+    near = difflib.get_close_matches(key, list(names), n=1, cutoff=cutoff)
+    return f"; did you mean --{near[0]}?" if near else otherwise

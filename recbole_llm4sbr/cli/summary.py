@@ -1,0 +1,31 @@
+"""The table at the end of a run."""
+
+from recbole_llm4sbr.base.records import RunResult
+
+
+def summary(result: RunResult) -> str:
+    """Metrics of validation and test, then how they came about."""
+    settings, counts, intents = result.settings, result.prepare, result.infer
+    kind = f"LLM4SBR({settings['model']})" if settings["llm4sbr"] else f"{settings['model']}, plain"
+    columns = result.metric_names()
+    lines = ["", f"{kind} on {settings['dataset']}", " " * 6 + "".join(f"{column:>9}" for column in columns)]
+    for part, values in (("valid", result.best_valid_result), ("test", result.test_result)):
+        numbers = (values.get(column.lower()) for column in columns)
+        lines.append(f"{part:6}" + "".join(f"{'-' if number is None else format(number, '.4f'):>9}" for number in numbers))
+    per_epoch = result.seconds_per_epoch
+    lines += [
+        f"sessions {counts.sessions:,}, items {counts.items:,}, clicks {counts.clicks:,}; rows "
+        + ", ".join(f"{part} {number:,}" for part, number in counts.rows.items()),
+        f"best epoch {result.best_epoch} of 0..{result.epochs - 1} by {result.valid_metric} on validation; "
+        f"{sum(per_epoch) / max(len(per_epoch), 1):.2f} s per epoch, {result.seconds_training:.0f} s training, "
+        f"peak memory {result.peak_memory_mb:,.0f} MB",
+    ]
+    if intents:
+        lines.append(
+            f"intents from {settings['intent_source']}: {intents.prompts:,} prompts, {intents.distinct_prompts:,} distinct; "
+            f"{intents.calls:,} calls made, {intents.reused:,} answers reused; {intents.intents:,} intents, "
+            f"{intents.no_intent:,} missing" + (f", {intents.not_asked:,} not asked for" if intents.not_asked else "")
+        )
+    if result.checkpoint:
+        lines.append(f"checkpoint {result.checkpoint}")
+    return "\n".join(lines)
