@@ -110,7 +110,7 @@ class Verb:
         if self.options:
             lines.append("\noptions")
         for option in self.options:
-            default = "" if option.default in (None, False) else f"  (default: {_typed(option.default)})"
+            default = "" if option.default in (None, False, "") else f"  (default: {_typed(option.default)})"
             lines.append(f"  --{option.name:15} {option.help}{default}")
         if self.takes_settings:
             lines.append(f"  --{'config_files':15} settings from files, a.yaml,b.yaml; the command line wins over them")

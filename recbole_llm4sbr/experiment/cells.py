@@ -8,7 +8,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ import torch
 
 from recbole_llm4sbr.base.cluster import connect
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.quick_start import train
+from recbole_llm4sbr.base.records import CellResult
+from recbole_llm4sbr.experiment.work import own_folder
+from recbole_llm4sbr.training.run import train
 
 
 @dataclass(frozen=True)
@@ -49,38 +51,42 @@ class Cell:
         return f"{self.model} {self.variant}, {self.dataset}, seed {self.seed}"
 
 
-Outcome = tuple[Cell, dict[str, Any], dict[str, Any]]  # with the row for `cells.jsonl` and the test rows
+TestRows = dict[str, Any]  # arrays by name, as `training.fit.test_rows` gives them
+Outcome = tuple[Cell, CellResult, TestRows]
 
 
-def run_cell(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Train and test one cell: the row for `cells.jsonl` and the test rows. What goes wrong is the row's reason."""
-    ranks: dict[str, Any] = {}
+def run_cell(settings: Mapping[str, Any]) -> tuple[CellResult, TestRows]:
+    """Train and test one cell. What goes wrong is the result's reason."""
+    ranks: TestRows = {}
     try:
         result = train(settings, on_test=ranks.update)
-        return {"status": "ok", "result": result | {"checkpoint": None}}, ranks
+        return CellResult("ok", replace(result, checkpoint=None)), ranks
     except UserError as error:
-        return {"status": "failed", "reason": str(error)}, {}
+        return CellResult("failed", reason=str(error)), {}
     except Exception as error:
         where = traceback.format_exc(limit=-3)
-        return {"status": "failed", "reason": f"{type(error).__name__}: {error}", "traceback": where}, {}
+        return CellResult("failed", reason=f"{type(error).__name__}: {error}", traceback=where), {}
 
 
-def run_cells(cells: Sequence[Cell], workers: int, folder: Path) -> Iterator[Outcome]:
-    """Run cells, `workers` at a time, each in a fresh process: its peak memory is its own, and when it is killed the rest go on."""
-    shutil.rmtree(folder, ignore_errors=True)  # checkpoints of a run that was killed
-    settings_of = {cell.key: {**cell.settings, "checkpoint_dir": str(folder / cell.key)} for cell in cells}
-    try:
+def run_cells(cells: Sequence[Cell], workers: int, out: Path) -> Iterator[Outcome]:
+    """Run cells, `workers` at a time, each in a fresh process: its peak memory is its own, and when it is killed the rest go on.
+
+    Args:
+        cells: distinct ones.
+        workers: 0 runs them one after the other in this process; where they name a `ray_address`, a cluster runs them instead.
+        out: folder of the grid; checkpoints go into a folder of this run's own in it, which is removed at the end.
+    """
+    with own_folder(out) as folder:
+        settings_of = {cell.key: {**cell.settings, "checkpoint_dir": str(folder / cell.key)} for cell in cells}
         if cells and cells[0].settings["ray_address"]:
             outcomes = _on_ray(cells, settings_of)
         elif workers:
             outcomes = _side_by_side(cells, settings_of, workers)
         else:
             outcomes = ((cell, *run_cell(settings_of[cell.key])) for cell in cells)
-        for cell, row, ranks in outcomes:
+        for cell, result, ranks in outcomes:
             shutil.rmtree(folder / cell.key, ignore_errors=True)
-            yield cell, row, ranks
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+            yield cell, result, ranks
 
 
 def _on_ray(cells: Sequence[Cell], settings_of: Mapping[str, Mapping[str, Any]]) -> Iterator[Outcome]:
@@ -103,13 +109,14 @@ def _on_ray(cells: Sequence[Cell], settings_of: Mapping[str, Mapping[str, Any]])
         (ready,), _ = ray.wait(list(waiting))
         cell = waiting.pop(ready)
         try:
-            row, ranks = ray.get(ready)
+            result, ranks = ray.get(ready)
         except ray.exceptions.RayError as error:
-            row, ranks = {"status": "failed", "reason": f"lost on the cluster: {' '.join(str(error).split())[:300]}"}, {}
-        yield cell, row, ranks
+            result = CellResult("failed", reason=f"lost on the cluster: {' '.join(str(error).split())[:300]}")
+            ranks = {}
+        yield cell, result, ranks
 
 
-def _ray_cell(settings: Mapping[str, Any], threads: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def _ray_cell(settings: Mapping[str, Any], threads: int) -> tuple[CellResult, TestRows]:
     torch.set_num_threads(threads)
     logging.disable(logging.INFO)
     return run_cell(settings)
@@ -136,15 +143,15 @@ def _side_by_side(cells: Sequence[Cell], settings_of: Mapping[str, Mapping[str, 
                 assert isinstance(ready, Connection)
                 cell, process, slot = running.pop(ready)
                 try:
-                    row, ranks = ready.recv()
+                    result, ranks = ready.recv()
                 except (EOFError, OSError):
                     process.join()
                     code = process.exitcode
-                    row, ranks = {"status": "failed", "reason": f"its process ended with {code}" + _KILLED * (code == -9)}, {}
+                    result, ranks = CellResult("failed", reason=f"its process ended with {code}" + _KILLED * (code == -9)), {}
                 ready.close()
                 process.join()
                 slots.append(slot)
-                yield cell, row, ranks
+                yield cell, result, ranks
     finally:
         for _, process, _ in running.values():
             process.terminate()

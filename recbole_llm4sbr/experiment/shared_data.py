@@ -14,10 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-
 from recbole_llm4sbr.base.recbole import Interaction, data_preparation
-from recbole_llm4sbr.training.config import SessionConfig
 from recbole_llm4sbr.model import IntentFiles
+from recbole_llm4sbr.training.config import SessionConfig
 
 _FEATURES = ("inter_feat", "item_feat", "user_feat")
 Arrays = dict[str, npt.NDArray[Any]]

@@ -1,7 +1,6 @@
 """Search spaces in RecBole's form, `name kind values` by line, checked before anything runs."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,12 +102,3 @@ def _dimension(kind: str, text: str, where: str) -> Dimension:
     if kind == "loguniform":
         numbers = [math.exp(number) for number in numbers]
     return Dimension(kind, tuple(numbers))
-
-
-def describe_space(space: Mapping[str, Dimension]) -> str:
-    """The space in a line."""
-    return "; ".join(
-        f"{key} {dimension.kind} "
-        + ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in dimension.values)
-        for key, dimension in space.items()
-    )

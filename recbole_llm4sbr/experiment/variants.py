@@ -1,0 +1,70 @@
+"""What a model is compared as: the shipped variants of `properties/variants.yaml`, and the paper's ablations made of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.files import PROPERTIES
+from recbole_llm4sbr.base.schema import per_grid, read_yaml
+from recbole_llm4sbr.base.settings import parse_value
+
+# The paper's tables and figures by name: a title, and variants of one backbone.
+ABLATIONS: dict[str, tuple[str, list[str]]] = {
+    "components": ("Parts of LLM4SBR (the paper's Table 4)", ["llm4sbr", "w/o SBR", "w/o LLM", "w/o AU"]),
+    "baselines": ("Other ways to use a language model (Figure 5)", ["plain", "LLMInfer", "LLMSeqSim", "LLM2Seq", "llm4sbr"]),
+    "views": ("Views (Figure 6)", ["llm4sbr", "w/o Long", "w/o Short", "Normal"]),
+    "k": ("Items per intent, k (Figure 7)", [f"llm4sbr+intent_k={k}" for k in (0, 1, 3, 5)]),
+    "lambda": ("Weight of alignment and uniformity", [f"llm4sbr+intent_lambda={each}" for each in (0.0, 0.05, 0.1, 0.3, 1.0)]),
+    "controls": ("Controls: other vectors for the intents", ["plain", "llm4sbr", "session_text", "shuffled", "random", "none"]),
+    "switches": (
+        "Switches, for plain and enhanced",
+        ["plain", "plain-text-init", "plain-cosine", "llm4sbr", "text-init", "cosine", "residual", "concat"],
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A variant of one model.
+
+    Attributes:
+        name: as typed, for instance `llm4sbr+intent_k=3`.
+        about: what the report says of it.
+        settings: in which it differs from the other cells.
+    """
+
+    name: str
+    about: str
+    settings: dict[str, Any]
+
+
+def read_variants() -> Mapping[str, Mapping[str, Any]]:
+    """The shipped variants: name -> `about` and `set`."""
+    return read_yaml(PROPERTIES / "variants.yaml")
+
+
+def make_variant(name: str, model: str) -> Variant:
+    """A variant by name, for a model.
+
+    Raises:
+        UserError: there is no such variant, or it changes what is decided before training.
+    """
+    variants = read_variants()
+    shipped, *changes = name.split("+")
+    if shipped not in variants:
+        raise UserError(f"variant {shipped!r} is unknown; choose from {', '.join(variants)}")
+    settings = {
+        key: value.format(model=model) if isinstance(value, str) else value for key, value in variants[shipped]["set"].items()
+    }
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise UserError(f"variant {name!r}: {change!r} is not understood; write it as {shipped}+key=value")
+        if per_grid(key):
+            raise UserError(
+                f"variant {name!r}: {key!r} is decided before training, for all cells; run the grid once for each value, with --{key} "
+                f"and an --atomic_path and --out of its own"
+            )
+        settings[key] = parse_value(value, key)
+    return Variant(name, ", ".join([variants[shipped]["about"], *changes]), settings)
