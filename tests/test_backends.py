@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.settings import CHOICES, load_settings
+from recbole_llm4sbr.base.schema import schema
+from recbole_llm4sbr.base.settings import load_settings
 from recbole_llm4sbr.intent.backends import BACKENDS, Request, make_backend
 from recbole_llm4sbr.intent.backends.chat import common, group, render
 from recbole_llm4sbr.intent.backends.transformers import TransformersBackend
@@ -138,7 +139,7 @@ def test_a_folder_that_is_no_model_is_named(tmp_path, tiny_encoder):
 
 
 def test_every_backend_of_the_table_is_a_choice_and_answers_every_request(tiny_llm):
-    assert set(CHOICES["llm_backend"]) == set(BACKENDS)
+    assert set(schema()["llm_backend"].choices) == set(BACKENDS)
     for name in ("transformers", "echo"):  # the others have tests of their own
         settings = load_settings(dataset="tiny", overrides={"llm_backend": name, "llm": tiny_llm, "llm_max_new_tokens": 4})
         backend = make_backend(settings)

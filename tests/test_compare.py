@@ -8,18 +8,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from recbole_llm4sbr import compare as grid
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import read_json_lines
 from recbole_llm4sbr.cli.main import main
-from recbole_llm4sbr.experiment import cells
-from recbole_llm4sbr.experiment.compare import ABLATIONS, compare
-from recbole_llm4sbr.report.grids import read_grids
+from recbole_llm4sbr.experiment import cells, keys, work
+from recbole_llm4sbr.experiment.compare import compare
+from recbole_llm4sbr.experiment.variants import ABLATIONS, read_variants
 from recbole_llm4sbr.report.page import report
+from recbole_llm4sbr.report.reading import read_grids
 from recbole_llm4sbr.report.statistics import session_metric
 from recbole_llm4sbr.report.tables import by_session, tables_of
 
@@ -87,12 +88,12 @@ def test_an_interrupted_grid_ends_in_the_same_report(here, monkeypatch):
 
 def test_ranks_of_sessions_give_recboles_metrics(here):
     rows = run(here, seeds=1, models=["SRGNN", "GRU4Rec"], variants=["plain", "llm4sbr", "recbole"])
-    assert [row["status"] for row in rows] == ["ok"] * 6
+    assert [row.status for row in rows] == ["ok"] * 6
     for row in rows:
-        with np.load(f"out/ranks/{row['key']}.npz") as arrays:
+        with np.load(f"out/ranks/{row.key}.npz") as arrays:
             for metric in ("Hit@5", "MRR@10", "NDCG@20"):
                 mean = session_metric(arrays["rank"], metric).mean()
-                assert mean == pytest.approx(row["result"]["test_result"][metric.lower()], abs=1e-6)
+                assert mean == pytest.approx(row.result.test_result[metric.lower()], abs=1e-6)
             test = [line.split("\t") for line in Path("atomic/tiny/tiny.test.inter").read_text().splitlines()[1:]]
             assert sorted(arrays["session"].tolist()) == sorted(line[0] for line in test)
             lengths = {line[0]: min(len(line[1].split(" ")), 12) for line in test}
@@ -108,7 +109,7 @@ def test_head_targets_are_the_most_clicked_fifth(here):
             counts[item] = counts.get(item, 0) + 1
     items = Path("atomic/tiny/tiny.item").read_text().splitlines()[1:]
     least = sorted(counts.values())[-round(0.2 * len(items))]
-    with np.load(f"out/ranks/{row['key']}.npz") as arrays:
+    with np.load(f"out/ranks/{row.key}.npz") as arrays:
         heads = dict(zip(arrays["session"].tolist(), arrays["head"].tolist()))
     for line in Path("atomic/tiny/tiny.test.inter").read_text().splitlines()[1:]:
         session, _, target = line.split("\t")
@@ -118,21 +119,21 @@ def test_head_targets_are_the_most_clicked_fifth(here):
 
 def test_a_cell_that_cannot_run_is_recorded_and_the_others_run(here):
     rows = run(here, models=["CORE", "SRGNN"], seeds=1)
-    assert [row["status"] for row in rows] == ["ok", "failed", "ok", "ok"]
-    assert "scores by cosine" in rows[1]["reason"]
+    assert [row.status for row in rows] == ["ok", "failed", "ok", "ok"]
+    assert "scores by cosine" in rows[1].reason
     tables = {table.title: table for table in tables_of(read_grids(["out"])[0])}
-    assert tables["Cells without a result"].rows == [["CORE", "llm4sbr", "2020", rows[1]["reason"]]]
+    assert tables["Cells without a result"].rows == [["CORE", "llm4sbr", "2020", rows[1].reason]]
 
 
 def test_a_killed_process_costs_one_cell(here, monkeypatch):
     rows = run(here, seeds=1, workers=2)
-    assert [row["status"] for row in rows] == ["ok", "ok"]
+    assert [row.status for row in rows] == ["ok", "ok"]
     same = run(here, "in_process", seeds=1)
-    assert [row["result"]["test_result"] for row in rows] == [row["result"]["test_result"] for row in same]
+    assert [row.result.test_result for row in rows] == [row.result.test_result for row in same]
     monkeypatch.setattr(cells, "_child", _dies)
     rows = run(here, "killed", seeds=1, workers=1)
-    assert [row["status"] for row in rows] == ["failed", "failed"]
-    assert "-9" in rows[0]["reason"]
+    assert [row.status for row in rows] == ["failed", "failed"]
+    assert "-9" in rows[0].reason
 
 
 def _dies(parent, settings, threads, slot):
@@ -155,11 +156,11 @@ def test_mistakes_are_named_before_anything_runs(here, monkeypatch):
 def test_every_ablation_of_the_paper_runs(here):
     groups = {title: names for title, names in ABLATIONS.values()}
     rows = compare(groups, ["SRGNN"], ["tiny"], 1, here | {"epochs": 1}, "out", 0)
-    assert {row["status"] for row in rows} == {"ok"}
+    assert {row.status for row in rows} == {"ok"}
     assert len(rows) < sum(map(len, groups.values()))  # what stands in several tables ran once
     block = read_grids(["out"])[0]
     assert block.groups == list(groups)
-    of = {line.variant: next(iter(line.results.values()))["settings"] for line in block.lines}
+    of = {line.variant: next(iter(line.results.values())).settings for line in block.lines}
     assert of["w/o Long"]["views"] == ["short"]
     assert of["w/o AU"]["intent_lambda"] == 0
     assert [of[f"llm4sbr+intent_k={k}"]["intent_k"] for k in (0, 1, 3, 5)] == [0, 1, 3, 5]
@@ -259,7 +260,7 @@ def test_other_settings_do_not_stay_in_the_same_table(here, caplog):
     run(here | {"epochs": 1}, seeds=1, variants=["plain"])
     assert "leave its table" in caplog.text
     line = read_grids(["out"])[0].lines[0]
-    assert [(seed, result["settings"]["epochs"]) for seed, result in line.results.items()] == [(2020, 1)]
+    assert [(seed, result.settings["epochs"]) for seed, result in line.results.items()] == [(2020, 1)]
 
 
 def test_tables_of_one_title_in_two_folders_stay_apart(here):
@@ -267,7 +268,7 @@ def test_tables_of_one_title_in_two_folders_stay_apart(here):
     run(here | {"intent_k": 1}, "b", variants=["llm4sbr"], seeds=1)
     block = read_grids(["a", "b"])[0]
     assert block.groups == ["Comparison", "Comparison (b)"]
-    assert [next(iter(line.results.values()))["settings"]["intent_k"] for line in block.lines] == [5, 1]
+    assert [next(iter(line.results.values())).settings["intent_k"] for line in block.lines] == [5, 1]
 
 
 def test_another_wording_of_the_prompt_or_version_is_another_cell(here, monkeypatch, tmp_path):
@@ -278,15 +279,15 @@ def test_another_wording_of_the_prompt_or_version_is_another_cell(here, monkeypa
     first = run(here | {"prompt": str(tmp_path / "mine.yaml")}, seeds=1)
     (tmp_path / "mine.yaml").write_text(template.replace("order:", "sequence:"))
     again = run(here | {"prompt": str(tmp_path / "mine.yaml"), "rebuild": True}, seeds=1)
-    assert first[0]["key"] == again[0]["key"]  # the plain one
-    assert first[1]["key"] != again[1]["key"]
-    monkeypatch.setattr(grid, "__version__", "9.9")
+    assert first[0].key == again[0].key  # the plain one
+    assert first[1].key != again[1].key
+    monkeypatch.setattr(keys, "__version__", "9.9")
     newer = run(here | {"prompt": str(tmp_path / "mine.yaml")}, seeds=1)
-    assert {row["key"] for row in newer}.isdisjoint(row["key"] for row in again)
+    assert {row.key for row in newer}.isdisjoint(row.key for row in again)
 
 
 def test_variants_say_themselves_whether_they_are_enhanced():
-    for name, variant in grid.read_variants().items():
+    for name, variant in read_variants().items():
         assert "llm4sbr" in variant["set"], name
 
 
@@ -305,8 +306,8 @@ def test_what_cells_cannot_differ_in_is_refused(here, variants, more, said):
 
 def test_a_recbole_variant_that_recbole_does_not_have_is_a_failed_cell(here):
     rows = run(here, models=["TAGNN"], variants=["plain", "recbole"], seeds=1)
-    assert [row["status"] for row in rows] == ["ok", "failed"]
-    assert "TAGNN" in rows[1]["reason"]
+    assert [row.status for row in rows] == ["ok", "failed"]
+    assert "TAGNN" in rows[1].reason
 
 
 def test_a_dry_run_of_a_grid_asks_and_trains_nothing(here, monkeypatch, capsys):
@@ -326,17 +327,17 @@ def test_config_files_name_model_and_dataset_and_two_spellings_are_refused(here,
 
 
 def test_prefixes_of_a_session_count_together():
-    from recbole_llm4sbr.report.grids import Line
+    from recbole_llm4sbr.report.reading import Line
 
     ranks = {"session": np.array(["a.1", "a.2", "b.1", "a.3"]), "rank": np.array([1, 0, 2, 5], np.int32)}
     for targets, expected in (("all", [2.0, 1.0]), ("last", [1.0, 0.0, 1.0, 1.0])):
-        line = Line("g", "m", "v", "", {1: {"settings": {"session_targets": targets}}}, {1: ranks})
+        line = Line("g", "m", "v", "", {1: SimpleNamespace(settings={"session_targets": targets})}, {1: ranks})
         assert by_session(line, "Hit@20", [1]).tolist() == expected
 
 
 def test_what_was_tested_on_other_sessions_is_taken_out_with_its_reason(here):
     rows = run(here, seeds=1)
-    path = Path("out/ranks") / f"{rows[1]['key']}.npz"
+    path = Path("out/ranks") / f"{rows[1].key}.npz"
     with np.load(path) as arrays:
         held = {name: arrays[name] for name in arrays.files}
     held["session"][0] = "another"
@@ -347,8 +348,66 @@ def test_what_was_tested_on_other_sessions_is_taken_out_with_its_reason(here):
     report(["out"], "out", "out/report.html")
 
 
+def test_a_grid_removes_its_own_folder_and_no_other(here):
+    mine = Path("out/work")
+    mine.mkdir(parents=True)
+    (mine / "thesis.txt").write_text("mine")
+    (Path("out") / "work-notes").mkdir()
+    with work.own_folder(Path("out")) as other:  # a grid that runs beside
+        (other / "checkpoint").write_text("x")
+        rows = run(here, seeds=1)
+        assert [row.status for row in rows] == ["ok", "ok"]
+        assert (other / "checkpoint").read_text() == "x"
+    assert sorted(path.name for path in Path("out").glob("work*")) == ["work", "work-notes"]
+    assert (mine / "thesis.txt").read_text() == "mine"
+
+
+def test_what_a_killed_grid_left_goes_with_the_next_one(tmp_path):
+    code = "import os, sys\nfrom pathlib import Path\nfrom recbole_llm4sbr.experiment.work import own_folder\n"
+    code += "with own_folder(Path(sys.argv[1])) as folder:\n    print(folder, flush=True)\n    os.kill(os.getpid(), 9)\n"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    left = Path(done.stdout.strip())
+    assert left.is_dir()
+    with work.own_folder(tmp_path) as folder:
+        assert not left.exists()
+        owner = json.loads((folder / "owner.json").read_text())
+        (folder / "owner.json").write_text(json.dumps(owner | {"host": "another", "pid": 1}))
+        with work.own_folder(tmp_path):
+            assert folder.exists()  # nobody here knows whether that process lives
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_prepared_anew_make_other_cells(here, raw):
+    first = run(here, seeds=1)
+    folder = Path("raw2/tiny")
+    folder.mkdir(parents=True)
+    for name in ("tiny.inter", "tiny.item"):
+        (folder / name).write_text((raw / "tiny" / name).read_text())
+    lines = (folder / "tiny.inter").read_text().splitlines()
+    (folder / "tiny.inter").write_text("\n".join(lines[:-3]) + "\n")
+    again = run(here | {"data_path": "raw2", "rebuild": True}, seeds=1)
+    assert {row.key for row in first}.isdisjoint(row.key for row in again)
+
+
+def test_a_view_that_is_added_to_the_files_makes_no_other_cells(here, monkeypatch):
+    first = run(here, seeds=1)
+    seen = counting(monkeypatch)
+    again = run(here, seeds=1, variants=["plain", "llm4sbr", "Normal"])
+    assert [row.key for row in again][:2] == [row.key for row in first]
+    assert len(seen) == 1
+
+
+def test_lines_that_are_no_cell_are_passed_over(here, caplog):
+    run(here, seeds=1)
+    with open("out/cells.jsonl", "a") as handle:
+        handle.write('{"a": 1}\n[1]\n{"key": "x", "status": "ok", "result": {"settings": 1}}\n')
+    assert len(read_grids(["out"])[0].lines) == 2
+    assert "line 3 is not the result of a cell" in caplog.text
+    assert len(run(here, seeds=1)) == 2
+
+
 def test_cells_run_on_a_ray_cluster(here, ray_cluster):
     rows = run(here | {"ray_address": "auto", "ray_cpus_per_worker": 1}, seeds=1)
     same = run(here, "alone", seeds=1)
-    assert [row["result"]["test_result"] for row in rows] == [row["result"]["test_result"] for row in same]
-    assert rows[0]["key"] == same[0]["key"]
+    assert [row.result.test_result for row in rows] == [row.result.test_result for row in same]
+    assert rows[0].key == same[0].key

@@ -1,10 +1,10 @@
 import pytest
-import yaml
 
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.files import PROPERTIES
-from recbole_llm4sbr.base.settings import CHOICES, describe, load_settings, parse_value, recbole_keys
-from recbole_llm4sbr.cli.console import parse_arguments
+from recbole_llm4sbr.base.schema import describe_settings, model_schema, models_with_settings, schema
+from recbole_llm4sbr.base.settings import load_settings, parse_value, recbole_keys
+from recbole_llm4sbr.cli.main import VERBS
+from recbole_llm4sbr.cli.parsing import parse_arguments
 
 
 def load(**overrides):
@@ -39,10 +39,48 @@ def test_values_are_read_as_yaml(text, value):
     assert type(parse_value(text)) is type(value)
 
 
+def parsed(arguments, verb=""):
+    found = parse_arguments(VERBS[verb], arguments)
+    return found.config_files, found.settings
+
+
 def test_both_forms_of_an_argument_mean_the_same():
-    assert parse_arguments(["--epochs=3", "--model", "NARM"]) == (None, [], {"epochs": 3, "model": "NARM"})
-    assert parse_arguments(["train", "--config_files=a.yaml,b.yaml"]) == ("train", ["a.yaml", "b.yaml"], {})
-    assert parse_arguments(["--item_name={title}", "--llm=7"])[2] == {"item_name": "{title}", "llm": "7"}
+    assert parsed(["--epochs=3", "--model", "NARM"]) == ([], {"epochs": 3, "model": "NARM"})
+    assert parsed(["--config_files=a.yaml,b.yaml"], "train") == (["a.yaml", "b.yaml"], {})
+    assert parsed(["--item_name={title}", "--llm=7"])[1] == {"item_name": "{title}", "llm": "7"}
+    assert parsed(["--epochs=3", "--epochs=3.0"])[1] == {"epochs": 3}
+
+
+def test_a_verbs_own_options_are_no_settings():
+    found = parse_arguments(VERBS["compare"], ["--seeds=[1,2]", "--variants=plain, llm4sbr", "--epochs=2"])
+    assert (found.options["seeds"], found.options["variants"], found.settings) == ([1, 2], ["plain", "llm4sbr"], {"epochs": 2})
+    found = parse_arguments(VERBS["tune"], ["--paper", "--trials", "3"])
+    assert (found.options["paper"], found.options["trials"], found.options["out"]) == (True, 3, "tuning")
+    assert parse_arguments(VERBS["report"], ["a", "b", "--html=x.html"]).words == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments", "says"),
+    [
+        ("compare", ["--variant=plain"], "did you mean --variants"),
+        ("ablate", ["--tables=contrls"], "did you mean 'controls'"),
+        ("tune", ["--trials=many"], "number of at least 1"),
+        ("tune", ["--serach=grid"], "did you mean --search"),
+        ("answers", ["stats", "--epochs=1"], "no option --epochs"),
+        ("report", ["--htm=x"], "did you mean --html"),
+        ("train", ["word"], "'word' is not understood"),
+    ],
+)
+def test_a_mistake_in_a_verbs_options_is_named(verb, arguments, says):
+    with pytest.raises(UserError, match=says):
+        parse_arguments(VERBS[verb], arguments)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_a_help_of_its_own_with_all_its_options(verb):
+    text = VERBS[verb].help()
+    assert all(f"--{option.name}" in text for option in VERBS[verb].options)
+    assert verb in text
 
 
 @pytest.mark.parametrize(
@@ -56,7 +94,7 @@ def test_both_forms_of_an_argument_mean_the_same():
 )
 def test_a_malformed_command_line_is_named(arguments, says):
     with pytest.raises(UserError, match=says):
-        parse_arguments(arguments)
+        parsed(arguments)
 
 
 @pytest.mark.parametrize(
@@ -98,11 +136,9 @@ def test_a_bad_config_file_is_named(tmp_path):
 
 
 def test_help_explains_every_setting_and_every_choice_is_documented():
-    overall = (PROPERTIES / "overall.yaml").read_text()
-    text = describe()
-    for key in yaml.safe_load(overall):
-        assert f"--{key}=" in text, key
-    of_models = "".join(path.read_text() for path in sorted((PROPERTIES / "model").glob("*.yaml")))
-    for key, choices in CHOICES.items():
-        line = (text.split(f"--{key}=")[1:] + of_models.split(f"\n{key}: ")[1:])[0].split("\n  --")[0]
-        assert all(choice in line for choice in choices), key
+    text = describe_settings()
+    every = [*schema().values()] + [each for name in models_with_settings() for each in model_schema(name).values()]
+    for setting in every:
+        line = text.split(f"  --{setting.key}=")[1].split("\n  --")[0]
+        assert setting.help in line
+        assert all(str(choice) in line for choice in setting.choices), setting.key

@@ -17,11 +17,12 @@ from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import PROPERTIES, read_json
 from recbole_llm4sbr.base.settings import load_settings
 from recbole_llm4sbr.cli.main import main
-from recbole_llm4sbr.data.prepare import dataset_folder
+from recbole_llm4sbr.data.folders import dataset_folder
 from recbole_llm4sbr.experiment.shared_data import dataloaders, share
 from recbole_llm4sbr.experiment.space import read_space
 from recbole_llm4sbr.model import IntentFiles, SessionIntents, build_model
-from recbole_llm4sbr.quick_start import fit, load_data, train
+from recbole_llm4sbr.training.fit import fit
+from recbole_llm4sbr.training.run import load_data, train
 
 
 def test_spaces_are_read_as_recbole_reads_them(tmp_path):
@@ -106,7 +107,7 @@ def test_shared_data_train_as_loaded_data_do_and_are_not_copied(tiny, settings_f
     ):
         array.flags.writeable = False  # as in Ray's store: a write would end the process
     found = fit(config, *loaders, saved=False)[1]
-    assert found["valid_scores"] == expected["valid_scores"]
+    assert found.valid_scores == expected.valid_scores
 
 
 @pytest.mark.parametrize("k", [0, 2])
@@ -137,9 +138,9 @@ def test_a_search_ends_in_a_setting_that_train_takes(ray_cluster, given, tiny, t
     # a trial's validation is that of `train` with its setting, and the test is that of `train` with the written file
     for trial in found["trials"]:
         settings = load_settings(None, None, ["out/best.yaml"], trial["setting"])
-        assert train(settings, saved=False)["best_valid_score"] == pytest.approx(trial["score"], abs=1e-6)
+        assert train(settings, saved=False).best_valid_score == pytest.approx(trial["score"], abs=1e-6)
     again = train(load_settings(config_files=["out/best.yaml"]))
-    assert again["test_result"] == found["best"]["result"]["test_result"]
+    assert again.test_result == found["best"]["result"]["test_result"]
     assert tested.count("test") == 1 + 4 + 1  # by the search once
     rows = list(csv.DictReader(Path("out/trials.csv").read_text().splitlines()))
     assert sorted((row["intent_k"], row["intent_lambda"]) for row in rows) == [(k, w) for k in "03" for w in ("0.0", "0.3")]
@@ -186,7 +187,7 @@ def test_a_trial_that_fails_is_recorded_and_one_that_asks_a_model_fails(ray_clus
     monkeypatch.chdir(tmp_path)
     Path("my.hyper").write_text("train_batch_size choice [32, 1000000000000000000000]\n")
     found = _search(tiny, given, "my.hyper")
-    assert [trial["error"] is None for trial in found["trials"]] == [True, False]
+    assert [trial.error is None for trial in found.trials] == [True, False]
     from recbole_llm4sbr.intent import NO_MODELS
     from recbole_llm4sbr.intent.backends import make_backend
     from recbole_llm4sbr.intent.encoder import Encoder
@@ -195,6 +196,22 @@ def test_a_trial_that_fails_is_recorded_and_one_that_asks_a_model_fails(ray_clus
     for ask in (lambda: make_backend(tiny), lambda: Encoder(tiny["encoder"])):
         with pytest.raises(RuntimeError, match="in a trial of tune"):
             ask()
+
+
+def test_data_prepared_anew_make_another_search(ray_cluster, given, tiny, tmp_path, monkeypatch, raw):
+    monkeypatch.chdir(tmp_path)
+    Path("my.hyper").write_text("intent_k choice [1, 2]\n")
+    first = _search(tiny, given, "my.hyper", epochs=1)
+    assert _search(tiny, given, "my.hyper", epochs=1) == first  # it is there
+    assert _search(tiny, given, "my.hyper", epochs=1, llm_concurrency=3, show_progress=False) == first  # decides nothing
+    folder = Path("raw2/tiny")
+    folder.mkdir(parents=True)
+    for name in ("tiny.inter", "tiny.item"):
+        (folder / name).write_text((raw / "tiny" / name).read_text())
+    lines = (folder / "tiny.inter").read_text().splitlines()
+    (folder / "tiny.inter").write_text("\n".join(lines[:-3]) + "\n")
+    with pytest.raises(UserError, match=r"another search \(the prepared or feature files differ\)"):
+        _search(tiny, given, "my.hyper", epochs=1, data_path="raw2", rebuild=True)
 
 
 @pytest.mark.slow
@@ -242,15 +259,15 @@ def test_searches_over_anything_can_be_reported(tiny, tmp_path, values, bigger):
 
     from recbole_llm4sbr.report.page import report
 
-    result = train(tiny, saved=False)
+    result = train(tiny, saved=False).to_json()
     settings = [dict(zip(values, each)) for each in itertools.product(*values.values())]
     trials = [
         {"trial": str(n), "setting": each, "score": n / 100, "epochs_seen": 1, "error": None} for n, each in enumerate(settings)
     ]
     trials[-1]["score"] = None
-    best = {"setting": settings[0], "result": result}
+    best = {"setting": settings[0], "trial": "0", "score": 0.0, "result": result}
     found = {"dataset": "tiny", "split": "temporal", "model": "SRGNN", "metric": "MRR@20", "bigger": bigger, "command": "tune",
-             "machine": "m", "asked": {"how": "grid"}, "trials": trials, "best": best}  # fmt: skip
+             "machine": "m", "asked": {"how": "grid"}, "counts": result["prepare"], "trials": trials, "best": best}  # fmt: skip
     (tmp_path / "search.json").write_text(json.dumps(found))
     _, tables = report([tmp_path], tmp_path, tmp_path / "report.html")
     table = tables["tiny, temporal split"][0]

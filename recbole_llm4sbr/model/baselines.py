@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding_bag, normalize
 
-from recbole_llm4sbr.model.intents import SessionIntents, item_vectors
 from recbole_llm4sbr.model.contract import SessionRecommender, SessionViews
+from recbole_llm4sbr.model.intents import SessionIntents, item_vectors
 
 
 class UntrainedRecommender(SessionRecommender):

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from recbole_llm4sbr.base.recbole import InputType, Interaction, SequentialRecommender
 
 
-
 @dataclass
 class SessionViews:
     """What a backbone makes of a batch of sessions (paper eq. 6).

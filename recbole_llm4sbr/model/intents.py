@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.settings import intents_of
 from recbole_llm4sbr.data.features import read_vectors
 from recbole_llm4sbr.data.folders import intents_folder
-from recbole_llm4sbr.base.settings import intents_of
 
 _CHUNK = 20_000  # rows of a file in memory at once
 

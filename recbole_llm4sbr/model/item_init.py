@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recbole_llm4sbr.model.intents import item_vectors
 from recbole_llm4sbr.model.contract import SessionRecommender
+from recbole_llm4sbr.model.intents import item_vectors
 
 
 def project_texts(vectors: Tensor, size: int, whiten: bool) -> Tensor:

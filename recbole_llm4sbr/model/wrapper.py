@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.model.contract import SessionRecommender, SessionViews
 from recbole_llm4sbr.model.intents import SessionIntents
 from recbole_llm4sbr.model.losses import alignment_uniformity
-from recbole_llm4sbr.model.contract import SessionRecommender, SessionViews
 
 # The embedding that a view's intent is aligned with (eq. 9) and gates (eq. 10-11); views not named here go with the global one.
 _PARTNER = {"short": "local", "normal": "session"}

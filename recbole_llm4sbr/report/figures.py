@@ -1,24 +1,18 @@
-"""The figures of the report (the paper's Figures 5-7 and what people look at besides), by plotly.
-
-Colours are Okabe and Ito's, which read without colour vision, and every series has a pattern, a dash or a symbol of its own as well.
-"""
+"""The figures of the report (the paper's Figures 5-7 and what people look at besides), by plotly."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.colors import sample_colorscale
 from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
-from recbole_llm4sbr.report.grids import Block, Line, by_two, distinct, is_per_session, label, main_metrics
+from recbole_llm4sbr.report.reading import Block, Line, is_per_session, main_metrics
+from recbole_llm4sbr.report.search_figures import figures_of_search
+from recbole_llm4sbr.report.style import COLOURS, DASHES, PATTERNS, SYMBOLS
 
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442")
-PATTERNS = ("", "/", "x", ".", "\\", "-", "+", "|")
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x", "star", "pentagon")
 Figure = tuple[str, str, str]  # title, how it was made, HTML
 
 
@@ -55,12 +49,12 @@ def figures_of(block: Block) -> Iterator[Figure]:
         elif len(lines) > 1:
             yield ready(group, how, _bars(lines, metrics), 460)
     for search in block.searches:
-        yield from (ready(*each) for each in _of_search(search))
+        yield from (ready(*each) for each in figures_of_search(search))
     if not block.groups:
         return
     main = block.of(block.groups[0])
     metrics = main_metrics(main)
-    metric = next(iter(main[0].results.values()))["valid_metric"]
+    metric = next(iter(main[0].results.values())).valid_metric
     lines_said = ", ".join(f"{variant}: {DASHES[number % 6]}" for number, variant in enumerate(_names(main)[1]))
     said = f" Lines: {lines_said}." if len(_names(main)[0]) > 1 else ""
     yield ready("Validation by epoch", f"{metric} in percent, first seed.{said}", _training(main), 480)
@@ -68,103 +62,6 @@ def figures_of(block: Block) -> Iterator[Figure]:
     if all(line.ranks for line in main) and len(main) > 1 and is_per_session(metrics[0]):
         how = f"{metrics[0]} in percent; head: the 20 % of items that the training part clicks most."
         yield ready("Popular and rare targets", how, _popularity(main, metrics[0]), 560)
-
-
-def _of_search(search: Mapping[str, Any]) -> Iterator[tuple[str, str, go.Figure, int]]:
-    """A curve per setting, a heat map where there are two, parallel coordinates where there are more."""
-    metric, model = search["metric"], search["model"]
-    trials = [trial for trial in search["trials"] if trial["score"] is not None]
-    for key in trials[0]["setting"]:
-        yield (
-            f"Search: {key} ({model})",
-            f"{metric} on validation, in percent: each trial, and the best of each value.",
-            _points(trials, key, search["bigger"]),
-            400,
-        )
-    if found := by_two(search):
-        row_key, column_key, rows, columns, scores = found
-        figure = go.Figure(
-            go.Heatmap(
-                z=scores, x=list(map(label, columns)), y=list(map(label, rows)), colorscale="Cividis",
-                text=[["" if np.isnan(score) else f"{score:.2f}" for score in line] for line in scores], texttemplate="%{text}",
-                hovertemplate=f"{row_key} %{{y}}, {column_key} %{{x}}: %{{z:.2f}}<extra></extra>", colorbar={"thickness": 12},
-            )
-        )  # fmt: skip
-        figure.update_xaxes(title=column_key, type="category").update_yaxes(title=row_key, type="category")
-        yield f"Search: {row_key} and {column_key} ({model})", f"{metric} on validation, in percent.", figure, 420
-    elif len(trials[0]["setting"]) > 1:
-        yield (
-            f"Search: all settings ({model})",
-            f"A line is a trial, the brighter the better; {metric} on validation, in percent.",
-            _parallel(trials, metric, search["bigger"]),
-            460,
-        )
-
-
-def _points(trials: Sequence[Mapping[str, Any]], key: str, bigger: bool) -> go.Figure:
-    values = [trial["setting"][key] for trial in trials]
-    scores = [100 * trial["score"] for trial in trials]
-    different = distinct(values)
-    listed = len(different) < len(values) or not all(isinstance(value, int | float) for value in values)
-    x = list(map(label, values)) if listed else values
-    figure = go.Figure(
-        go.Scatter(
-            x=x, y=scores, mode="markers", name="a trial", marker={"color": COLOURS[4], "symbol": "circle-open", "size": 9}
-        )
-    )
-    if listed:
-        names = list(map(label, different))
-        best = [(max if bigger else min)(score for at, score in zip(x, scores) if at == name) for name in names]
-        figure.add_trace(
-            go.Scatter(
-                x=names,
-                y=best,
-                name="the best",
-                mode="lines+markers",
-                line={"color": COLOURS[0]},
-                marker={"symbol": "square", "size": 8},
-            )
-        )
-        figure.update_xaxes(type="category", categoryorder="array", categoryarray=names)
-    return figure.update_xaxes(title=key).update_yaxes(title="validation")
-
-
-def _parallel(trials: Sequence[Mapping[str, Any]], metric: str, bigger: bool) -> go.Figure:
-    """Parallel coordinates: a line is a trial, every setting a vertical axis with its values evenly or, of numbers, to scale."""
-    columns = {key: [trial["setting"][key] for trial in trials] for key in trials[0]["setting"]}
-    columns[metric] = [100 * trial["score"] for trial in trials]
-    places, ticks = [], []
-    for values in columns.values():
-        different = distinct(values)
-        if all(isinstance(value, int | float) for value in values):
-            low, high = min(values), max(values)
-            places.append([(value - low) / (high - low or 1) for value in values])
-            ticks.append([f"{low:.3g}", f"{high:.3g}"])
-        else:
-            names = list(map(label, different))
-            places.append([names.index(label(value)) / max(len(names) - 1, 1) for value in values])
-            ticks.append([names[0], names[-1]])
-    figure = go.Figure()
-    order = sorted(range(len(trials)), key=lambda number: columns[metric][number], reverse=not bigger)  # the best on top
-    for rank, number in enumerate(order):
-        said = "<br>".join(f"{key} {_four(values[number])}" for key, values in columns.items())
-        figure.add_trace(
-            go.Scatter(
-                x=list(columns), y=[column[number] for column in places], mode="lines+markers", showlegend=False,
-                line={"color": sample_colorscale("Cividis", [rank / max(len(order) - 1, 1)])[0], "width": 2}, text=said,
-                hovertemplate="%{text}<extra></extra>",
-            )
-        )  # fmt: skip
-    for key, (low, high) in zip(columns, ticks):
-        figure.add_vline(x=key, line={"color": "#999", "width": 1})
-        for text, y, anchor in ((low, -0.02, "top"), (high, 1.02, "bottom")):
-            figure.add_annotation(x=key, y=y, text=text, showarrow=False, yanchor=anchor, bgcolor="#fff")
-    figure.update_yaxes(visible=False, range=[-0.15, 1.15])
-    return figure.update_xaxes(showgrid=False, tickangle=-25)
-
-
-def _four(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _swept(line: Line) -> tuple[str, float] | None:
@@ -234,7 +131,7 @@ def _training(lines: Sequence[Line]) -> go.Figure:
     figure = go.Figure()
     models, variants = _names(lines)
     for line in lines:
-        scores = line.results[min(line.results)]["valid_scores"]
+        scores = line.results[min(line.results)].valid_scores
         model, variant = models.index(line.model), variants.index(line.variant)
         name = line.model if len(models) > 1 else line.variant
         first = len(models) == 1 or line is next(each for each in lines if each.model == line.model)
@@ -256,7 +153,7 @@ def _cost(lines: Sequence[Line]) -> go.Figure:
         there = [line for line in lines if line.variant == variant]
         for row in (1, 2):
             values = [
-                np.mean([np.median(r["seconds_per_epoch"]) if row == 1 else r["peak_memory_mb"] for r in line.results.values()])
+                np.mean([np.median(r.seconds_per_epoch) if row == 1 else r.peak_memory_mb for r in line.results.values()])
                 for line in there
             ]
             trace = _bar(variant, number, [line.model for line in there], [float(value) for value in values])

@@ -7,10 +7,12 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
-from recbole_llm4sbr.report.figures import figures_of, page_script
 from recbole_llm4sbr.base.files import make_folder, write_whole
-from recbole_llm4sbr.report.grids import Block, common_settings, read_grids
-from recbole_llm4sbr.report.tables import Table, intents_of, short, tables_of
+from recbole_llm4sbr.base.wording import show
+from recbole_llm4sbr.report.figures import figures_of, page_script
+from recbole_llm4sbr.report.reading import Block, common_settings, read_grids
+from recbole_llm4sbr.report.table import Table, describe_intents
+from recbole_llm4sbr.report.tables import shown_settings, tables_of
 
 
 def report(
@@ -48,31 +50,23 @@ def report(
     return written, {block.title: tables for block, tables in pieces}
 
 
-_SHOWN = (
-    "session_rule", "session_gap", "session_targets", "split", "min_session_length", "min_item_count", "MAX_ITEM_LIST_LENGTH", "views",
-    "intent_source", "control_of", "llm", "prompt", "encoder", "item_text", "intent_k", "intent_lambda", "fusion", "epochs",
-    "stopping_step", "train_batch_size", "learning_rate", "learning_rate_step", "learning_rate_decay", "weight_decay", "embedding_size",
-    "hidden_size", "valid_metric",
-)  # fmt: skip
-
-
 def _facts(block: Block) -> list[str]:
     """What a reader must know of the block, as Markdown."""
     result = block.any_result()
-    counts, common = result["prepare"], common_settings(block)
-    rows = ", ".join(f"{part} {number:,}" for part, number in counts["rows"].items())
+    counts, common = result.prepare, common_settings(block)
+    rows = ", ".join(f"{part} {number:,}" for part, number in counts.rows.items())
     asked = common.get("intent_source", "llm") == "llm"
-    shown = (key for key in _SHOWN if key in common and (asked or key not in ("llm", "prompt", "control_of")))
-    settings = ", ".join(f"{key} {short(common[key])}" for key in shown)
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    shown = (key for key in shown_settings() if key in common and (asked or key not in ("llm", "prompt", "control_of")))
+    settings = ", ".join(f"{key} {show(common[key])}" for key in shown)
+    versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
     lines = [
         "| sessions | items | clicks | average length | rows |",
         "|---:|---:|---:|---:|---|",
-        f"| {counts['sessions']:,} | {counts['items']:,} | {counts['clicks']:,} | {counts['average_length']} | {rows} |",
+        f"| {counts.sessions:,} | {counts.items:,} | {counts.clicks:,} | {counts.average_length} | {rows} |",
         "",
         f"**Intents**: {intents_said(block)}",
         "",
-        f"**Protocol**: the epoch is selected on validation by {result['valid_metric']}, tested once, every session ranks the whole "
+        f"**Protocol**: the epoch is selected on validation by {result.valid_metric}, tested once, every session ranks the whole "
         f"catalogue; within a table all models and variants have the same settings and budget but for what makes the variant. Of all "
         f"tables here: {settings}.",
         "",
@@ -89,7 +83,7 @@ def intents_said(block: Block) -> str:
     """Who made the intents of a block's `llm4sbr`, in words."""
     line = next((each for each in block.lines if each.variant.startswith("llm4sbr") and each.results), None)
     if line is not None:
-        return intents_of(next(iter(line.results.values())))
+        return describe_intents(next(iter(line.results.values())))
     return "see the search below." if block.searches else "none of these models reads an LLM's intents."
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from recbole_llm4sbr.model.graphs import Hypergraph, packed_graph, session_overlap, training_sessions
 from recbole_llm4sbr.model.contract import SessionRecommender, SessionViews
+from recbole_llm4sbr.model.graphs import Hypergraph, packed_graph, session_overlap, training_sessions
 
 
 class DHCN(SessionRecommender):

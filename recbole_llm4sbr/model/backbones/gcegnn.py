@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, linear
 from torch.utils.checkpoint import checkpoint
 
-from recbole_llm4sbr.model.graphs import cooccurrence, packed_graph, softmax_by, training_sessions, typed_edges
 from recbole_llm4sbr.model.contract import SessionRecommender, SessionViews
+from recbole_llm4sbr.model.graphs import cooccurrence, packed_graph, softmax_by, training_sessions, typed_edges
 
 _PIECE = 32_000_000  # numbers in one tensor of neighbours
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from recbole_llm4sbr.model.graphs import PackedGraph, packed_graph
 from recbole_llm4sbr.model.contract import SessionRecommender, SessionViews
+from recbole_llm4sbr.model.graphs import PackedGraph, packed_graph
 
 
 class GatedGraph(nn.Module):

@@ -1,6 +1,7 @@
 """What `compare`, `ablate` and `tune` left in their folders, read for the report: `grid.json`, `cells.jsonl`, `ranks/*.npz`."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ import numpy.typing as npt
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import read_json, read_json_lines
+from recbole_llm4sbr.base.records import CellResult, GridEntry, RunResult, Search
 from recbole_llm4sbr.report.statistics import PER_SESSION, session_metric
+
+log = logging.getLogger(__name__)
 
 CONTROLS = ("session_text", "shuffled", "random", "none")
 REFERENCES = ("plain", "w/o LLM", "llm4sbr")  # what the variants of a group are tested against: the first of these that it has
@@ -22,7 +26,7 @@ class Line:
 
     Attributes:
         group, model, variant, about: its place, and what the variant is.
-        results: what `train` returned, by seed.
+        results: of the runs, by seed.
         ranks: test rows by seed: session, rank, length, head, intent.
         reasons: why a seed's run failed.
     """
@@ -31,7 +35,7 @@ class Line:
     model: str
     variant: str
     about: str
-    results: dict[int, dict[str, Any]] = field(default_factory=dict)
+    results: dict[int, RunResult] = field(default_factory=dict)
     ranks: dict[int, dict[str, npt.NDArray[Any]]] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
 
@@ -42,7 +46,7 @@ class Line:
 
     def scores(self, metric: str) -> list[float]:
         """A metric of the test in percent, by seed."""
-        return [100 * float(result["test_result"].get(metric.lower(), np.nan)) for result in self.results.values()]
+        return [100 * float(result.test_result.get(metric.lower(), np.nan)) for result in self.results.values()]
 
     def per_session(self, metric: str, seeds: Sequence[int], where: npt.NDArray[Any] | None = None) -> npt.NDArray[np.float64]:
         """A metric of each test session, in the order of the session ids, averaged over seeds, [R]."""
@@ -57,12 +61,7 @@ class Line:
 
 def metrics_of(lines: Sequence[Line]) -> list[str]:
     """Names of the metrics that all lines have, as Hit@5, in the order of the paper's tables."""
-    names: list[list[str]] = []
-    for line in lines:
-        for result in line.results.values():
-            settings = result["settings"]
-            cutoffs = settings["topk"] if isinstance(settings["topk"], list) else [settings["topk"]]
-            names.append([f"{metric}@{cutoff}" for metric in settings["metrics"] for cutoff in cutoffs])
+    names = [result.metric_names() for line in lines for result in line.results.values()]
     return [name for name in names[0] if all(name in other for other in names)]
 
 
@@ -88,7 +87,7 @@ class Block:
         lines: in the order of the grid.
         commands: what was typed.
         machines: where.
-        searches: what `tune` found, its `search.json` each.
+        searches: what `tune` found.
     """
 
     dataset: str
@@ -96,7 +95,7 @@ class Block:
     lines: list[Line] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
     machines: list[str] = field(default_factory=list)
-    searches: list[dict[str, Any]] = field(default_factory=list)
+    searches: list[Search] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -117,11 +116,11 @@ class Block:
         """The lines of a group that have a result."""
         return [line for line in self.lines if line.group == group and line.results]
 
-    def any_result(self) -> dict[str, Any]:
+    def any_result(self) -> RunResult:
         """A result, for what all have in common; one that used intents where there is one."""
         results = [result for line in self.lines for result in line.results.values()]
-        results += [search["best"]["result"] for search in self.searches]
-        return max(results, key=lambda result: result["infer"] is not None)
+        results += [search.best.result for search in self.searches if search.best is not None]
+        return max(results, key=lambda result: result.infer is not None)
 
     def pairs(self, group: str) -> list[tuple[Line, Line]]:
         """What is tested against what: every variant against the model's reference, and LLM4SBR against its controls."""
@@ -145,51 +144,90 @@ def read_grids(folders: Sequence[str | Path]) -> list[Block]:
     blocks: dict[tuple[str, str], Block] = {}
     folder_of: dict[tuple[str, str, str], Path] = {}
     for folder in map(Path, folders):
-        found = read_json(folder / "search.json") if (folder / "search.json").is_file() else {}
-        if "best" in found:
-            block = blocks.setdefault((found["dataset"], found["split"]), Block(found["dataset"], found["split"]))
-            block.searches.append(found)
-            block.commands = list(dict.fromkeys([*block.commands, found["command"]]))
-            block.machines = list(dict.fromkeys([*block.machines, found["machine"]]))
-        elif not (folder / "grid.json").is_file():
+        search = _read_search(folder)
+        if search is not None:
+            block = blocks.setdefault((search.dataset, search.split), Block(search.dataset, search.split))
+            block.searches.append(search)
+            _add(block.commands, search.command)
+            _add(block.machines, search.machine)
+        if (folder / "grid.json").is_file():
+            _read_grid(folder, blocks, folder_of)
+        elif search is None:
             raise UserError(
                 f"{str(folder)!r} holds nothing to report (no grid.json, no search.json of a finished search); run `compare`, `ablate` "
                 f"or `tune` with --out={folder} first"
             )
-        if not (folder / "grid.json").is_file():
-            continue
-        grid = read_json(folder / "grid.json")
-        rows = {row["key"]: row for row in read_json_lines(folder / "cells.jsonl")}
-        for entry in grid["cells"]:
-            block = blocks.setdefault((entry["dataset"], entry["split"]), Block(entry["dataset"], entry["split"]))
-            group = entry["group"]
-            if folder_of.setdefault((block.dataset, block.split, group), folder) != folder:
-                group = f"{group} ({folder})"  # two folders may hold tables of one title
-            place = (group, entry["model"], entry["variant"])
-            line = next((each for each in block.lines if (each.group, each.model, each.variant) == place), None)
-            if line is None:
-                line = Line(*place, entry["about"])
-                block.lines.append(line)
-            row = rows.get(entry["key"])
-            if row is None:
-                line.reasons[entry["seed"]] = "not run yet"
-                continue
-            block.commands = list(dict.fromkeys([*block.commands, *grid["commands"]]))
-            block.machines = list(dict.fromkeys([*block.machines, row["machine"]]))
-            if row["status"] != "ok":
-                line.reasons[entry["seed"]] = row["reason"]
-                continue
-            line.results[entry["seed"]] = row["result"]
-            ranks = folder / "ranks" / f"{entry['key']}.npz"
-            if ranks.is_file():
-                with np.load(ranks, allow_pickle=False) as arrays:
-                    line.ranks[entry["seed"]] = {name: arrays[name] for name in arrays.files}
     for block in blocks.values():
         _same_sessions(block)
     ready = [block for block in blocks.values() if block.searches or any(line.results for line in block.lines)]
     if not ready:
         raise UserError(f"no cell of {', '.join(map(str, folders))} has a result yet; run the grid first")
     return ready
+
+
+def _read_search(folder: Path) -> Search | None:
+    """The finished search in a folder, None where there is none."""
+    path = folder / "search.json"
+    if not path.is_file() or "best" not in (value := read_json(path)) or value["best"] is None:
+        return None
+    try:
+        return Search.from_json(value)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{str(path)!r} is not the result of a search ({type(error).__name__}: {error})") from None
+
+
+def _read_grid(folder: Path, blocks: dict[tuple[str, str], Block], folder_of: dict[tuple[str, str, str], Path]) -> None:
+    """Add the cells of a folder to the blocks.
+
+    Args:
+        folder: of the grid.
+        blocks: by dataset and split.
+        folder_of: where the table of each dataset, split and title comes from; two folders may hold tables of one title.
+    """
+    grid = read_json(folder / "grid.json")
+    cells = _read_cells(folder / "cells.jsonl")
+    for entry in map(GridEntry.from_json, grid["cells"]):
+        block = blocks.setdefault((entry.dataset, entry.split), Block(entry.dataset, entry.split))
+        group = entry.group
+        if folder_of.setdefault((block.dataset, block.split, group), folder) != folder:
+            group = f"{group} ({folder})"
+        place = (group, entry.model, entry.variant)
+        line = next((each for each in block.lines if (each.group, each.model, each.variant) == place), None)
+        if line is None:
+            line = Line(*place, entry.about)
+            block.lines.append(line)
+        cell = cells.get(entry.key)
+        if cell is None:
+            line.reasons[entry.seed] = "not run yet"
+            continue
+        for command in grid["commands"]:
+            _add(block.commands, command)
+        _add(block.machines, cell.machine)
+        if cell.result is None:
+            line.reasons[entry.seed] = cell.reason
+            continue
+        line.results[entry.seed] = cell.result
+        ranks = folder / "ranks" / f"{entry.key}.npz"
+        if ranks.is_file():
+            with np.load(ranks, allow_pickle=False) as arrays:
+                line.ranks[entry.seed] = {name: arrays[name] for name in arrays.files}
+
+
+def _read_cells(path: Path) -> dict[str, CellResult]:
+    """The results of cells by key; a line that is none is passed over with a warning."""
+    found = {}
+    for number, row in enumerate(read_json_lines(path), 1):
+        try:
+            found[row["key"]] = CellResult.from_json(row)
+        except (KeyError, TypeError, AttributeError):
+            log.warning("%s, line %s is not the result of a cell and is passed over", path, number)
+    return found
+
+
+def _add(texts: list[str], text: str) -> None:
+    """Append what is not there yet."""
+    if text not in texts:
+        texts.append(text)
 
 
 def _same_sessions(block: Block) -> None:
@@ -202,41 +240,6 @@ def _same_sessions(block: Block) -> None:
                 if not np.array_equal(np.sort(line.ranks[seed]["session"]), first):
                     del line.ranks[seed], line.results[seed]
                     line.reasons[seed] = f"was tested on other sessions than {lines[0].model} {lines[0].variant}"
-
-
-def by_two(search: Mapping[str, Any]) -> tuple[str, str, list[Any], list[Any], npt.NDArray[np.float64]] | None:
-    """Validation of a search over a grid of two settings.
-
-    Returns:
-        The settings, their values and the best score in percent for each pair, nan where no trial ended; None for another search.
-    """
-    keys = list(search["trials"][0]["setting"])
-    if len(keys) != 2:
-        return None
-    rows, columns = (distinct([trial["setting"][key] for trial in search["trials"]]) for key in keys)
-    if len(rows) * len(columns) > 4 * len(search["trials"]):
-        return None  # drawn at random: hardly any pair twice
-    scores = np.full((len(rows), len(columns)), np.nan)
-    for trial in search["trials"]:
-        if trial["score"] is not None:
-            place = rows.index(trial["setting"][keys[0]]), columns.index(trial["setting"][keys[1]])
-            scores[place] = (np.nanmax if search["bigger"] else np.nanmin)([scores[place], 100 * trial["score"]])
-    return keys[0], keys[1], rows, columns, scores
-
-
-def distinct(values: Sequence[Any]) -> list[Any]:
-    """Different values, numbers in rising order before the rest."""
-    different = {label(value): value for value in values}
-    return sorted(different.values(), key=lambda value: (0, value, "") if _is_number(value) else (1, 0, label(value)))
-
-
-def label(value: Any) -> str:
-    """A value in few words."""
-    return f"{value:g}" if _is_number(value) else str(value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def buckets_of(lines: Sequence[Line]) -> dict[str, npt.NDArray[np.bool_]]:
@@ -253,7 +256,7 @@ def buckets_of(lines: Sequence[Line]) -> dict[str, npt.NDArray[np.bool_]]:
         f"over {high} clicks": length > high,
     }
     for line in lines:
-        own, settings = next(iter(line.ranks.values())), next(iter(line.results.values()))["settings"]
+        own, settings = next(iter(line.ranks.values())), next(iter(line.results.values())).settings
         if settings["intent_source"] in ("shuffled", "random"):
             continue
         if own["intent"].any() and not own["intent"].all():
@@ -266,7 +269,8 @@ def buckets_of(lines: Sequence[Line]) -> dict[str, npt.NDArray[np.bool_]]:
 def common_settings(block: Block, group: str | None = None) -> dict[str, Any]:
     """Settings that all runs of a block, or of one group of it, share."""
     lines = block.lines if group is None else block.of(group)
-    found = [result["settings"] for line in lines for result in line.results.values()]
-    found += [search["best"]["result"]["settings"] for search in block.searches] if group is None else []
+    found = [result.settings for line in lines for result in line.results.values()]
+    if group is None:
+        found += [search.best.result.settings for search in block.searches if search.best is not None]
     first, *others = found
     return {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}

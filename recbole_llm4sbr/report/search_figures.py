@@ -1,0 +1,105 @@
+"""Figures of searches: a curve per setting, a heat map of two, parallel coordinates of more."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
+
+from recbole_llm4sbr.base.records import Search, Trial
+from recbole_llm4sbr.base.wording import show
+from recbole_llm4sbr.report.searches import by_two, distinct
+from recbole_llm4sbr.report.style import COLOURS
+
+
+def figures_of_search(search: Search) -> Iterator[tuple[str, str, go.Figure, int]]:
+    """A curve per setting, a heat map where there are two, parallel coordinates where there are more."""
+    metric, model = search.metric, search.model
+    trials = [trial for trial in search.trials if trial.score is not None]
+    for key in trials[0].setting:
+        yield (
+            f"Search: {key} ({model})",
+            f"{metric} on validation, in percent: each trial, and the best of each value.",
+            _points(trials, key, search.bigger),
+            400,
+        )
+    if found := by_two(search):
+        row_key, column_key, rows, columns, scores = found
+        figure = go.Figure(
+            go.Heatmap(
+                z=scores, x=list(map(show, columns)), y=list(map(show, rows)), colorscale="Cividis",
+                text=[["" if np.isnan(score) else f"{score:.2f}" for score in line] for line in scores], texttemplate="%{text}",
+                hovertemplate=f"{row_key} %{{y}}, {column_key} %{{x}}: %{{z:.2f}}<extra></extra>", colorbar={"thickness": 12},
+            )
+        )  # fmt: skip
+        figure.update_xaxes(title=column_key, type="category").update_yaxes(title=row_key, type="category")
+        yield f"Search: {row_key} and {column_key} ({model})", f"{metric} on validation, in percent.", figure, 420
+    elif len(trials[0].setting) > 1:
+        yield (
+            f"Search: all settings ({model})",
+            f"A line is a trial, the brighter the better; {metric} on validation, in percent.",
+            _parallel(trials, metric, search.bigger),
+            460,
+        )
+
+
+def _points(trials: Sequence[Trial], key: str, bigger: bool) -> go.Figure:
+    values = [trial.setting[key] for trial in trials]
+    scores = [100 * (trial.score or 0.0) for trial in trials]
+    different = distinct(values)
+    listed = len(different) < len(values) or not all(isinstance(value, int | float) for value in values)
+    x = list(map(show, values)) if listed else values
+    figure = go.Figure(
+        go.Scatter(
+            x=x, y=scores, mode="markers", name="a trial", marker={"color": COLOURS[4], "symbol": "circle-open", "size": 9}
+        )
+    )
+    if listed:
+        names = list(map(show, different))
+        best = [(max if bigger else min)(score for at, score in zip(x, scores) if at == name) for name in names]
+        figure.add_trace(
+            go.Scatter(
+                x=names,
+                y=best,
+                name="the best",
+                mode="lines+markers",
+                line={"color": COLOURS[0]},
+                marker={"symbol": "square", "size": 8},
+            )
+        )
+        figure.update_xaxes(type="category", categoryorder="array", categoryarray=names)
+    return figure.update_xaxes(title=key).update_yaxes(title="validation")
+
+
+def _parallel(trials: Sequence[Trial], metric: str, bigger: bool) -> go.Figure:
+    """Parallel coordinates: a line is a trial, every setting a vertical axis with its values evenly or, of numbers, to scale."""
+    columns = {key: [trial.setting[key] for trial in trials] for key in trials[0].setting}
+    columns[metric] = [100 * (trial.score or 0.0) for trial in trials]
+    places, ticks = [], []
+    for values in columns.values():
+        different = distinct(values)
+        if all(isinstance(value, int | float) for value in values):
+            low, high = min(values), max(values)
+            places.append([(value - low) / (high - low or 1) for value in values])
+            ticks.append([f"{low:.3g}", f"{high:.3g}"])
+        else:
+            names = list(map(show, different))
+            places.append([names.index(show(value)) / max(len(names) - 1, 1) for value in values])
+            ticks.append([names[0], names[-1]])
+    figure = go.Figure()
+    order = sorted(range(len(trials)), key=lambda number: columns[metric][number], reverse=not bigger)  # the best on top
+    for rank, number in enumerate(order):
+        said = "<br>".join(f"{key} {show(values[number], 4)}" for key, values in columns.items())
+        figure.add_trace(
+            go.Scatter(
+                x=list(columns), y=[column[number] for column in places], mode="lines+markers", showlegend=False,
+                line={"color": sample_colorscale("Cividis", [rank / max(len(order) - 1, 1)])[0], "width": 2}, text=said,
+                hovertemplate="%{text}<extra></extra>",
+            )
+        )  # fmt: skip
+    for key, (low, high) in zip(columns, ticks):
+        figure.add_vline(x=key, line={"color": "#999", "width": 1})
+        for text, y, anchor in ((low, -0.02, "top"), (high, 1.02, "bottom")):
+            figure.add_annotation(x=key, y=y, text=text, showarrow=False, yanchor=anchor, bgcolor="#fff")
+    figure.update_yaxes(visible=False, range=[-0.15, 1.15])
+    return figure.update_xaxes(showgrid=False, tickangle=-25)
