@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import sigmoid, tanh
 
-from recbole_llm4sbr.base.files import PROPERTIES
-from recbole_llm4sbr.base.schema import read_yaml
+from recbole_llm4sbr.base.schema import model_defaults
 from recbole_llm4sbr.model import graphs
 from recbole_llm4sbr.model.backbones import BACKBONES, gcegnn, tagnn
 from recbole_llm4sbr.training.run import load_data
@@ -103,7 +102,7 @@ def test_softmax_by_groups():
 
 
 def built(tiny, name, **changed):
-    given = tiny | read_yaml(PROPERTIES / "model" / f"{name}.yaml") | {"model": name, "llm4sbr": False} | changed
+    given = tiny | model_defaults(name) | {"model": name, "llm4sbr": False} | changed
     config, _, (train, _, _) = load_data(given)
     torch.manual_seed(4)
     model = BACKBONES[name](config, train.dataset)

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.files import PROPERTIES
-from recbole_llm4sbr.base.schema import read_yaml
+from recbole_llm4sbr.base.schema import model_defaults
 from recbole_llm4sbr.intent.infer import infer
 from recbole_llm4sbr.model import SessionIntents, build_model, check_wrappable, model_class
 from recbole_llm4sbr.model.adapter import REFUSED, AdaptedRecommender
@@ -31,8 +30,7 @@ def features(settings):
 
 
 def built(settings, name, **changed):
-    defaults = PROPERTIES / "model" / f"{name}.yaml"
-    settings = (features(settings) if name in WITH_FEATURES else settings) | (read_yaml(defaults) if defaults.is_file() else {})
+    settings = (features(settings) if name in WITH_FEATURES else settings) | model_defaults(name)
     settings |= {"model": name} | SMALL | changed
     config, _, (train, _, test) = load_data(settings)
     torch.manual_seed(3)

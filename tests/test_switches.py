@@ -187,7 +187,7 @@ def test_untrained_baselines_go_through_the_trainer_and_load_again(tiny, setting
         settings = settings_for(model=name)
         assert settings["epochs"] == 1
         result = train(settings)
-        assert load_model(result["checkpoint"]).model.full_sort_predict
+        assert load_model(result.checkpoint).model.full_sort_predict
     with pytest.raises(UserError, match="LLMSeqSim has no backbone"):
         train(settings_for(model="LLMSeqSim", llm4sbr=True))
     with pytest.raises(UserError, match="LLMInfer ranks by intents"):
@@ -204,12 +204,12 @@ def test_sources_stand_side_by_side_and_new_views_are_added(tiny, settings_for):
     before = (folder / "tiny.sessemb").read_bytes()
     infer(settings_for(intent_source="session_text"))
     assert (folder / "tiny.sessemb").read_bytes() == before
-    assert train(settings_for(intent_source="session_text"), saved=False)["infer"]["prompts"] == 0
-    counts = infer(settings_for(views=["normal"]))
-    assert counts["reused"] > 0  # the long and short answers
+    assert train(settings_for(intent_source="session_text"), saved=False).infer.prompts == 0
+    counts = infer(settings_for(views=["normal"])).counts
+    assert counts.reused > 0  # the long and short answers
     head = (folder / "tiny.sessemb").read_text().split("\n")[0]
     assert [f"{view}_items:token_seq" in head for view in ("long", "short", "normal")] == [True] * 3
-    assert infer(settings_for())["calls"] == 0  # two of three views are there
+    assert infer(settings_for()).counts.calls == 0  # two of three views are there
     with pytest.raises(UserError, match="item_text was"):
         infer(settings_for(item_text="{title}"))
 

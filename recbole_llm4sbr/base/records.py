@@ -1,8 +1,14 @@
 """What travels between packages and into JSON files: results of runs, counts, cells of grids, trials of searches."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any, Self
+
+from recbole_llm4sbr.base.files import read_json_lines
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -188,6 +194,17 @@ class CellResult(Record):
         """As `Record.from_json`, with its result."""
         result = value.get("result")
         return super().from_json({**value, "result": RunResult.from_json(result) if result else None})
+
+
+def read_cell_results(path: Path) -> dict[str, CellResult]:
+    """The results of cells by key; a line that is none is passed over with a warning."""
+    found = {}
+    for number, row in enumerate(read_json_lines(path), 1):
+        try:
+            found[row["key"]] = CellResult.from_json(row)
+        except (KeyError, TypeError, AttributeError):
+            log.warning("%s, line %s is not the result of a cell and is passed over", path, number)
+    return found
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,11 @@ class Setting:
         if self.at_least is not None and not value >= self.at_least:
             raise UserError(f"{self.key}={value!r} is too small; it must be at least {self.at_least:g}")
 
+    def describe(self) -> str:
+        """Its help, with the choices where the help does not name them."""
+        unnamed = any(str(choice) not in self.help for choice in self.choices)
+        return self.help + (f" (one of {', '.join(map(str, self.choices))})" if unnamed else "")
+
     def active(self, lookup: Callable[[str], Any]) -> bool:
         """Whether it decides anything, given the other settings and facts."""
         return all(lookup(key) in values for key, values in self.when.items())
@@ -202,7 +207,7 @@ def describe_settings() -> str:
             title = setting.section
             lines += ["", title]
         default = "" if setting.default is None else _yaml_text(setting.default)
-        lines.append(f"  --{setting.key}={default}\n        {setting.help}")
+        lines.append(f"  --{setting.key}={default}\n        {setting.describe()}")
     return "\n".join(lines)
 
 

@@ -49,7 +49,7 @@ class Option:
             if self.choices and each not in self.choices:
                 near = difflib.get_close_matches(str(each), self.choices, n=1)
                 hint = f" (did you mean {near[0]!r}?)" if near else ""
-                raise UserError(f"--{self.name}={each!r} is unknown{hint}; choose from {', '.join(self.choices)}")
+                raise UserError(f"--{self.name}={each!r} is unknown{hint}; choose one of {', '.join(self.choices)}")
         if self.least is not None and (type(value) not in (int, float) or value < self.least):
             raise UserError(f"--{self.name}={value!r} must be a number of at least {self.least:g}")
         return value
@@ -120,7 +120,9 @@ class Verb:
         )
         for section in sections:
             lines.append(f"\nsettings of {section}")
-            lines += [f"  --{s.key}={show(s.default)}\n        {s.help}" for s in schema().values() if s.section == section]
+            lines += [
+                f"  --{s.key}={show(s.default)}\n        {s.describe()}" for s in schema().values() if s.section == section
+            ]
         return "\n".join(lines) + (f"\n\n{self.more()}" if self.more() else "")
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.files import append_json_line, make_folder, read_json, read_json_lines, write_json, write_whole
-from recbole_llm4sbr.base.records import CellResult, GridEntry
+from recbole_llm4sbr.base.files import append_json_line, make_folder, read_json, write_json, write_whole
+from recbole_llm4sbr.base.records import CellResult, GridEntry, read_cell_results
 from recbole_llm4sbr.base.settings import deciding, load_settings, uses_intents
 from recbole_llm4sbr.base.wording import duration
 from recbole_llm4sbr.data.checks import RunFiles
@@ -71,7 +71,7 @@ def compare(
     cells = _with_keys(cells)
     _keep_grid(out / "grid.json", cells, command)
     make_folder(out / "ranks")
-    done = {row["key"]: CellResult.from_json(row) for row in read_json_lines(out / "cells.jsonl")}
+    done = read_cell_results(out / "cells.jsonl")
     missing = {cell.key: cell for cell in cells if cell.key not in done or not done[cell.key].ok}
     log.info(
         "%s cells, %s of them distinct, %s to run; results in %s", len(cells), len({c.key for c in cells}), len(missing), out

@@ -1,6 +1,5 @@
 """What `compare`, `ablate` and `tune` left in their folders, read for the report: `grid.json`, `cells.jsonl`, `ranks/*.npz`."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.files import read_json, read_json_lines
-from recbole_llm4sbr.base.records import CellResult, GridEntry, RunResult, Search
+from recbole_llm4sbr.base.files import read_json
+from recbole_llm4sbr.base.records import GridEntry, RunResult, Search, read_cell_results
 from recbole_llm4sbr.report.statistics import PER_SESSION, session_metric
-
-log = logging.getLogger(__name__)
 
 CONTROLS = ("session_text", "shuffled", "random", "none")
 REFERENCES = ("plain", "w/o LLM", "llm4sbr")  # what the variants of a group are tested against: the first of these that it has
@@ -185,7 +182,7 @@ def _read_grid(folder: Path, blocks: dict[tuple[str, str], Block], folder_of: di
         folder_of: where the table of each dataset, split and title comes from; two folders may hold tables of one title.
     """
     grid = read_json(folder / "grid.json")
-    cells = _read_cells(folder / "cells.jsonl")
+    cells = read_cell_results(folder / "cells.jsonl")
     for entry in map(GridEntry.from_json, grid["cells"]):
         block = blocks.setdefault((entry.dataset, entry.split), Block(entry.dataset, entry.split))
         group = entry.group
@@ -211,17 +208,6 @@ def _read_grid(folder: Path, blocks: dict[tuple[str, str], Block], folder_of: di
         if ranks.is_file():
             with np.load(ranks, allow_pickle=False) as arrays:
                 line.ranks[entry.seed] = {name: arrays[name] for name in arrays.files}
-
-
-def _read_cells(path: Path) -> dict[str, CellResult]:
-    """The results of cells by key; a line that is none is passed over with a warning."""
-    found = {}
-    for number, row in enumerate(read_json_lines(path), 1):
-        try:
-            found[row["key"]] = CellResult.from_json(row)
-        except (KeyError, TypeError, AttributeError):
-            log.warning("%s, line %s is not the result of a cell and is passed over", path, number)
-    return found
 
 
 def _add(texts: list[str], text: str) -> None:
