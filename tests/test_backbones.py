@@ -217,12 +217,12 @@ def test_gcegnn_equals_its_formulas(tiny, monkeypatch, hop, piece):
     model, config, dataset = built(tiny, "GCEGNN", hop=hop, neighbors=3)
     near, weights = graphs.cooccurrence([np.array(s) for s in sessions_of_training(dataset)], dataset.item_num, 3, 3)
     assert (weights == 0).any()  # an item with fewer neighbours is among them
-    views = model.encode(batch_of(HAND))
+    embeddings = model.encode(batch_of(HAND))
     scores = model.full_sort_predict(batch_of(HAND))
     for row, session in enumerate(HAND):
         expected, last = gce_reference(model, config, None, near.tolist(), weights.tolist(), session)
-        torch.testing.assert_close(views.global_emb[row], expected, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(views.local_emb[row], last, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(embeddings.global_emb[row], expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(embeddings.local_emb[row], last, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(scores[row], model.item_embedding.weight @ expected, atol=1e-4, rtol=1e-5)
 
 
@@ -248,8 +248,8 @@ def test_dhcn_equals_its_formulas(tiny, monkeypatch, detach):
         expected.append(total)
         means.append(model.item_embedding.weight[session].mean(0))
     expected = torch.stack(expected)
-    views = model.encode(batch_of(HAND))
-    torch.testing.assert_close(views.global_emb, expected, atol=1e-5, rtol=1e-5)
+    embeddings = model.encode(batch_of(HAND))
+    torch.testing.assert_close(embeddings.global_emb, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(model.full_sort_predict(batch_of(HAND)), expected @ items.T, atol=1e-4, rtol=1e-5)
     overlap = torch.tensor([[len(set(p) & set(q)) / len(set(p) | set(q)) for q in HAND] for p in HAND])
     line = [torch.stack(means)]
@@ -258,14 +258,14 @@ def test_dhcn_equals_its_formulas(tiny, monkeypatch, detach):
     line = sum(line) / len(line)
     orders = iter([torch.tensor([3, 0, 4, 1, 2]), torch.arange(8).flip(0)])
     monkeypatch.setattr(torch, "randperm", lambda *_, **__: next(orders))
-    loss = model.extra_loss(views, None)
+    loss = model.extra_loss(embeddings, None)
     shuffled = expected[torch.tensor([3, 0, 4, 1, 2])].flip(1)
     by_hand = sum(
         -torch.log(sigmoid(h @ t)) - torch.log(1 - sigmoid(c @ t))
         for h, t, c in zip(expected.double(), line.double(), shuffled.double())
     )
     torch.testing.assert_close(loss.double(), config["beta"] * by_hand, atol=1e-5, rtol=1e-5)
-    line_only = model._line_graph(views.memo[1]).sum()
+    line_only = model._line_graph(embeddings.memo[1]).sum()
     assert line_only.requires_grad != detach  # the switch of the authors' code
 
 

@@ -80,9 +80,9 @@ def test_items_without_a_text_keep_their_own_start(tiny, settings_for):
 def test_cosine_scores_are_cosines_over_the_temperature(name, tiny, settings_for):
     model, _, batch = built(settings_for(model=name, llm4sbr=False, similarity="cosine", temperature=0.5))
     scores = model.full_sort_predict(batch)
-    views = model.encode(batch)
-    session = model.fuse(views, batch)
-    items = views.memo[0] if name == "DHCN" else model.item_table
+    embeddings = model.encode(batch)
+    session = model.fuse(embeddings, batch)
+    items = embeddings.memo[0] if name == "DHCN" else model.item_table
     expected = [[torch.cosine_similarity(s, v, dim=0) / 0.5 for v in items] for s in session[:3]]
     assert torch.allclose(scores[:3, 1:], torch.tensor(expected)[:, 1:], atol=1e-5)
 
@@ -112,14 +112,14 @@ def test_the_normal_view_gates_the_whole_session_and_is_aligned_with_it(tiny, se
     whole = model.backbone.fuse(model.backbone.encode(batch), batch)
     intent = model.project(model.intents(batch["session_id"])[0][:, 0])
     gate = torch.sigmoid(whole + intent) @ model.gates["session"].weight.T
-    views = model.encode(batch)
-    assert torch.allclose(model.fuse(views, batch), gate * whole, atol=1e-5)
+    embeddings = model.encode(batch)
+    assert torch.allclose(model.fuse(embeddings, batch), gate * whole, atol=1e-5)
     h, t = (x / x.norm(dim=1, keepdim=True) for x in (whole, intent))
     known = model.intents(batch["session_id"])[1][:, 0].bool()
     h, t = h[known], t[known]
     uniform = [torch.pdist(x).pow(2).mul(-2).exp().mean().log() for x in (h, t)]
     expected = (h - t).pow(2).sum(1).mean() + sum(uniform) / 2
-    assert model.extra_losses(views, batch)[0].item() == pytest.approx(expected.item(), abs=1e-4)
+    assert model.extra_losses(embeddings, batch)[0].item() == pytest.approx(expected.item(), abs=1e-4)
     with pytest.raises(UserError, match="normal"):
         built(settings_for(views=["long", "normal"]))
 
@@ -150,10 +150,10 @@ def test_random_intents_are_random_unit_vectors_for_those_who_have_one(tiny, set
 
 def test_no_intents_leave_the_wrappers_own_parameters(tiny, settings_for):
     model, _, batch = built(settings_for(intent_source="none", intent_lambda=1.0))
-    views = model.encode(batch)
-    gate = torch.sigmoid(views.local_emb + model.project.bias) @ model.gates["local"].weight.T
-    assert torch.allclose(model._gated("local", views.memo.pairs), gate * views.local_emb, atol=1e-6)
-    assert model.extra_losses(views, batch)[0].item() == 0
+    embeddings = model.encode(batch)
+    gate = torch.sigmoid(embeddings.local_emb + model.project.bias) @ model.gates["local"].weight.T
+    assert torch.allclose(model._gated("local", embeddings.memo.pairs), gate * embeddings.local_emb, atol=1e-6)
+    assert model.extra_losses(embeddings, batch)[0].item() == 0
 
 
 @pytest.mark.parametrize("aggregate", ["mean", "last", "position"])

@@ -109,6 +109,9 @@ def prefixes(lengths: Numbers, targets: str) -> tuple[Numbers, Numbers]:
     Returns:
         Session index and prefix length of every row; the target is the item after the prefix. `last`: the longest prefix of each
         session; `all`: every prefix from one click on.
+
+    >>> [each.tolist() for each in prefixes(np.array([2, 4]), "all")]
+    [[0, 1, 1, 1], [1, 1, 2, 3]]
     """
     if targets == "last":
         return np.arange(len(lengths)), lengths - 1

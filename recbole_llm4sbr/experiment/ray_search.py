@@ -5,6 +5,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,71 +20,77 @@ log = logging.getLogger(__name__)
 EXPERIMENT = "ray"  # Ray Tune's own folder in --out
 
 
-def run_trials(
-    settings: Mapping[str, Any],
-    space: Mapping[str, Dimension],
-    out: Path,
-    trials: int,
-    how: str,
-    scheduler: str,
-    cpus: float,
-    gpus: float | None,
-    bigger: bool,
-) -> list[Trial]:
-    """Run or go on with the search in `out`.
+@dataclass(frozen=True)
+class Plan:
+    """How a search goes.
 
-    Args:
-        settings: of every trial.
-        space: what is searched.
-        out: folder of the search.
+    Attributes:
+        space: what is searched, by setting.
         trials: how many; a grid has as many as combinations.
-        how, scheduler: as `tune.search`.
+        how: `random`, `grid` or `optuna`.
+        scheduler: `asha` or `none`.
         cpus, gpus: of one trial; gpus None: one where the cluster has any.
         bigger: whether a larger score is better.
     """
+
+    space: Mapping[str, Dimension]
+    trials: int
+    how: str
+    scheduler: str
+    cpus: float
+    gpus: float | None
+    bigger: bool
+
+    @property
+    def total(self) -> int:
+        """Trials in all."""
+        return math.prod(len(each.values) for each in self.space.values()) if self.how == "grid" else self.trials
+
+
+def run_trials(settings: Mapping[str, Any], plan: Plan, out: Path) -> list[Trial]:
+    """Run or go on with the search in the folder `out`, with `settings` for every trial."""
     from ray import tune
-    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
-    from ray.tune.search.basic_variant import BasicVariantGenerator
 
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ray would end the search as if it were complete
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")  # what a kill may cost; Ray's own choice is up to minutes
     logging.getLogger("tensorboardX").setLevel(logging.ERROR)
-    gpus = _check_resources(cpus, gpus)
-    shared = load_shared(settings, space)
+    gpus = _check_resources(plan.cpus, plan.gpus)
+    shared = load_shared(settings, plan.space)
     log.info("tune: %.0f MB of data and intents, loaded once and shared by all trials", shared.megabytes)
     absolute = {key: str(Path(settings[key]).resolve()) for key in ("data_path", "atomic_path")}
-    parameters = {"settings": {**settings, **absolute}, "shared": shared, "threads": max(1, int(cpus))}
-    runs = tune.with_resources(tune.with_parameters(trial, **parameters), {"cpu": cpus, "gpu": gpus})
+    parameters = {"settings": {**settings, **absolute}, "shared": shared, "threads": max(1, int(plan.cpus))}
+    runs = tune.with_resources(tune.with_parameters(trial, **parameters), {"cpu": plan.cpus, "gpu": gpus})
+    drawn = {key: dimension.of_tune(plan.how == "grid") for key, dimension in plan.space.items()}
+    watch = _progress_callback(plan.total, settings["valid_metric"])
     folder = str((out / EXPERIMENT).resolve())
-    grid = how == "grid"
-    drawn = {key: dimension.of_tune(grid) for key, dimension in space.items()}
-    total = math.prod(len(dimension.values) for dimension in space.values()) if grid else trials
-    watch = _progress_callback(total, settings["valid_metric"])
     if tune.Tuner.can_restore(folder):
         log.info("tune: going on with the search in %s", folder)
         tuner = tune.Tuner.restore(folder, runs, resume_unfinished=True, restart_errored=True, param_space=drawn)
         tuner._local_tuner.get_run_config().callbacks = [watch]
     else:
-        seed = settings.get("seed", 2020)
-        asha = ASHAScheduler(
-            time_attr="training_iteration", max_t=settings["epochs"] + 1, grace_period=min(3, settings["epochs"])
-        )
-        tuner = tune.Tuner(
-            runs,
-            param_space=drawn,
-            tune_config=tune.TuneConfig(
-                metric="score",
-                mode="max" if bigger else "min",
-                num_samples=1 if grid else trials,
-                reuse_actors=True,  # a fresh process costs seconds of imports
-                scheduler=asha if scheduler == "asha" else FIFOScheduler(),
-                search_alg=optuna_search(seed) if how == "optuna" else BasicVariantGenerator(random_state=seed),
-                trial_dirname_creator=lambda each: each.trial_id,
-            ),
-            run_config=tune.RunConfig(name=EXPERIMENT, storage_path=str(out.resolve()), verbose=0, callbacks=[watch]),
-        )
-    return [_outcome(result, list(space)) for result in tuner.fit()]
+        run_config = tune.RunConfig(name=EXPERIMENT, storage_path=str(out.resolve()), verbose=0, callbacks=[watch])
+        tuner = tune.Tuner(runs, param_space=drawn, tune_config=_tune_config(settings, plan), run_config=run_config)
+    return [_outcome(result, list(plan.space)) for result in tuner.fit()]
+
+
+def _tune_config(settings: Mapping[str, Any], plan: Plan) -> Any:
+    """Ray Tune's configuration of a new search."""
+    from ray import tune
+    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+    from ray.tune.search.basic_variant import BasicVariantGenerator
+
+    seed, epochs = settings.get("seed", 2020), settings["epochs"]
+    asha = ASHAScheduler(time_attr="training_iteration", max_t=epochs + 1, grace_period=min(3, epochs))
+    return tune.TuneConfig(
+        metric="score",
+        mode="max" if plan.bigger else "min",
+        num_samples=1 if plan.how == "grid" else plan.trials,
+        reuse_actors=True,  # a fresh process costs seconds of imports
+        scheduler=asha if plan.scheduler == "asha" else FIFOScheduler(),
+        search_alg=optuna_search(seed) if plan.how == "optuna" else BasicVariantGenerator(random_state=seed),
+        trial_dirname_creator=lambda each: each.trial_id,
+    )
 
 
 def _check_resources(cpus: float, gpus: float | None) -> float:

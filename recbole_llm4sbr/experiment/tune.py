@@ -27,7 +27,7 @@ from recbole_llm4sbr.base.wording import show_settings
 from recbole_llm4sbr.data.checks import RunFiles
 from recbole_llm4sbr.experiment.feature_files import dry_run_of_all, make_files_of_all
 from recbole_llm4sbr.experiment.keys import checksums_of
-from recbole_llm4sbr.experiment.ray_search import EXPERIMENT, optuna_search, run_trials
+from recbole_llm4sbr.experiment.ray_search import EXPERIMENT, Plan, optuna_search, run_trials
 from recbole_llm4sbr.experiment.space import Dimension, read_space
 from recbole_llm4sbr.training.config import SessionConfig, check_runnable
 from recbole_llm4sbr.training.environment import machine
@@ -92,7 +92,7 @@ def search(
     if how == "optuna":
         optuna_search(0)  # a missing package is named before the data are loaded
     write_json(out / "asked.json", asked)
-    outcome = run_trials(settings, dimensions, out, trials, how, scheduler, cpus, gpus, bigger)
+    outcome = run_trials(settings, Plan(dimensions, trials, how, scheduler, cpus, gpus, bigger), out)
     best = _best_of(outcome, bigger, out)
     counts = PreparedCounts.from_json(next(iter(files.values())).prepared.counts)
     found = Search(

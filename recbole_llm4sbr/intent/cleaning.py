@@ -24,6 +24,9 @@ def clean(raw: str, qualifiers: Sequence[str] = ()) -> str:
     Args:
         raw: what the LLM said, without `answer_start`.
         qualifiers: the template's qualifiers; an answer that repeats the beginning of one is no answer.
+
+    >>> clean('1. "Toy Story" is a good choice.'), clean("Sure! My guess is: Heat (1995)"), clean("I'm sorry, I cannot")
+    ('Toy Story', 'Heat (1995)', '')
     """
     text = next((line.strip() for line in raw.splitlines() if line.strip()), "")
     before = None

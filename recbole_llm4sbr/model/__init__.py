@@ -1,7 +1,7 @@
 """Stage 2: the contract of a session recommender, backbones, and the wrapper that fuses and aligns intents."""
 
 from recbole_llm4sbr.model.adapter import AdaptedRecommender
-from recbole_llm4sbr.model.contract import SessionRecommender, SessionViews
+from recbole_llm4sbr.model.contract import SessionEmbeddings, SessionRecommender
 from recbole_llm4sbr.model.intents import IntentFiles, SessionIntents
 from recbole_llm4sbr.model.registry import build_model, check_wrappable, is_switched, model_class
 from recbole_llm4sbr.model.wrapper import LLM4SBRWrapper
@@ -10,9 +10,9 @@ __all__ = [
     "AdaptedRecommender",
     "IntentFiles",
     "LLM4SBRWrapper",
+    "SessionEmbeddings",
     "SessionIntents",
     "SessionRecommender",
-    "SessionViews",
     "build_model",
     "check_wrappable",
     "is_switched",

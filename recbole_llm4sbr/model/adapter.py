@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.model.contract import SessionRecommender, SessionViews
+from recbole_llm4sbr.model.contract import SessionEmbeddings, SessionRecommender
 
 _WRITE = "write it as a SessionRecommender (docs/backbones.md), or train it plain with --llm4sbr=false"
 # Models of RecBole that cannot be adapted, and why.
@@ -83,17 +83,17 @@ class AdaptedRecommender(SessionRecommender):
         table: Tensor = self.model.item_embedding.weight  # type: ignore[union-attr,assignment]
         return table
 
-    def encode(self, interaction: Any) -> SessionViews:
+    def encode(self, interaction: Any) -> SessionEmbeddings:
         """Global: the model's forward; local: the last click's item embedding."""
         item_seq, length = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
         global_emb = self.model(**{name: item_seq if name in _SEQUENCE else length for name in self._arguments})  # [B, H]
         last = torch.gather(item_seq, 1, (length - 1).unsqueeze(1)).squeeze(1)  # [B]
-        return SessionViews(self.model.item_embedding(last), global_emb)  # type: ignore[operator]
+        return SessionEmbeddings(self.model.item_embedding(last), global_emb)  # type: ignore[operator]
 
-    def fuse(self, views: SessionViews, interaction: Any) -> Tensor:
+    def fuse(self, embeddings: SessionEmbeddings, interaction: Any) -> Tensor:
         """The model's own session embedding, [B, H]."""
-        return views.global_emb
+        return embeddings.global_emb
 
-    def extra_loss(self, views: SessionViews, interaction: Any) -> Tensor | None:
+    def extra_loss(self, embeddings: SessionEmbeddings, interaction: Any) -> Tensor | None:
         """What the model adds to cross-entropy, for those that do."""
         return self._extra(self.model) if self._extra else None

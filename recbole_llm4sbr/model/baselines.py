@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding_bag, normalize
 
-from recbole_llm4sbr.model.contract import SessionRecommender, SessionViews
+from recbole_llm4sbr.model.contract import SessionEmbeddings, SessionRecommender
 from recbole_llm4sbr.model.intents import SessionIntents, item_vectors
 
 
@@ -30,9 +30,9 @@ class UntrainedRecommender(SessionRecommender):
         """Unit text vectors, [n_items, D]."""
         return self.item_emb
 
-    def fuse(self, views: SessionViews, interaction: Any) -> Tensor:
+    def fuse(self, embeddings: SessionEmbeddings, interaction: Any) -> Tensor:
         """The session's text vector, [B, D]."""
-        return views.global_emb
+        return embeddings.global_emb
 
     def calculate_loss(self, interaction: Any) -> Tensor:
         """Zero."""
@@ -51,11 +51,11 @@ class LLMInfer(UntrainedRecommender):
         super().__init__(config, dataset)
         self.intents = SessionIntents.from_dataset(config, dataset)
 
-    def encode(self, interaction: Any) -> SessionViews:
+    def encode(self, interaction: Any) -> SessionEmbeddings:
         """Sum of the views' unit intents; zeros, and so all items alike, for a session without any."""
         intents, _ = self.intents(interaction[self.USER_ID])  # [B, V, D]
         session = normalize(intents, dim=-1).sum(1)  # [B, D]
-        return SessionViews(session, session)
+        return SessionEmbeddings(session, session)
 
 
 class LLMSeqSim(UntrainedRecommender):
@@ -70,14 +70,14 @@ class LLMSeqSim(UntrainedRecommender):
         super().__init__(config, dataset)
         self.aggregate = config["aggregate"]
 
-    def encode(self, interaction: Any) -> SessionViews:
+    def encode(self, interaction: Any) -> SessionEmbeddings:
         """Unit weighted sum of the clicks' text vectors."""
         item_seq, length = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN].unsqueeze(1)
         place = torch.arange(1, item_seq.size(1) + 1, device=item_seq.device).expand_as(item_seq)  # [B, L]
         weights = {"mean": place > 0, "last": place == length, "position": place}[self.aggregate] * (place <= length)
         session = embedding_bag(item_seq, self.item_emb, per_sample_weights=weights.to(self.item_emb.dtype), mode="sum")
         session = normalize(session, dim=-1)  # [B, D]
-        return SessionViews(session, session)
+        return SessionEmbeddings(session, session)
 
 
 BASELINES: dict[str, type[SessionRecommender]] = {"LLMInfer": LLMInfer, "LLMSeqSim": LLMSeqSim}

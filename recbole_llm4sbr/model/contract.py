@@ -10,7 +10,7 @@ from recbole_llm4sbr.base.recbole import InputType, Interaction, SequentialRecom
 
 
 @dataclass
-class SessionViews:
+class SessionEmbeddings:
     """What a backbone makes of a batch of sessions (paper eq. 6).
 
     Attributes:
@@ -49,17 +49,17 @@ class SessionRecommender(SequentialRecommender):  # type: ignore[misc]
         """The layer [2H -> H] with which `fuse` mixes global and local embedding, where there is one; the wrapper goes on using it."""
         return None
 
-    def encode(self, interaction: Interaction) -> SessionViews:
+    def encode(self, interaction: Interaction) -> SessionEmbeddings:
         """Local and global embedding of each session."""
         raise NotImplementedError(
-            f"{type(self).__name__} must define encode(interaction) -> SessionViews; see docs/backbones.md"
+            f"{type(self).__name__} must define encode(interaction) -> SessionEmbeddings; see docs/backbones.md"
         )
 
-    def fuse(self, views: SessionViews, interaction: Interaction) -> Tensor:
+    def fuse(self, embeddings: SessionEmbeddings, interaction: Interaction) -> Tensor:
         """The session embedding, [B, H]."""
-        raise NotImplementedError(f"{type(self).__name__} must define fuse(views, interaction); see docs/backbones.md")
+        raise NotImplementedError(f"{type(self).__name__} must define fuse(embeddings, interaction); see docs/backbones.md")
 
-    def score(self, session: Tensor, views: SessionViews) -> Tensor:
+    def score(self, session: Tensor, embeddings: SessionEmbeddings) -> Tensor:
         """Scores of all items, [B, n_items]: session embedding times item table (eq. 13)."""
         return self.compare(session, self.item_table)
 
@@ -69,26 +69,26 @@ class SessionRecommender(SequentialRecommender):  # type: ignore[misc]
             return session @ items.T
         return nn.functional.normalize(session, dim=-1) @ nn.functional.normalize(items, dim=-1).T / self.temperature
 
-    def extra_loss(self, views: SessionViews, interaction: Interaction) -> Tensor | None:
+    def extra_loss(self, embeddings: SessionEmbeddings, interaction: Interaction) -> Tensor | None:
         """A loss of the model's own besides cross-entropy, a scalar; None when it has none."""
         return None
 
     def forward(self, interaction: Interaction) -> Tensor:
         """Scores of all items, [B, n_items]."""
-        views = self.encode(interaction)
-        return self.score(self.fuse(views, interaction), views)
+        embeddings = self.encode(interaction)
+        return self.score(self.fuse(embeddings, interaction), embeddings)
 
     def calculate_loss(self, interaction: Interaction) -> Tensor | tuple[Tensor, ...]:
         """Cross-entropy over all items (eq. 14) and the model's other losses; RecBole's trainer adds up a tuple and logs its parts."""
-        views = self.encode(interaction)
-        scores = self.score(self.fuse(views, interaction), views)
+        embeddings = self.encode(interaction)
+        scores = self.score(self.fuse(embeddings, interaction), embeddings)
         loss = nn.functional.cross_entropy(scores, interaction[self.POS_ITEM_ID])
-        extra = self.extra_losses(views, interaction)
+        extra = self.extra_losses(embeddings, interaction)
         return (loss, *extra) if extra else loss
 
-    def extra_losses(self, views: SessionViews, interaction: Interaction) -> list[Tensor]:
+    def extra_losses(self, embeddings: SessionEmbeddings, interaction: Interaction) -> list[Tensor]:
         """All losses besides cross-entropy."""
-        extra = self.extra_loss(views, interaction)
+        extra = self.extra_loss(embeddings, interaction)
         return [] if extra is None else [extra]
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:

@@ -57,6 +57,12 @@ def packed_graph(item_seq: Tensor, item_seq_len: Tensor) -> PackedGraph:
     Args:
         item_seq: item ids, zeros behind the last click, [B, L].
         item_seq_len: clicks per session, at least 1, [B].
+
+    The session 5, 7, 5 has two nodes and the edges 5 -> 7 and 7 -> 5:
+
+    >>> graph = packed_graph(torch.tensor([[5, 7, 5, 0]]), torch.tensor([3]))
+    >>> graph.node_item.tolist(), graph.click_node.tolist(), graph.source.tolist(), graph.target.tolist()
+    ([5, 7], [0, 1, 0], [0, 1], [1, 0])
     """
     valid = torch.arange(item_seq.size(1), device=item_seq.device) < item_seq_len.unsqueeze(1)  # [B, L]
     click_row, place = valid.nonzero(as_tuple=True)  # [N]

@@ -17,6 +17,9 @@ def alignment(x: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
 
     Returns:
         Numbers in 0..4, [...]; 0 when no row counts.
+
+    >>> alignment(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 3.0]])).item()  # at right angles
+    2.0
     """
     return _alignment(normalize(x, dim=-1), normalize(y, dim=-1), weight)
 
@@ -31,6 +34,10 @@ def uniformity(x: Tensor, weight: Tensor | None = None, t: float = 2.0) -> Tenso
 
     Returns:
         Numbers, [...]; 0 when fewer than two rows count, since one row has no pair.
+
+    >>> opposite, equal = torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), torch.ones(2, 2)
+    >>> round(uniformity(opposite).item(), 4), round(uniformity(equal).item(), 4) + 0.0
+    (-8.0, 0.0)
     """
     return _uniformity(normalize(x, dim=-1), weight, t)
 

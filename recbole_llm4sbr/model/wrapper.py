@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.model.contract import SessionRecommender, SessionViews
+from recbole_llm4sbr.model.contract import SessionEmbeddings, SessionRecommender
 from recbole_llm4sbr.model.intents import SessionIntents
 from recbole_llm4sbr.model.losses import alignment_uniformity
 
@@ -19,10 +19,10 @@ _PARTNER = {"short": "local", "normal": "session"}
 
 @dataclass
 class _Memo:
-    """What `fuse`, `score` and the losses need again: the backbone's views, and by embedding (`global`, `local` or `session`) the
+    """What `fuse`, `score` and the losses need again: the backbone's embeddings, and by name (`global`, `local` or `session`) the
     embedding [B, H], its projected intent [B, H] and who has one [B]."""
 
-    backbone: SessionViews
+    backbone: SessionEmbeddings
     pairs: dict[str, tuple[Tensor, Tensor, Tensor]]
 
 
@@ -71,41 +71,41 @@ class LLM4SBRWrapper(SessionRecommender):
         """The backbone's, [n_items, H]."""
         return self.backbone.item_table
 
-    def encode(self, interaction: Any) -> SessionViews:
-        """The backbone's views; `memo` pairs embeddings with projected intents (eq. 7)."""
-        views = self.backbone.encode(interaction)
+    def encode(self, interaction: Any) -> SessionEmbeddings:
+        """The backbone's embeddings; `memo` pairs them with projected intents (eq. 7)."""
+        own = self.backbone.encode(interaction)
         intents, known = self.intents(interaction[self.USER_ID])  # [B, V, D], [B, V]
-        embeddings = {"global": views.global_emb, "local": views.local_emb}
+        named = {"global": own.global_emb, "local": own.local_emb}
         if "session" in self.partners:
-            embeddings["session"] = self.backbone.fuse(views, interaction)
+            named["session"] = self.backbone.fuse(own, interaction)
         parts = zip(self.partners, self.project(intents).unbind(1), known.unbind(1))
-        pairs = {name: (embeddings[name], intent, has) for name, intent, has in parts}
-        return SessionViews(views.local_emb, views.global_emb, _Memo(views, pairs))
+        pairs = {name: (named[name], intent, has) for name, intent, has in parts}
+        return SessionEmbeddings(own.local_emb, own.global_emb, _Memo(own, pairs))
 
-    def fuse(self, views: SessionViews, interaction: Any) -> Tensor:
+    def fuse(self, embeddings: SessionEmbeddings, interaction: Any) -> Tensor:
         """The session embedding with its intents, [B, H]."""
-        backbone, pairs = views.memo.backbone, views.memo.pairs
+        backbone, pairs = embeddings.memo.backbone, embeddings.memo.pairs
         if self.fusion == "gate":
             if "session" in pairs:
                 return self._gated("session", pairs)
             return self._mixed(
-                self._gated("global", pairs) if "global" in pairs else views.global_emb,
-                self._gated("local", pairs) if "local" in pairs else views.local_emb,
+                self._gated("global", pairs) if "global" in pairs else embeddings.global_emb,
+                self._gated("local", pairs) if "local" in pairs else embeddings.local_emb,
             )
         intents = [intent * has.unsqueeze(1) for _, intent, has in pairs.values()]  # [B, H] each
         session = self.backbone.fuse(backbone, interaction)
         return session + torch.stack(intents).sum(0) if self.fusion == "residual" else self._mixed(session, *intents)
 
-    def score(self, session: Tensor, views: SessionViews) -> Tensor:
+    def score(self, session: Tensor, embeddings: SessionEmbeddings) -> Tensor:
         """The backbone's, [B, n_items]."""
-        return self.backbone.score(session, views.memo.backbone)
+        return self.backbone.score(session, embeddings.memo.backbone)
 
-    def extra_losses(self, views: SessionViews, interaction: Any) -> list[Tensor]:
+    def extra_losses(self, embeddings: SessionEmbeddings, interaction: Any) -> list[Tensor]:
         """lambda * L_AU summed over views (eq. 9, 15), then the backbone's own."""
-        losses = self.backbone.extra_losses(views.memo.backbone, interaction)
+        losses = self.backbone.extra_losses(embeddings.memo.backbone, interaction)
         if self.intent_lambda == 0:
             return losses
-        h, t, known = map(torch.stack, zip(*views.memo.pairs.values()))  # [V, B, H], [V, B, H], [V, B]
+        h, t, known = map(torch.stack, zip(*embeddings.memo.pairs.values()))  # [V, B, H], [V, B, H], [V, B]
         return [self.intent_lambda * alignment_uniformity(h, t, known).sum(), *losses]
 
     def _gated(self, name: str, pairs: dict[str, tuple[Tensor, Tensor, Tensor]]) -> Tensor:

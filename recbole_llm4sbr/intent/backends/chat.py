@@ -54,6 +54,11 @@ def group(tokens: Sequence[list[int]], largest: int = 32, least: int = 16) -> li
         tokens: token ids of each prompt.
         largest: prompts in a group.
         least: tokens beyond the beginning of all prompts that a member must share, and at least half of it.
+
+    Two prompts that share three tokens make a group, a third one stands alone:
+
+    >>> [(each.members, each.chain, each.shared) for each in group([[1, 2, 3, 4], [1, 2, 3, 5], [7, 8]], least=2)]
+    [([0, 1], [1, 2, 3], [3, 3]), ([2], [], [0])]
     """
     order = sorted(range(len(tokens)), key=lambda i: tokens[i])
     root = common(tokens[order[0]], tokens[order[-1]]) if order else 0
@@ -77,7 +82,11 @@ def group(tokens: Sequence[list[int]], largest: int = 32, least: int = 16) -> li
 
 
 def common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the common beginning, leaving at least one token of `a`."""
+    """Length of the common beginning, leaving at least one token of `a`.
+
+    >>> common([1, 2, 3], [1, 2, 9]), common([1, 2], [1, 2, 9])
+    (2, 1)
+    """
     end = min(len(a) - 1, len(b))
     for i in range(end):
         if a[i] != b[i]:

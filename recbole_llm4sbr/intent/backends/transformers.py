@@ -68,6 +68,12 @@ class TransformersBackend:
             done += len(block)
 
     def _answer_block(self, block: Sequence[Request], lines: int) -> Iterator[Reply]:
+        """Answer requests that want the same number of lines, batch by batch.
+
+        Args:
+            block: requests; replies name their places in it.
+            lines: lines of an answer.
+        """
         self.load()
         tokens = tokenize(self._tokenizer, block)
         groups = group(tokens) if self._share else [Group([], [position], [0]) for position in range(len(tokens))]
@@ -94,7 +100,15 @@ class TransformersBackend:
                 waiting = batch + waiting
 
     def _fitting(self, waiting: Sequence[Group], rest: Mapping[int, int]) -> int:
-        """How many of the first groups make a batch of `batch_tokens`; at least one."""
+        """How many of the first groups make a batch; at least one.
+
+        A batch of R prompts costs R * (C + T) tokens with padding: C is the longest chain of its groups, T the longest rest of a prompt
+        behind what it shares. That stays within `batch_tokens`, and prompts alone in their group are not put beside groups of several.
+
+        Args:
+            waiting: groups in the order in which they are answered.
+            rest: by `id` of a group its longest rest, in tokens.
+        """
         rows = chain = tail = 0
         for count, each in enumerate(waiting):
             rows, chain, tail = rows + len(each.members), max(chain, len(each.chain)), max(tail, rest[id(each)])
@@ -122,28 +136,44 @@ class TransformersBackend:
 
     @torch.inference_mode()
     def _answer(self, batch: Sequence[Group], tokens: Sequence[list[int]], lines: int) -> Iterator[Reply]:
+        """Answer the prompts of a batch of groups, what they share computed once.
+
+        With G groups of R prompts in all, columns of the cache are filled in three steps:
+
+            root    tokens with which all chains of the batch begin      computed for 1 row,   then repeated for G
+            chains  what follows in each group's chain, padded on the left  computed for G rows,  then repeated for R
+            rest    what follows in each prompt, padded on the left         computed for R rows, with the first new token
+
+        A prompt's mask hides those columns of its group's chain that it does not share; positions count only what is seen, so that the
+        arithmetic is that of the prompt alone.
+
+        Args:
+            batch: groups.
+            tokens: token ids of every prompt of the block; `Group.members` are places in it.
+            lines: lines of an answer.
+        """
         from transformers import DynamicCache
 
         members = [i for each in batch for i in each.members]
         shared = [length for each in batch for length in each.shared]
-        ids, mask = self._pad([tokens[i][length:] for i, length in zip(members, shared)])
+        ids, mask = self._pad([tokens[i][length:] for i, length in zip(members, shared)])  # [R, T] each
         cache = None
         if any(shared):
             cache = DynamicCache(config=self._model.config)
             root = min(common(each.chain, batch[0].chain) for each in batch) if len(batch) > 1 else 0
-            beginning = torch.tensor([list(batch[0].chain[:root])], device=self.device)
-            chains, chain_mask = self._pad([each.chain[root:] for each in batch])
+            beginning = torch.tensor([list(batch[0].chain[:root])], device=self.device)  # [1, root]
+            chains, chain_mask = self._pad([each.chain[root:] for each in batch])  # [G, C - root] each
             if root:
                 self._prefill(beginning, torch.ones_like(beginning), cache)
                 cache.batch_select_indices(torch.zeros(len(batch), dtype=torch.long, device=self.device))
-                beginning = beginning.expand(len(batch), -1)
+                beginning = beginning.expand(len(batch), -1)  # [G, root]
                 chains, chain_mask = torch.cat([beginning, chains], 1), torch.cat([torch.ones_like(beginning), chain_mask], 1)
             self._prefill(chains[:, root:], chain_mask, cache)
-            row = torch.tensor([number for number, each in enumerate(batch) for _ in each.members], device=self.device)
+            row = torch.tensor([number for number, each in enumerate(batch) for _ in each.members], device=self.device)  # [R]
             cache.batch_select_indices(row)
             # A member sees of its group's chain what it shares; positions go on behind that, wherever the columns stand.
             seen = chain_mask[row] * (chain_mask[row].cumsum(1) <= torch.tensor(shared, device=self.device).unsqueeze(1))
-            ids, mask = torch.cat([chains[row], ids], 1), torch.cat([seen, mask], 1)
+            ids, mask = torch.cat([chains[row], ids], 1), torch.cat([seen, mask], 1)  # [R, C + T] each
         made = self._greedy(ids, mask, DynamicCache(config=self._model.config) if cache is None else cache, lines)
         counts = (made != self._tokenizer.pad_token_id).sum(1).tolist()
         answers = self._tokenizer.batch_decode(made, skip_special_tokens=True)
@@ -154,14 +184,17 @@ class TransformersBackend:
         """New tokens of each row, padded behind its end, [B, T]. Unlike `generate`, rows that are done leave the batch.
 
         Args:
-            ids, mask: the whole prompts, [B, L]; the cache holds the first columns of them.
-            cache: their keys and values.
+            ids, mask: the whole prompts, [B, L], and 1 where a column is seen; the cache holds the first columns of them.
+            cache: their keys and values, per layer [B, heads, columns, size of a head].
             lines: lines of an answer.
+
+        Returns:
+            Token ids, the padding id behind an answer's end, [B, T] with T at most `max_new_tokens * lines`.
         """
         most, pad = self._max_new_tokens * lines, self._tokenizer.pad_token_id
         made = torch.full((len(ids), most), pad, device=self.device)
         row = torch.arange(len(ids), device=self.device)  # where in `made` each row of the batch goes
-        new = ids[:, cache.get_seq_length() :]
+        new = ids[:, cache.get_seq_length() :]  # [B, columns that are not computed yet], later [B, 1]
         extra = {"logits_to_keep": 1} if self._model._supports_logits_to_keep() else {}
         ended = torch.zeros(len(ids), dtype=torch.bool, device=self.device)
         for step in range(most):
@@ -184,7 +217,13 @@ class TransformersBackend:
         return made
 
     def _prefill(self, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> None:
-        """Compute keys and values of tokens into the cache."""
+        """Compute keys and values of tokens into the cache.
+
+        Args:
+            ids: tokens that are not in the cache yet, [B, N].
+            mask: 1 where a column is seen, with the columns of the cache, [B, cached + N].
+            cache: changed in place; afterwards it holds cached + N columns.
+        """
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.size(1) :]
         self._model.base_model(
             input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
@@ -201,6 +240,7 @@ class TransformersBackend:
         return done
 
     def _pad(self, rows: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids padded on the left to the longest row, and 1 where a token stands, both [rows, longest]."""
         width = max(map(len, rows))
         ids = torch.full((len(rows), width), self._tokenizer.pad_token_id)
         mask = torch.zeros_like(ids)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from recbole_llm4sbr.model.contract import SessionRecommender, SessionViews
+from recbole_llm4sbr.model.contract import SessionEmbeddings, SessionRecommender
 from recbole_llm4sbr.model.graphs import Hypergraph, packed_graph, session_overlap, training_sessions
 
 
@@ -39,7 +39,7 @@ class DHCN(SessionRecommender):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -1 / math.sqrt(size), 1 / math.sqrt(size))
 
-    def encode(self, interaction: Any) -> SessionViews:
+    def encode(self, interaction: Any) -> SessionEmbeddings:
         """Local and global embedding; `memo` holds the convolved item table and the graph."""
         graph = packed_graph(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
         items = self._convolved_items()
@@ -48,23 +48,23 @@ class DHCN(SessionRecommender):
         mean = self.linear_mean(graph.session_mean(clicks))[graph.click_row]
         attention = self.attend(torch.sigmoid(mean + self.linear_click(placed)))  # eq. 7
         last = items[graph.node_item[graph.last_node]]
-        return SessionViews(last, graph.session_sum(attention * clicks), (items, graph))  # eq. 8
+        return SessionEmbeddings(last, graph.session_sum(attention * clicks), (items, graph))  # eq. 8
 
-    def fuse(self, views: SessionViews, interaction: Any) -> Tensor:
+    def fuse(self, embeddings: SessionEmbeddings, interaction: Any) -> Tensor:
         """The session embedding itself, [B, H]."""
-        return views.global_emb
+        return embeddings.global_emb
 
-    def score(self, session: Tensor, views: SessionViews) -> Tensor:
+    def score(self, session: Tensor, embeddings: SessionEmbeddings) -> Tensor:
         """Session embedding times convolved item table (eq. 12), [B, n_items]."""
-        return self.compare(session, views.memo[0])
+        return self.compare(session, embeddings.memo[0])
 
-    def extra_loss(self, views: SessionViews, interaction: Any) -> Tensor:
+    def extra_loss(self, embeddings: SessionEmbeddings, interaction: Any) -> Tensor:
         """beta times the contrastive loss (eq. 13): agree with the session's line-graph embedding, not with a shuffled session's."""
-        line = self._line_graph(views.memo[1])
+        line = self._line_graph(embeddings.memo[1])
         rows = torch.randperm(len(line), device=line.device)
         columns = torch.randperm(line.size(1), device=line.device)
-        corrupted = views.global_emb[rows][:, columns]
-        agree, differ = (views.global_emb * line).sum(1), (corrupted * line).sum(1)
+        corrupted = embeddings.global_emb[rows][:, columns]
+        agree, differ = (embeddings.global_emb * line).sum(1), (corrupted * line).sum(1)
         loss: Tensor = -self.beta * (logsigmoid(agree) + logsigmoid(-differ)).sum()
         return loss
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, linear
 from torch.utils.checkpoint import checkpoint
 
-from recbole_llm4sbr.model.contract import SessionRecommender, SessionViews
+from recbole_llm4sbr.model.contract import SessionEmbeddings, SessionRecommender
 from recbole_llm4sbr.model.graphs import cooccurrence, packed_graph, softmax_by, training_sessions, typed_edges
 
 _PIECE = 32_000_000  # numbers in one tensor of neighbours
@@ -81,7 +81,7 @@ class GCEGNN(SessionRecommender):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -1 / math.sqrt(size), 1 / math.sqrt(size))
 
-    def encode(self, interaction: Any) -> SessionViews:
+    def encode(self, interaction: Any) -> SessionEmbeddings:
         """Local and global embedding."""
         graph = packed_graph(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
         own = self.item_embedding(graph.node_item)  # [V, H]
@@ -93,11 +93,11 @@ class GCEGNN(SessionRecommender):
         placed = torch.tanh(self.linear_place(torch.cat([clicks, self.position_embedding(graph.click_back)], -1)))  # eq. 11
         about = graph.session_mean(clicks)  # [B, H]
         attention = self.attend(torch.sigmoid(self.linear_click(placed) + self.linear_mean(about)[graph.click_row]))  # eq. 12
-        return SessionViews(hidden[graph.last_node], graph.session_sum(attention * clicks), graph)  # eq. 13
+        return SessionEmbeddings(hidden[graph.last_node], graph.session_sum(attention * clicks), graph)  # eq. 13
 
-    def fuse(self, views: SessionViews, interaction: Any) -> Tensor:
+    def fuse(self, embeddings: SessionEmbeddings, interaction: Any) -> Tensor:
         """The session embedding itself, [B, H]."""
-        return views.global_emb
+        return embeddings.global_emb
 
     def _session_level(self, graph: Any, own: Tensor) -> Tensor:
         """Attention over the neighbours in the session by kind of edge (eq. 7-9), [V, H]."""

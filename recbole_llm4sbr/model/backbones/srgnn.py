@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from recbole_llm4sbr.model.contract import SessionRecommender, SessionViews
+from recbole_llm4sbr.model.contract import SessionEmbeddings, SessionRecommender
 from recbole_llm4sbr.model.graphs import PackedGraph, packed_graph
 
 
@@ -71,7 +71,7 @@ class SRGNN(SessionRecommender):
         """The layer of SR-GNN eq. 7, over [global, local]."""
         return self.linear_transform
 
-    def encode(self, interaction: Any) -> SessionViews:
+    def encode(self, interaction: Any) -> SessionEmbeddings:
         """Local and global embedding; `memo` holds the packed graph and the node states."""
         graph = packed_graph(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
         hidden = self.gnn(graph, self.item_embedding(graph.node_item))  # [V, H]
@@ -80,9 +80,9 @@ class SRGNN(SessionRecommender):
         seen = self.linear_one(local_emb)[graph.click_row] + self.linear_two(hidden)[graph.click_node]  # [N, H]
         attention = self.linear_three(torch.sigmoid(seen))  # [N, 1]
         global_emb = graph.session_sum(attention * hidden[graph.click_node])
-        return SessionViews(local_emb, global_emb, (graph, hidden))
+        return SessionEmbeddings(local_emb, global_emb, (graph, hidden))
 
-    def fuse(self, views: SessionViews, interaction: Any) -> Tensor:
+    def fuse(self, embeddings: SessionEmbeddings, interaction: Any) -> Tensor:
         """Linear mix of global and local embedding, [B, H]."""
-        session: Tensor = self.linear_transform(torch.cat([views.global_emb, views.local_emb], -1))
+        session: Tensor = self.linear_transform(torch.cat([embeddings.global_emb, embeddings.local_emb], -1))
         return session

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from recbole_llm4sbr.model.backbones.srgnn import SRGNN
-from recbole_llm4sbr.model.contract import SessionViews
+from recbole_llm4sbr.model.contract import SessionEmbeddings
 
 _PIECE = 8_000_000  # numbers in one [N, items] matrix
 
@@ -40,16 +40,16 @@ class TAGNN(SRGNN):
         for layer in (self.linear_target, self.linear_mix):
             nn.init.uniform_(layer.weight, -1 / math.sqrt(size), 1 / math.sqrt(size))
 
-    def encode(self, interaction: Any) -> SessionViews:
+    def encode(self, interaction: Any) -> SessionEmbeddings:
         """As SR-GNN; `memo` holds the graph and the node states."""
-        views = super().encode(interaction)
-        graph, hidden = views.memo
+        embeddings = super().encode(interaction)
+        graph, hidden = embeddings.memo
         keys, values = self.linear_target(hidden)[graph.click_node], self.linear_mix(hidden)[graph.click_node]  # [N, H] each
-        return SessionViews(views.local_emb, views.global_emb, (graph.click_row, keys, values))
+        return SessionEmbeddings(embeddings.local_emb, embeddings.global_emb, (graph.click_row, keys, values))
 
-    def score(self, session: Tensor, views: SessionViews) -> Tensor:
+    def score(self, session: Tensor, embeddings: SessionEmbeddings) -> Tensor:
         """Scores of all items (eq. 9), [B, n_items]."""
-        row, keys, values = views.memo
+        row, keys, values = embeddings.memo
         width = max(1, _PIECE // len(row))
         if width >= self.n_items:
             target = _TargetScores.apply(self.item_table, keys, values, row, len(session))  # type: ignore[no-untyped-call]
