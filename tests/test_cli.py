@@ -8,7 +8,7 @@ import pytest
 
 
 def run(arguments, cwd):
-    command = [sys.executable, "-m", "recbole_llm4sbr.cli.main", *arguments]
+    command = [sys.executable, "-m", "recbole_llm4sbr.cli", *arguments]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
 
 
@@ -25,6 +25,9 @@ def test_one_command_walks_the_whole_line_and_ends_with_a_table_and_a_result_fil
     assert "LLM4SBR(SRGNN) on tiny" in done.stdout
     for column in ("Hit@5", "MRR@10", "NDCG@20"):
         assert column in done.stdout
+    (log,) = (tmp_path / "log" / "SRGNN").iterdir()
+    assert "best eval result in epoch" in log.read_text() or "epoch 0 training" in log.read_text()
+    assert "\x1b" not in log.read_text()
     result = json.loads((tmp_path / "out.json").read_text())
     assert result["infer"]["calls"] == result["infer"]["distinct_prompts"] > 0
     assert f"{result['test_result']['hit@5']:.4f}" in done.stdout
@@ -32,6 +35,12 @@ def test_one_command_walks_the_whole_line_and_ends_with_a_table_and_a_result_fil
     plain = run(["train", "--model=SRGNN", "--dataset=tiny", *words(given, atomic, llm4sbr="false")], tmp_path)
     assert plain.returncode == 0, plain.stderr
     assert "SRGNN, plain on tiny" in plain.stdout
+    logs = list((tmp_path / "log" / "SRGNN").glob("SRGNN-tiny-*.log"))
+    assert len(logs) == 2  # a file for each run
+    for path in logs:
+        text = path.read_text()
+        assert "epoch 0 training" in text
+        assert "\x1b" not in text
 
 
 MISTAKES = [
@@ -52,6 +61,17 @@ MISTAKES = [
     (["train", "--dataset=tiny"], {}, "run `recbole-llm4sbr prepare"),
     (["--epochs=1"], {}, "no dataset was named"),
     (["dance"], {}, "verb 'dance' is unknown"),
+    (["prepare", "--config_files=3", "--dataset=tiny"], {}, "cannot read the config file '3'"),
+    (["tune", "--dataset=tiny", "--trials={a"], {}, "--trials='{a' must be a whole number of at least 1"),
+    (["tune", "--dataset=tiny", "--trials=2.5"], {}, "--trials='2.5' must be a whole number of at least 1"),
+    (["tune", "--dataset=tiny", "--cpus_per_trial=.nan"], {}, "must be a number of at least 0"),
+    (["tune", "--dataset=tiny", "--paper=banana"], {}, "--paper='banana' must be true or false"),
+    (["tune", "--dataset=tiny", "--scheduler=ash"], {}, "did you mean 'asha'"),
+    (["compare", "--dataset=tiny", "--workers=0.5"], {}, "--workers='0.5' must be a whole number of at least 0"),
+    (["compare", "--dataset=tiny", "--seeds=true"], {}, "must be a number of seeds"),
+    (["compare", "--dataset=tiny", "--models=SRGNN,"], {}, "must be names with commas between them"),
+    (["compare", "--dataset=tiny", "--model=SRGNN", "--models=NARM"], {}, "use one of them"),
+    (["compare", "--dataset=[nowhere, tiny]"], {}, "dataset 'nowhere' is not there"),
 ]
 
 
@@ -80,6 +100,85 @@ def test_an_unwritable_folder_is_named(given, tmp_path):
     done = run(["prepare", "--dataset=tiny", *words(given, str(tmp_path / "file" / "atomic"))], tmp_path)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("error: cannot create the folder")
+
+
+def test_a_result_file_that_cannot_be_written_is_named_before_anything_runs(given, tmp_path, monkeypatch, capsys):
+    from recbole_llm4sbr.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    assert main(["--dataset=tiny", *words(given, str(tmp_path / "atomic")), "--result_file=file/out.json"]) == 2
+    assert "cannot create the folder 'file'" in capsys.readouterr().err
+    assert not (tmp_path / "atomic").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["answers"], "names no action that there is; name one of stats, export, import, drop"),
+        (["answers", "stat"], "`answers stat` names no action"),
+        (["answers", "stats", "--atomic_paht=x"], "did you mean --atomic_path"),
+        (["answers", "export"], "needs --file"),
+        (["report"], "report needs the folders"),
+        (["report", "here", "--htm=x"], "did you mean --html"),
+    ],
+)
+def test_a_mistake_with_a_verb_without_settings_is_one_line_too(arguments, says, capsys, tmp_path, monkeypatch):
+    from recbole_llm4sbr.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1
+    assert error[0].startswith("error: ")
+    assert says in error[0]
+
+
+@pytest.mark.parametrize("verb", [[], ["train"]], ids=["line", "train"])
+@pytest.mark.parametrize(("result", "says"), [("made", "is a folder"), ("file/out.json", "cannot create the folder")])
+def test_a_result_file_that_cannot_be_written_is_refused_before_training(verb, result, says, tiny, tmp_path, capsys):
+    from recbole_llm4sbr.cli.main import main
+
+    (tmp_path / "made").mkdir()
+    (tmp_path / "file").write_text("")
+    given = {key: tiny[key] for key in ("data_path", "atomic_path", "encoder", "llm_backend", "min_item_count", "item_text")}
+    changed = {
+        "MAX_ITEM_LIST_LENGTH": 12,
+        "dataset": "tiny",
+        "result_file": tmp_path / result,
+        "checkpoint_dir": tmp_path / "saved",
+    }
+    assert main([*verb, *(f"--{key}={value}" for key, value in (given | changed).items())]) == 2
+    assert says in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "saved").exists()
+
+
+VERB_NAMES = ("prepare", "infer", "train", "compare", "ablate", "tune", "report", "answers")
+
+
+@pytest.mark.parametrize("verb", VERB_NAMES)
+def test_help_of_a_verb_is_the_same_however_it_is_asked_for(verb, capsys):
+    from recbole_llm4sbr.cli.main import main
+
+    texts = []
+    for arguments in ([verb, "--help"], [verb, "-h"], ["help", verb]):
+        assert main(arguments) == 0
+        texts.append(capsys.readouterr().out)
+    assert len(set(texts)) == 1
+    assert texts[0].startswith(f"usage: recbole-llm4sbr {verb}")
+
+
+def test_help_of_train_lists_the_settings_of_training_as_the_long_help_does(capsys):
+    from recbole_llm4sbr.cli.main import main
+
+    main(["--help"])
+    everything = capsys.readouterr().out
+    main(["train", "--help"])
+    train = capsys.readouterr().out
+    for line in ("  --intent_lambda=0.1\n", "  --epochs=50\n", "Settings of GCEGNN\n"):
+        assert line in train
+        assert line in everything
+    assert "--session_gap=" not in train
 
 
 def test_help_and_version_need_no_dataset(tmp_path):

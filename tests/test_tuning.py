@@ -72,7 +72,7 @@ def words(given, atomic, out, *more):
         ("session_gap choice [1, 2]", [], "'session_gap' is decided before training"),
         ("fusion choice [gate, gait]", [], "fusion='gait' is not a choice"),
         ("intent_lambda uniform 0,1", ["--search=grid"], "needs `choice"),
-        ("intent_k choice [1, 2]", ["--trials=0"], "--trials=0"),
+        ("intent_k choice [1, 2]", ["--trials=0"], "--trials='0' must be a whole number of at least 1"),
         ("intent_k choice [1, 2]", ["--scheduler=soon"], "choose one of asha, none"),
         ("intent_k choice [1, 2]", ["--ray_address=127.0.0.1:1"], "no Ray cluster answers at ray_address='127.0.0.1:1'"),
     ],

@@ -25,21 +25,22 @@ def connect(address: str | None, **options: Any) -> None:
     try:
         ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **own)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise _nobody(address, " ".join(str(error).split())[:200]) from None
+        raise _not_reachable(address, " ".join(str(error).split())[:200]) from None
 
 
 def _check_reachable(address: str | None) -> None:
-    """Knock at `host:port` first: Ray itself would knock for ten minutes."""
+    """Try to connect to `host:port` first: Ray itself would try for ten minutes."""
     host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
     if not colon or not port.isdigit():
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
-        raise _nobody(address, str(error)) from None
+        raise _not_reachable(address, str(error)) from None
 
 
-def _nobody(address: str | None, reason: str) -> UserError:
+def _not_reachable(address: str | None, reason: str) -> UserError:
+    """The error that names the address and the next step."""
     return UserError(
         f"no Ray cluster answers at ray_address={address!r} ({reason}); start one with `ray start --head`, or leave --ray_address out "
         f"for Ray on this machine"

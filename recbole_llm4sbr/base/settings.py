@@ -206,7 +206,7 @@ def engine(settings: Lookup) -> str:
 
 
 def check_intent_k(settings: Lookup) -> None:
-    """Refuse intents that are an answer's own vector where nobody answered.
+    """Refuse `intent_k=0`, the answer's own vector, where no LLM answers.
 
     Raises:
         UserError: `intent_k=0` without an LLM.

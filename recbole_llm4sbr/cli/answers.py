@@ -26,7 +26,8 @@ def run(arguments: Arguments) -> int:
     from recbole_llm4sbr.intent.store import AnswerStore
 
     if len(arguments.words) != 1 or arguments.words[0] not in ACTIONS:
-        raise UserError(f"answers {' '.join(arguments.words)}: name one action, one of {', '.join(ACTIONS)}")
+        typed = " ".join(["answers", *arguments.words])
+        raise UserError(f"`{typed}` names no action that there is; name one of {', '.join(ACTIONS)}, as `answers stats`")
     (action,) = arguments.words
     options = arguments.options
     file, llm, prompt = options["file"], options["llm"], options["prompt"]

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.files import PROPERTIES
 from recbole_llm4sbr.base.schema import read_yaml
-from recbole_llm4sbr.cli.parsing import Arguments, Option, Verb
+from recbole_llm4sbr.cli.parsing import Arguments, Option, Verb, names_in
 from recbole_llm4sbr.cli.report import write_report
+from recbole_llm4sbr.experiment.variants import ABLATIONS, read_variants
 
 ABOUT = """
 Trains and tests every cell of a grid as `train` does, on the same files and with the same settings, selects on validation, tests once,
@@ -23,12 +23,17 @@ ABLATE = (
     "usage: recbole-llm4sbr ablate --model=SRGNN --datasets=ml-100k [--tables=components,views,k,...] [--seeds=5] [--key=value ...]\n"
     + ABOUT
 )
-TABLES = ("components", "baselines", "views", "k", "lambda", "controls", "switches")
-_MODELS = Option("models", "names of models, of this package or of RecBole; --model for one", None, "names")
-_DATASETS = Option("datasets", "names of datasets; --dataset for one", None, "names")
+_MODELS = Option("models", "names of models, of this package or of RecBole, by default SRGNN; --model for one", None, "names")
+_DATASETS = Option("datasets", "names of datasets, by default ml-100k; --dataset for one", None, "names")
 _GRID = (
     Option("seeds", "how many, from --seed (2020) on, or which, as [1,2,3]", 3, "value"),
-    Option("workers", "cells trained at once, each in its own process, which gets its share of the cores", 1, "value", least=0),
+    Option(
+        "workers",
+        "cells trained at once, each in its own process, which gets its share of the cores; 0 trains in this one",
+        1,
+        "whole",
+        least=0,
+    ),
     Option("out", "folder of the grid; the next grid in it adds to its report", "comparison"),
 )
 _MORE = "With --ray_address a Ray cluster runs the cells; with --intent_source=session_text no LLM is asked at all."
@@ -36,8 +41,7 @@ _MORE = "With --ray_address a Ray cluster runs the cells; with --intent_source=s
 
 def describe_variants() -> str:
     """The shipped variants, for `--help`."""
-    variants = read_yaml(PROPERTIES / "variants.yaml")
-    return "\n".join([_MORE, "", "variants", *(f"  {name:16} {each['about']}" for name, each in variants.items())])
+    return "\n".join([_MORE, "", "variants", *(f"  {name:16} {each['about']}" for name, each in read_variants().items())])
 
 
 def run_compare(arguments: Arguments) -> int:
@@ -47,8 +51,6 @@ def run_compare(arguments: Arguments) -> int:
 
 def run_ablate(arguments: Arguments) -> int:
     """Run the paper's ablations by name."""
-    from recbole_llm4sbr.experiment.variants import ABLATIONS
-
     return _run(arguments, {ABLATIONS[table][0]: ABLATIONS[table][1] for table in arguments.options["tables"]})
 
 
@@ -63,7 +65,7 @@ def _run(arguments: Arguments, groups: Mapping[str, Sequence[str]]) -> int:
     from recbole_llm4sbr.experiment.compare import compare
 
     results = compare(
-        groups, models, datasets, seeds, settings, out, int(options["workers"]), arguments.config_files, arguments.command
+        groups, models, datasets, seeds, settings, out, options["workers"], arguments.config_files, arguments.command
     )
     if not results:  # a dry run
         return 0
@@ -76,7 +78,7 @@ def _run(arguments: Arguments, groups: Mapping[str, Sequence[str]]) -> int:
     return 1 if failed == len(results) else 0
 
 
-def _one_or_many(arguments: Arguments, settings: dict[str, Any], name: str, usual: str) -> list[str]:
+def _one_or_many(arguments: Arguments, settings: dict[str, Any], name: str, usual: Any) -> list[str]:
     """`--models` or `--model`, else what the config files name.
 
     Raises:
@@ -87,8 +89,8 @@ def _one_or_many(arguments: Arguments, settings: dict[str, Any], name: str, usua
     if many and one is not None:
         raise UserError(f"--{name} and --{name}s are both given; use one of them")
     for path in arguments.config_files:
-        usual = str(read_yaml(path).get(name, usual))
-    found: list[str] = many or [each.strip() for each in str(usual if one is None else one).split(",")]
+        usual = read_yaml(path).get(name, usual)
+    found: list[str] = many or names_in(usual if one is None else one, name)
     return found
 
 
@@ -117,7 +119,12 @@ VERBS = (
         "the paper's ablations of one model, by name, and the controls",
         ABLATE,
         run_ablate,
-        (_MODELS, _DATASETS, Option("tables", f"which: {', '.join(TABLES)}", list(TABLES), "names", TABLES), *_GRID),
+        (
+            _MODELS,
+            _DATASETS,
+            Option("tables", f"which: {', '.join(ABLATIONS)}", list(ABLATIONS), "names", tuple(ABLATIONS)),
+            *_GRID,
+        ),
         more=describe_variants,
     ),
 )

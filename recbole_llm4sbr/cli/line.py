@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import make_folder, write_json
 from recbole_llm4sbr.base.records import RunResult
 from recbole_llm4sbr.base.settings import load_settings, uses_intents
@@ -13,7 +14,6 @@ from recbole_llm4sbr.cli.summary import summary
 def run(arguments: Arguments) -> int:
     """Walk the whole line; steps whose result is there already are skipped."""
     settings = load_settings(config_files=arguments.config_files, overrides=arguments.settings)
-    check_result_file(settings)
     from recbole_llm4sbr.quick_start import make_files, train
     from recbole_llm4sbr.training.config import check_runnable
 
@@ -25,6 +25,7 @@ def run(arguments: Arguments) -> int:
         prepared = prepare(settings)
         print(dry_run(settings, prepared) if uses_intents(settings) else "this model reads no intents: no LLM is asked")
         return 0
+    check_result_file(settings)
     files, counts = make_files(settings)
     finish(settings, train(settings, files, counts))
     return 0
@@ -34,10 +35,14 @@ def check_result_file(settings: dict[str, Any]) -> None:
     """Refuse a result file that cannot be written, before anything runs.
 
     Raises:
-        UserError: its folder cannot be made or written to.
+        UserError: it is a folder, or its folder cannot be made or written to.
     """
-    if settings["result_file"]:
-        make_folder(Path(settings["result_file"]).parent)
+    if not settings["result_file"]:
+        return
+    path = Path(settings["result_file"])
+    if path.is_dir():
+        raise UserError(f"--result_file={path} is a folder; name a file in it, as {path / 'result.json'}")
+    make_folder(path.parent)
 
 
 def finish(settings: dict[str, Any], result: RunResult) -> None:

@@ -41,7 +41,7 @@ Every setting of RecBole can be given too. The settings of this package and thei
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code: 0, 2 for a user's mistake, 130 when interrupted."""
+    """Run the command line and return the exit code: 0, 1 when all cells of a grid failed, 2 for a user's mistake, 130 when interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "faiss", "faiss.loader", "transformers", "filelock"):
@@ -68,7 +68,7 @@ def describe_program() -> str:
 def _run(arguments: list[str]) -> int:
     name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else ""
     if name == "help":
-        name, arguments = "", ["--help"]
+        name, arguments = (arguments or [""])[0], ["--help"]
     if name not in VERBS:
         raise UserError(f"verb {name!r} is unknown; choose one of {', '.join(filter(None, VERBS))}, or none for the whole line")
     if {"-h", "--help"} & set(arguments):

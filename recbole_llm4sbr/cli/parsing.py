@@ -1,17 +1,17 @@
 """The one argument parser: a verb declares its options, everything else of the form `--key=value` is a setting."""
 
 import difflib
+import math
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.schema import load_yaml, schema
+from recbole_llm4sbr.base.schema import describe_settings, schema
 from recbole_llm4sbr.base.settings import parse_value, recbole_keys
-from recbole_llm4sbr.base.wording import show
 
-Kind = Literal["text", "names", "value", "flag"]
+Kind = Literal["text", "names", "whole", "number", "value", "flag"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Option:
         name: as typed behind `--`.
         help: for people.
         default: what it is when it is not given.
-        kind: `text` as it stands, `names` with commas between them, `value` read as YAML, `flag` needs no value.
+        kind: `text` as it stands, `names` with commas between them, a `whole` or any `number`, `value` read as YAML, `flag` (true or
+            false), which needs no value.
         choices: all values that are allowed; empty for any.
         least: of a number.
     """
@@ -38,21 +39,41 @@ class Option:
         """The value in `text`.
 
         Raises:
-            UserError: it is none of the choices, empty, no number or too small.
+            UserError: it is of another kind, none of the choices, empty or too small.
         """
-        value: Any = text if self.kind == "text" else load_yaml(text)
+        value: Any = text if self.kind == "text" else parse_value(text)
         if self.kind == "names":
-            value = [str(each).strip() for each in (value if isinstance(value, list) else text.split(","))]
-            if not value or not all(value):
-                raise UserError(f"--{self.name}={text!r} must be names with commas between them")
+            value = names_in(value if isinstance(value, list) else text, self.name)
         for each in value if self.kind == "names" else [value]:
             if self.choices and each not in self.choices:
                 near = difflib.get_close_matches(str(each), self.choices, n=1)
                 hint = f" (did you mean {near[0]!r}?)" if near else ""
                 raise UserError(f"--{self.name}={each!r} is unknown{hint}; choose one of {', '.join(self.choices)}")
-        if self.least is not None and (type(value) not in (int, float) or value < self.least):
-            raise UserError(f"--{self.name}={value!r} must be a number of at least {self.least:g}")
+        if self.kind == "flag" and not isinstance(value, bool):
+            raise UserError(f"--{self.name}={text!r} must be true or false; --{self.name} alone is true")
+        if self.kind in ("whole", "number"):
+            least = -math.inf if self.least is None else self.least
+            if type(value) not in ((int,) if self.kind == "whole" else (int, float)) or not least <= value < math.inf:
+                what = "a whole number" if self.kind == "whole" else "a number"
+                raise UserError(
+                    f"--{self.name}={text!r} must be {what}" + (f" of at least {least:g}" if self.least is not None else "")
+                )
         return value
+
+
+def names_in(value: Any, option: str) -> list[str]:
+    """The names in `a,b` or in a list of names.
+
+    Raises:
+        UserError: names the option; there is no name, or an empty one.
+
+    >>> names_in("SRGNN, NARM", "models"), names_in(["ml-100k"], "datasets")
+    (['SRGNN', 'NARM'], ['ml-100k'])
+    """
+    names = [str(each).strip() for each in (value if isinstance(value, list) else str(value).split(","))]
+    if not names or not all(names):
+        raise UserError(f"--{option}={value!r} must be names with commas between them")
+    return names
 
 
 @dataclass(frozen=True)
@@ -63,7 +84,6 @@ class Arguments:
         verb: its name; "" for the whole line.
         words: positional arguments.
         options: values of the verb's options by name, defaults included.
-        given: names of the options that were typed.
         settings: settings that were typed.
         config_files: settings files, later ones win.
         command: the whole command, for reports.
@@ -72,7 +92,6 @@ class Arguments:
     verb: str
     words: list[str]
     options: dict[str, Any]
-    given: frozenset[str]
     settings: dict[str, Any]
     config_files: list[str]
     command: str
@@ -106,24 +125,16 @@ class Verb:
 
     def help(self) -> str:
         """What `--help` prints."""
-        lines = [self.usage.rstrip()]
-        if self.options:
-            lines.append("\noptions")
+        lines = [self.usage.rstrip(), "\noptions"]
         for option in self.options:
             default = "" if option.default in (None, False, "") else f"  (default: {_typed(option.default)})"
             lines.append(f"  --{option.name:15} {option.help}{default}")
         if self.takes_settings:
             lines.append(f"  --{'config_files':15} settings from files, a.yaml,b.yaml; the command line wins over them")
             lines.append(f"  --{'key=value':15} any setting of this package or of RecBole; `recbole-llm4sbr --help` lists ours")
-        sections = dict.fromkeys(
-            each.section for each in schema().values() if self.shows and each.section.startswith(self.shows)
-        )
-        for section in sections:
-            lines.append(f"\nsettings of {section}")
-            lines += [
-                f"  --{s.key}={show(s.default)}\n        {s.describe()}" for s in schema().values() if s.section == section
-            ]
-        return "\n".join(lines) + (f"\n\n{self.more()}" if self.more() else "")
+        sections = [each.strip() for each in describe_settings().split("\n\n")] if self.shows else []
+        lines += [f"\n{section}" for section in sections if section.startswith(self.shows)]
+        return "\n".join(lines) + (f"\n\n{more}" if (more := self.more()) else "")
 
 
 def _typed(value: Any) -> str:
@@ -147,13 +158,14 @@ def parse_arguments(verb: Verb, arguments: Sequence[str]) -> Arguments:
             raise UserError(f"`{verb.name}` has no option --{key}" + _nearest(key, options, "; `--help` lists its options"))
         else:
             settings[key] = parse_value(text, key)
-    files = settings.pop("config_files", None) or []
+    files = settings.pop("config_files", None)
+    config_files = names_in(files, "config_files") if files else []
     for key in settings:
+        # An unknown setting is refused later, by `load_settings`; here only what looks like an option of the verb.
         if key not in schema() and key not in recbole_keys("") and (hint := _nearest(key, options, "", 0.8)):
             raise UserError(f"`{verb.name}` has no option --{key}{hint}")
     command = shlex.join(["recbole-llm4sbr", *filter(None, [verb.name]), *arguments])
-    names = files.split(",") if isinstance(files, str) else [str(each) for each in files]
-    return Arguments(verb.name, words, values, frozenset(set(texts) & set(options)), settings, names, command)
+    return Arguments(verb.name, words, values, settings, config_files, command)
 
 
 def _split(verb: Verb, arguments: Sequence[str], options: dict[str, Option]) -> tuple[dict[str, str], list[str]]:
@@ -178,6 +190,7 @@ def _split(verb: Verb, arguments: Sequence[str], options: dict[str, Option]) -> 
     return texts, words
 
 
-def _nearest(key: str, names: Sequence[str] | dict[str, Option], otherwise: str, cutoff: float = 0.6) -> str:
+def _nearest(key: str, names: Iterable[str], otherwise: str, cutoff: float = 0.6) -> str:
+    """The end of a message that names the nearest of `names`; `otherwise` where none is near."""
     near = difflib.get_close_matches(key, list(names), n=1, cutoff=cutoff)
     return f"; did you mean --{near[0]}?" if near else otherwise

@@ -25,5 +25,9 @@ def run(arguments: Arguments) -> int:
 
 
 VERB = Verb(
-    "train", "train on the files that are there, select on validation, test once", USAGE, run, shows=("train", "RecBole's own")
+    "train",
+    "train on the files that are there, select on validation, test once",
+    USAGE,
+    run,
+    shows=("train", "RecBole's own", "Settings of"),
 )

@@ -30,13 +30,13 @@ def run(arguments: Arguments) -> int:
     from recbole_llm4sbr.experiment.tune import search
 
     options = arguments.options
-    paper = options["paper"] is True
+    paper = options["paper"]
     how = options["search"] or ("grid" if paper else "random")
     found = search(
         arguments.settings,
         options["out"],
         options["space"] or ("paper" if paper else "default"),
-        int(options["trials"]),
+        options["trials"],
         how,
         options["scheduler"] or ("none" if how == "grid" else "asha"),
         options["cpus_per_trial"],
@@ -61,14 +61,14 @@ VERB = Verb(
     (
         Option("paper", "the paper's Figure 7: a grid over items per intent", False, "flag"),
         Option("space", "a .hyper file, or the name of a shipped one; by default `default`"),
-        Option("trials", "how many; a grid has as many as combinations", 20, "value", least=1),
+        Option("trials", "how many; a grid has as many as combinations", 20, "whole", least=1),
         Option("search", "random, grid (every combination) or optuna; by default random", choices=("random", "grid", "optuna")),
         Option(
             "scheduler", "asha (stops poor trials early) or none; by default asha, for a grid none", choices=("asha", "none")
         ),
-        Option("cpus_per_trial", "CPUs of a trial, and threads", 1, "value", least=0),
+        Option("cpus_per_trial", "CPUs of a trial, and threads", 1, "number", least=0),
         Option(
-            "gpus_per_trial", "GPUs of a trial, fractions share one; by default 1 where there is one", None, "value", least=0
+            "gpus_per_trial", "GPUs of a trial, fractions share one; by default 1 where there is one", None, "number", least=0
         ),
         Option("out", "folder of the search", "tuning"),
     ),

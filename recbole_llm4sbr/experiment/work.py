@@ -1,4 +1,4 @@
-"""A folder for what a grid needs while it runs, its own and nobody else's."""
+"""A folder for what a grid needs while it runs, used by no other run."""
 
 import json
 import os

@@ -35,7 +35,7 @@ class UntrainedRecommender(SessionRecommender):
         return embeddings.global_emb
 
     def calculate_loss(self, interaction: Any) -> Tensor:
-        """Zero."""
+        """Zero: nothing is trained."""
         return self.fake_loss.sum()
 
 

@@ -70,7 +70,7 @@ def file_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_runnable(settings: Mapping[str, Any]) -> None:
-    """Refuse before long work: an unknown model, one that cannot be wrapped or scored so, intents that a model needs and nobody gives."""
+    """Refuse before long work: an unknown model, one that cannot be wrapped or scored so, a model that ranks by intents without any."""
     model = model_class(settings["model"])
     if settings["llm4sbr"] or is_switched(settings):
         check_wrappable(model)

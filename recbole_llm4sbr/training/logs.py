@@ -5,9 +5,9 @@ command-line runs stayed empty. Here handlers are added for the time of a run an
 """
 
 import logging
-import os
 import re
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,7 +41,8 @@ def run_log(config: Any) -> Iterator[Path]:
     root = logging.getLogger()
     level = _LEVELS.get(str(config["state"] or "info").lower(), logging.INFO)
     folder = make_folder(Path("log") / str(config["model"]))
-    unique = f"{time.strftime('%b-%d-%Y_%H-%M-%S')}-{os.getpid()}-{time.time_ns() % 10**6:06d}"
+    # RecBole ends the name with a hash of the settings, which two runs in one second may share.
+    unique = f"{time.strftime('%b-%d-%Y_%H-%M-%S')}-{uuid.uuid4().hex[:8]}"
     path = folder / f"{config['model']}-{config['dataset']}-{unique}.log"
     handler = logging.FileHandler(path, encoding="utf-8", delay=True)
     handler.setFormatter(_WithoutColours("%(asctime)-15s %(levelname)s  %(message)s", "%a %d %b %Y %H:%M:%S"))
@@ -50,12 +51,12 @@ def run_log(config: Any) -> Iterator[Path]:
         screen = logging.StreamHandler()
         screen.setFormatter(logging.Formatter("%(asctime)-15s %(levelname)s  %(message)s", "%d %b %H:%M"))
         added.append(screen)
-    for each in added:
-        each.setLevel(level)
-        root.addHandler(each)
     before = root.level
-    root.setLevel(min(before, level) if before else level)
     try:
+        for each in added:
+            each.setLevel(level)
+            root.addHandler(each)
+        root.setLevel(min(before, level))  # a root logger that lets more through keeps doing so
         yield path
     finally:
         root.setLevel(before)
