@@ -1,12 +1,11 @@
 """No verb: the whole line, prepare, infer, train and test."""
 
 from pathlib import Path
-from typing import Any
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import make_folder, write_json
 from recbole_llm4sbr.base.records import RunResult
-from recbole_llm4sbr.base.settings import load_settings, uses_intents
+from recbole_llm4sbr.base.settings import Settings, load_settings, uses_intents
 from recbole_llm4sbr.cli.parsing import Arguments, Verb
 from recbole_llm4sbr.cli.summary import summary
 
@@ -31,7 +30,7 @@ def run(arguments: Arguments) -> int:
     return 0
 
 
-def check_result_file(settings: dict[str, Any]) -> None:
+def check_result_file(settings: Settings) -> None:
     """Refuse a result file that cannot be written, before anything runs.
 
     Raises:
@@ -45,7 +44,7 @@ def check_result_file(settings: dict[str, Any]) -> None:
     make_folder(path.parent)
 
 
-def finish(settings: dict[str, Any], result: RunResult) -> None:
+def finish(settings: Settings, result: RunResult) -> None:
     """Print the summary and write the result file."""
     print(summary(result))
     if settings["result_file"]:

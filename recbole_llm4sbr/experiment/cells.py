@@ -19,6 +19,7 @@ from recbole_llm4sbr.base.cluster import connect
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.records import CellResult
 from recbole_llm4sbr.experiment.work import own_folder
+from recbole_llm4sbr.training.fit import TestRows
 from recbole_llm4sbr.training.run import train
 
 
@@ -51,21 +52,20 @@ class Cell:
         return f"{self.model} {self.variant}, {self.dataset}, seed {self.seed}"
 
 
-TestRows = dict[str, Any]  # arrays by name, as `training.fit.test_rows` gives them
-Outcome = tuple[Cell, CellResult, TestRows]
+Outcome = tuple[Cell, CellResult, TestRows | None]
 
 
-def run_cell(settings: Mapping[str, Any]) -> tuple[CellResult, TestRows]:
+def run_cell(settings: Mapping[str, Any]) -> tuple[CellResult, TestRows | None]:
     """Train and test one cell. What goes wrong is the result's reason."""
-    ranks: TestRows = {}
+    tested: list[TestRows] = []
     try:
-        result = train(settings, on_test=ranks.update)
-        return CellResult("ok", replace(result, checkpoint=None)), ranks
+        result = train(settings, on_test=tested.append)
+        return CellResult("ok", replace(result, checkpoint=None)), tested[0] if tested else None
     except UserError as error:
-        return CellResult("failed", reason=str(error)), {}
+        return CellResult("failed", reason=str(error)), None
     except Exception as error:
         where = traceback.format_exc(limit=-3)
-        return CellResult("failed", reason=f"{type(error).__name__}: {error}", traceback=where), {}
+        return CellResult("failed", reason=f"{type(error).__name__}: {error}", traceback=where), None
 
 
 def run_cells(cells: Sequence[Cell], workers: int, out: Path) -> Iterator[Outcome]:
@@ -84,9 +84,9 @@ def run_cells(cells: Sequence[Cell], workers: int, out: Path) -> Iterator[Outcom
             outcomes = _side_by_side(cells, settings_of, workers)
         else:
             outcomes = ((cell, *run_cell(settings_of[cell.key])) for cell in cells)
-        for cell, result, ranks in outcomes:
+        for cell, result, rows in outcomes:
             shutil.rmtree(folder / cell.key, ignore_errors=True)
-            yield cell, result, ranks
+            yield cell, result, rows
 
 
 def _on_ray(cells: Sequence[Cell], settings_of: Mapping[str, Mapping[str, Any]]) -> Iterator[Outcome]:
@@ -109,14 +109,14 @@ def _on_ray(cells: Sequence[Cell], settings_of: Mapping[str, Mapping[str, Any]])
         (ready,), _ = ray.wait(list(waiting))
         cell = waiting.pop(ready)
         try:
-            result, ranks = ray.get(ready)
+            result, rows = ray.get(ready)
         except ray.exceptions.RayError as error:
             result = CellResult("failed", reason=f"lost on the cluster: {' '.join(str(error).split())[:300]}")
-            ranks = {}
-        yield cell, result, ranks
+            rows = None
+        yield cell, result, rows
 
 
-def _ray_cell(settings: Mapping[str, Any], threads: int) -> tuple[CellResult, TestRows]:
+def _ray_cell(settings: Mapping[str, Any], threads: int) -> tuple[CellResult, TestRows | None]:
     torch.set_num_threads(threads)
     logging.disable(logging.INFO)
     return run_cell(settings)
@@ -143,15 +143,15 @@ def _side_by_side(cells: Sequence[Cell], settings_of: Mapping[str, Mapping[str, 
                 assert isinstance(ready, Connection)
                 cell, process, slot = running.pop(ready)
                 try:
-                    result, ranks = ready.recv()
+                    result, rows = ready.recv()
                 except (EOFError, OSError):
                     process.join()
                     code = process.exitcode
-                    result, ranks = CellResult("failed", reason=f"its process ended with {code}" + _KILLED * (code == -9)), {}
+                    result, rows = CellResult("failed", reason=f"its process ended with {code}" + _KILLED * (code == -9)), None
                 ready.close()
                 process.join()
                 slots.append(slot)
-                yield cell, result, ranks
+                yield cell, result, rows
     finally:
         for _, process, _ in running.values():
             process.terminate()

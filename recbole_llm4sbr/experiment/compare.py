@@ -77,10 +77,10 @@ def compare(
         "%s cells, %s of them distinct, %s to run; results in %s", len(cells), len({c.key for c in cells}), len(missing), out
     )
     started = time.perf_counter()
-    for number, (cell, result, ranks) in enumerate(run_cells(list(missing.values()), workers, out), 1):
-        if ranks:
+    for number, (cell, result, rows) in enumerate(run_cells(list(missing.values()), workers, out), 1):
+        if rows is not None:
             with write_whole(out / "ranks" / f"{cell.key}.npz", "wb") as handle:
-                np.savez_compressed(handle, **ranks)
+                np.savez_compressed(handle, **vars(rows))
         done[cell.key] = replace(result, key=cell.key, machine=machine())
         append_json_line(out / "cells.jsonl", done[cell.key].to_json())
         left = (time.perf_counter() - started) / number * (len(missing) - number)

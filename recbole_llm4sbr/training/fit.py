@@ -3,10 +3,12 @@
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from logging import getLogger
 from typing import Any
 
 import numpy
+import numpy.typing as npt
 import torch
 
 from recbole_llm4sbr.base.recbole import init_seed
@@ -17,6 +19,27 @@ from recbole_llm4sbr.training.config import SessionConfig
 from recbole_llm4sbr.training.trainer import session_trainer
 
 HEAD = 0.2  # share of the catalogue, by clicks in the training part, that counts as its head
+
+
+@dataclass(frozen=True)
+class TestRows:
+    """What became of the test rows, arrays of [R]; `ranks/<key>.npz` of a grid holds them by name.
+
+    Attributes:
+        session: id of the session.
+        rank: of its target, from 1 on; 0 beyond the largest `topk`.
+        length: clicks before the target.
+        head: whether the target is among the share `HEAD` of items that the training part clicks most.
+        intent: whether the model reads intents and has all of this session's.
+    """
+
+    __test__ = False  # no test class, whatever pytest thinks of its name
+
+    session: npt.NDArray[numpy.str_]
+    rank: npt.NDArray[numpy.int32]
+    length: npt.NDArray[numpy.int32]
+    head: npt.NDArray[numpy.bool_]
+    intent: npt.NDArray[numpy.bool_]
 
 
 def fit(
@@ -74,8 +97,8 @@ def shows_progress(config: SessionConfig) -> bool:
 
 def test_rows(
     session: torch.Tensor, rank: torch.Tensor, config: SessionConfig, model: torch.nn.Module, trained: Any, tested: Any
-) -> dict[str, Any]:
-    """What the comparison of models needs of every test row, joined by session id; arrays of [R].
+) -> TestRows:
+    """What the comparison of models needs of every test row, joined by session id.
 
     Args:
         session: RecBole's session id of each row.
@@ -83,10 +106,6 @@ def test_rows(
         config: RecBole's config.
         model: the tested model.
         trained, tested: RecBole's datasets of the training and the test part.
-
-    Returns:
-        `session` (its token), `rank`, `length` (clicks before the target), `head` (the target is among the 20 % of items that the
-        training part clicks most) and `intent` (the model reads intents and has all of this session's).
     """
     feat = tested.inter_feat
     place = {int(number): row for row, number in enumerate(feat[tested.uid_field])}
@@ -96,10 +115,10 @@ def test_rows(
     head[numpy.argsort(-clicks[1:], kind="stable")[: round(HEAD * (tested.item_num - 1))] + 1] = True
     intents = next((module for module in model.modules() if isinstance(module, SessionIntents)), None)
     known = intents.known(session.to(intents.nearest.device)).cpu() if intents else torch.zeros(len(session))
-    return {
-        "session": numpy.asarray(tested.field2id_token[tested.uid_field][session.numpy()], dtype=str),
-        "rank": rank.numpy().astype(numpy.int32),
-        "length": feat[tested.item_list_length_field][order].numpy().astype(numpy.int32),
-        "head": head[feat[tested.iid_field][order].numpy()],
-        "intent": known.numpy().astype(bool),
-    }
+    return TestRows(
+        session=numpy.asarray(tested.field2id_token[tested.uid_field][session.numpy()], dtype=str),
+        rank=rank.numpy().astype(numpy.int32),
+        length=feat[tested.item_list_length_field][order].numpy().astype(numpy.int32),
+        head=head[feat[tested.iid_field][order].numpy()],
+        intent=known.numpy().astype(bool),
+    )

@@ -20,12 +20,12 @@ from recbole_llm4sbr.data.checks import RunFiles, check_run_files
 from recbole_llm4sbr.training.config import SessionConfig, check_runnable
 from recbole_llm4sbr.training.dataset import SessionDataset
 from recbole_llm4sbr.training.environment import peak_memory_mb, versions
-from recbole_llm4sbr.training.fit import fit, shows_progress, test_rows
+from recbole_llm4sbr.training.fit import TestRows, fit, shows_progress, test_rows
 from recbole_llm4sbr.training.logs import run_log
 from recbole_llm4sbr.training.trainer import plain
 
 OnEpoch = Callable[[int, float], None]
-OnTest = Callable[[dict[str, Any]], None]
+OnTest = Callable[[TestRows], None]
 
 
 def load_data(settings: Mapping[str, Any]) -> tuple[SessionConfig, SessionDataset, tuple[Any, Any, Any]]:
