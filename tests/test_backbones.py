@@ -1,5 +1,7 @@
 """TAGNN, GCE-GNN and DHCN against slow references written from the papers' formulas, and their graphs against brute force."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -286,3 +288,24 @@ def test_every_training_session_is_in_the_graphs_once_and_nothing_else(tiny):
     )  # fmt: skip
     found = graphs.training_sessions({"session_targets": "all"}, prefixes)
     assert [each.tolist() for each in found] == [[3, 4, 5, 6], [7, 8]]
+
+
+def test_importing_recboles_models_leaves_anomaly_detection_as_it_was():
+    code = (
+        "import torch\nfrom recbole_llm4sbr.model import model_class\n"
+        "model_class('GRU4Rec')\nassert not torch.is_anomaly_enabled()\n"
+        "import recbole.model.sequential_recommender.sine as sine, importlib\nimportlib.reload(sine)\n"
+        "assert torch.is_anomaly_enabled()\n"  # what RecBole does, and what is undone above
+        "model_class('recbole.model.sequential_recommender:STAMP')\nassert torch.is_anomaly_enabled()\n"  # the user's own choice stays
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("hop", [1, 2])
+def test_gcegnn_has_no_nan_where_an_item_has_no_neighbour(tiny, hop):
+    model, _, _ = built(tiny, "GCEGNN", hop=hop)
+    model.near_weights[:10] = 0.0  # as items that no session shows beside another one
+    batch = batch_of(HAND)
+    with torch.autograd.detect_anomaly(check_nan=True):
+        model.calculate_loss(batch).backward()
+    assert all(torch.isfinite(each.grad).all() for each in model.parameters() if each.grad is not None)

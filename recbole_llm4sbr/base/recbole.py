@@ -11,12 +11,16 @@
 | `import recbole.quick_start` needs ray and takes seconds | quick_start/quick_start.py | never imported; quick_start.py here | RecBole imports ray lazily |
 | the first download waits for a process group that does not exist | data/dataset/dataset.py:252 | `data.raw` downloads first | RecBole guards the barrier |
 | checkpoint names have one-second resolution | trainer/trainer.py | a folder per run | RecBole makes them unique |
+| importing the sequential models turns autograd's anomaly detection on for the whole process (2-3 x slower) | model/sequential_recommender/sine.py:25 | `import_models` restores the switch | RecBole drops that line |
 | pandas 3: `_fill_nan`, `_load_feat`, `_benchmark_presets` go wrong without an error | data/dataset/ | setup.cfg caps pandas below 3 | RecBole supports pandas 3 |
 """
 
+import importlib
 import warnings
+from types import ModuleType
 
 import numpy as np
+import torch
 
 # The two old names of numpy that RecBole reads must be there before RecBole is imported.
 for _name, _type in (("float", np.float64), ("str", np.str_)):
@@ -46,7 +50,20 @@ __all__ = [
     "download_url",
     "extract_zip",
     "get_trainer",
+    "import_models",
     "init_logger",
     "init_seed",
     "rename_atomic_files",
 ]
+
+MODELS = "recbole.model.sequential_recommender"
+
+
+def import_models(module: str = MODELS) -> ModuleType:
+    """Import a module of models, by default RecBole's sequential ones, and leave autograd's anomaly detection as it was."""
+    before = torch.is_anomaly_enabled()
+    checks_nan = torch.is_anomaly_check_nan_enabled()
+    try:
+        return importlib.import_module(module)
+    finally:
+        torch.autograd.set_detect_anomaly(before, checks_nan)

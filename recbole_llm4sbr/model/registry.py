@@ -1,14 +1,13 @@
 """Models by name: ours first, then RecBole's sequential models, then `package.module:Class`; and building the model of a run."""
 
 import difflib
-import importlib
-import importlib.util
 import pkgutil
 from typing import Any
 
 from torch import nn
 
 from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.recbole import MODELS, import_models
 from recbole_llm4sbr.model.adapter import AdaptedRecommender, check_adaptable
 from recbole_llm4sbr.model.backbones import BACKBONES
 from recbole_llm4sbr.model.baselines import BASELINES, UntrainedRecommender
@@ -18,7 +17,6 @@ from recbole_llm4sbr.model.item_init import start_from_text
 from recbole_llm4sbr.model.wrapper import LLM4SBRWrapper
 
 OURS: dict[str, type[SessionRecommender]] = {**BACKBONES, **BASELINES}
-_RECBOLE = "recbole.model.sequential_recommender"
 
 
 def model_class(name: str) -> type[nn.Module]:
@@ -35,14 +33,14 @@ def model_class(name: str) -> type[nn.Module]:
     if ":" in name:
         module_name, _, class_name = name.partition(":")
         try:
-            found = getattr(importlib.import_module(module_name), class_name)
+            found = getattr(import_models(module_name), class_name)
         except (ImportError, AttributeError) as error:
             raise UserError(f"model {name!r} cannot be imported ({error}); write it as package.module:Class") from None
     else:
-        files = {each.name for each in pkgutil.iter_modules(importlib.import_module(_RECBOLE).__path__)}
-        found = getattr(importlib.import_module(f"{_RECBOLE}.{name.lower()}"), name, None) if name.lower() in files else None
+        files = {each.name for each in pkgutil.iter_modules(import_models().__path__)}
+        found = getattr(import_models(f"{MODELS}.{name.lower()}"), name, None) if name.lower() in files else None
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        known = [*OURS, *sorted(each for each in dir(importlib.import_module(_RECBOLE)) if each[0].isupper())]
+        known = [*OURS, *sorted(each for each in dir(import_models()) if each[0].isupper())]
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         raise UserError(
             f"model {name!r} is unknown; " + (f"did you mean {', '.join(near)}?" if near else f"choose from {', '.join(known)}")

@@ -46,7 +46,9 @@ class GlobalLayer(nn.Module):
         pair = torch.addcmul(linear(session * near, w1[:, :-1]), weights.unsqueeze(-1), w1[:, -1])
         logits = linear(leaky_relu(pair, self._slope), self.attend.weight).squeeze(-1)  # [..., S]
         there = weights > 0
-        attention = logits.masked_fill(~there, -torch.inf).softmax(-1).masked_fill(~there, 0.0)  # all zero without neighbours
+        # The lowest finite number and not -inf: a row without neighbours would be nan before it is masked, and nan in its gradient.
+        lowest = torch.finfo(logits.dtype).min
+        attention = logits.masked_fill(~there, lowest).softmax(-1).masked_fill(~there, 0.0)  # all zero without neighbours
         context = (attention.unsqueeze(-2) @ near).squeeze(-2)
         return torch.relu(self.aggregate(torch.cat([own, context], -1)))
 
