@@ -219,7 +219,10 @@ def test_a_killed_search_goes_on(given, tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("my.hyper").write_text("intent_k choice [1, 2, 3]\nintent_lambda choice [0.0, 0.1, 0.3]\n")
     command = [sys.executable, "-m", "recbole_llm4sbr.cli.main"]
-    long = given | {"epochs": 40, "stopping_step": 40}  # so that the kill comes in the middle
+    long = given | {
+        "epochs": 150,
+        "stopping_step": 150,
+    }  # so that the kill comes in the middle, some checkpoints of Ray after the start
     command += words(long, tiny["atomic_path"], "out", "--space=my.hyper", "--search=grid")
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     for line in process.stderr:
