@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import sigmoid, tanh
 
 from recbole_llm4sbr.base.schema import model_defaults
-from recbole_llm4sbr.model import graphs
 from recbole_llm4sbr.model.backbones import BACKBONES, gcegnn, tagnn
+from recbole_llm4sbr.model.session_graphs import BOTH, IN, OUT, SELF, packed_graph, session_overlap, softmax_by, typed_edges
+from recbole_llm4sbr.model.training_graphs import Hypergraph, cooccurrence, training_sessions
 from recbole_llm4sbr.training.run import load_data
 
 SESSIONS = st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=8), min_size=1, max_size=6)
@@ -26,7 +27,7 @@ def padded(sessions, extra=0):
 
 
 def packed(sessions, extra=0):
-    return graphs.packed_graph(*padded(sessions, extra))
+    return packed_graph(*padded(sessions, extra))
 
 
 @given(SESSIONS, st.integers(0, 3))
@@ -40,14 +41,16 @@ def test_typed_edges_equal_brute_force(sessions, extra):
         steps = set(zip(session, session[1:]))
         for a in set(session):
             for b in set(session):
-                kind = {(True, True): graphs.BOTH, (True, False): graphs.OUT, (False, True): graphs.IN}.get(
-                    ((a, b) in steps, (b, a) in steps)
-                )
+                kind = {
+                    (True, True): BOTH,
+                    (True, False): OUT,
+                    (False, True): IN,
+                }.get(((a, b) in steps, (b, a) in steps))
                 if a == b:
-                    kind = graphs.SELF
+                    kind = SELF
                 if kind is not None:
                     expected.add(((row, a), (row, b), kind))
-    found = [(where[a], where[b], kind) for a, b, kind in zip(*(each.tolist() for each in graphs.typed_edges(graph)))]
+    found = [(where[a], where[b], kind) for a, b, kind in zip(*(each.tolist() for each in typed_edges(graph)))]
     assert len(found) == len(set(found))
     assert set(found) == expected
 
@@ -58,7 +61,7 @@ def test_clicks_know_how_far_from_the_end_they_are_and_overlaps_are_shares_of_co
     graph = packed(sessions)
     assert graph.click_back.tolist() == [len(s) - 1 - place for s in sessions for place in range(len(s))]
     expected = [[len(set(a) & set(b)) / len(set(a) | set(b)) for b in sessions] for a in sessions]
-    torch.testing.assert_close(graphs.session_overlap(graph), torch.tensor(expected))
+    torch.testing.assert_close(session_overlap(graph), torch.tensor(expected))
     values = torch.randn(sum(map(len, sessions)), 3)
     parts = values.split([len(s) for s in sessions])
     torch.testing.assert_close(graph.session_mean(values), torch.stack([part.mean(0) for part in parts]))
@@ -76,7 +79,7 @@ def test_the_global_graph_equals_brute_force(sessions, distance, most):
                     counts[b, a] += 1
     if not counts.any():
         return
-    near, weights = graphs.cooccurrence([np.array(s) for s in sessions], 7, distance, most)
+    near, weights = cooccurrence([np.array(s) for s in sessions], 7, distance, most)
     for item in range(7):
         ranked = sorted((n for n in range(7) if counts[item, n]), key=lambda n: (-counts[item, n], n))[:most]
         assert near[item].tolist() == ranked + [0] * (most - len(ranked))
@@ -93,14 +96,14 @@ def test_a_hypergraph_convolution_is_its_matrix_formula(sessions):
     degree, size = incidence.sum(1), incidence.sum(0)
     values = np.random.default_rng(0).normal(size=(7, 3))
     expected = np.diag(1 / np.maximum(degree, 1)) @ incidence @ np.diag(1 / size) @ incidence.T @ values
-    found = graphs.Hypergraph([np.array(s) for s in sessions], 7)(torch.from_numpy(values))
+    found = Hypergraph([np.array(s) for s in sessions], 7)(torch.from_numpy(values))
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-12)
 
 
 def test_softmax_by_groups():
     values, index = torch.tensor([1.0, 100.0, 2.0, 101.0, -5.0]), torch.tensor([0, 1, 0, 1, 3])
     expected = torch.cat([torch.tensor([1.0, 2.0]).softmax(0), torch.tensor([100.0, 101.0]).softmax(0), torch.ones(1)])
-    torch.testing.assert_close(graphs.softmax_by(values, index, 4), expected[[0, 2, 1, 3, 4]])
+    torch.testing.assert_close(softmax_by(values, index, 4), expected[[0, 2, 1, 3, 4]])
 
 
 def built(tiny, name, **changed):
@@ -198,7 +201,7 @@ def gce_reference(model, config, sessions, near, weights, session):
         logits, others = [], []
         for b in set(session):
             out, into = (a, b) in steps, (b, a) in steps
-            kind = graphs.SELF if a == b else {(1, 1): graphs.BOTH, (1, 0): graphs.OUT, (0, 1): graphs.IN}.get((out, into))
+            kind = SELF if a == b else {(1, 1): BOTH, (1, 0): OUT, (0, 1): IN}.get((out, into))
             if kind is not None:
                 logits.append(torch.nn.functional.leaky_relu(model.edge_kinds[kind] @ (table[a] * table[b]), slope))
                 others.append(table[b])
@@ -217,7 +220,7 @@ def gce_reference(model, config, sessions, near, weights, session):
 def test_gcegnn_equals_its_formulas(tiny, monkeypatch, hop, piece):
     monkeypatch.setattr(gcegnn, "_PIECE", piece)
     model, config, dataset = built(tiny, "GCEGNN", hop=hop, neighbors=3)
-    near, weights = graphs.cooccurrence([np.array(s) for s in sessions_of_training(dataset)], dataset.item_num, 3, 3)
+    near, weights = cooccurrence([np.array(s) for s in sessions_of_training(dataset)], dataset.item_num, 3, 3)
     assert (weights == 0).any()  # an item with fewer neighbours is among them
     embeddings = model.encode(batch_of(HAND))
     scores = model.full_sort_predict(batch_of(HAND))
@@ -273,7 +276,7 @@ def test_dhcn_equals_its_formulas(tiny, monkeypatch, detach):
 
 def test_every_training_session_is_in_the_graphs_once_and_nothing_else(tiny):
     _, _, dataset = built(tiny, "DHCN")
-    found = graphs.training_sessions({"session_targets": "last"}, dataset)
+    found = training_sessions({"session_targets": "last"}, dataset)
     assert sorted(each.tolist() for each in found) == sorted(sessions_of_training(dataset))
     rows = {"s.1": ([3], 4), "s.2": ([3, 4], 5), "t.v.1": ([7], 8), "s.3": ([3, 4, 5], 6)}
     feat = {
@@ -286,7 +289,7 @@ def test_every_training_session_is_in_the_graphs_once_and_nothing_else(tiny):
         inter_feat=feat, iid_field="item_id", uid_field="session_id", item_list_length_field="item_length",
         field2id_token={"session_id": np.array(list(rows))},
     )  # fmt: skip
-    found = graphs.training_sessions({"session_targets": "all"}, prefixes)
+    found = training_sessions({"session_targets": "all"}, prefixes)
     assert [each.tolist() for each in found] == [[3, 4, 5, 6], [7, 8]]
 
 

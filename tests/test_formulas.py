@@ -50,8 +50,8 @@ def test_loss_and_scores_equal_the_paper_in_numpy(tiny, k):
     tokens = train.dataset.id2token("session_id", batch["session_id"])
     intents = intents_from_files(settings, tokens, k)
     given = {key: value.numpy() for key, value in model.state_dict().items()}
-    views = model.backbone.encode(batch)
-    local, whole = views.local_emb.detach().numpy(), views.global_emb.detach().numpy()  # (6)
+    embeddings = model.backbone.encode(batch)
+    local, whole = embeddings.local_emb.detach().numpy(), embeddings.global_emb.detach().numpy()  # (6)
     t = {view: intents[view] @ given["project.weight"].T + given["project.bias"] for view in intents}  # (7)
 
     def unit(x):

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_llm4sbr.model.graphs import packed_graph
+from recbole_llm4sbr.model.session_graphs import packed_graph
 
 SESSIONS = st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=8), min_size=1, max_size=6)
 

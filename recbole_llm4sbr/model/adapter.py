@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.model.contract import SessionEmbeddings, SessionRecommender
 
-_WRITE = "write it as a SessionRecommender (docs/backbones.md), or train it plain with --llm4sbr=false"
+_REMEDY = "write it as a SessionRecommender (docs/backbones.md), or train it plain with --llm4sbr=false"
 # Models of RecBole that cannot be adapted, and why.
 REFUSED = {
     "CORE": "it scores by cosine with a temperature",
@@ -31,7 +31,7 @@ REFUSED = {
     "FEARec": "its loss contrasts augmented sessions, which would be lost",
     "SHAN": "its loss needs a reversed session from RecBole's data augmentation",
 }
-# Losses that a model's calculate_loss adds to cross-entropy.
+# What the calculate_loss of some models adds to cross-entropy, by name of the model.
 _EXTRA: dict[str, Callable[[Any], Tensor]] = {
     "GCSAN": lambda m: m.reg_weight * m.reg_loss(m.item_embedding.weight),
     "NextItNet": lambda m: m.reg_weight * m.reg_loss([m.item_embedding.weight, m.final_layer.weight]) + m.reg_loss_rb(),
@@ -44,15 +44,15 @@ def check_adaptable(model: type) -> None:
     """Refuse a model class that cannot be adapted, with the reason and what to do.
 
     Raises:
-        UserError: as said.
+        UserError: the class is in `REFUSED`, or its `forward` needs more than a session's clicks and length.
     """
     name = model.__name__
     if name in REFUSED and model.__module__.startswith("recbole."):
-        raise UserError(f"{name} cannot be wrapped: {REFUSED[name]}; {_WRITE}")
+        raise UserError(f"{name} cannot be wrapped: {REFUSED[name]}; {_REMEDY}")
     needed = list(inspect.signature(model.forward).parameters)[1:]  # type: ignore[attr-defined]
     if missing := [argument for argument in needed if argument not in (*_SEQUENCE, *_LENGTH)]:
         raise UserError(
-            f"{name} cannot be wrapped: its forward() needs {', '.join(missing)}, which a session does not have; {_WRITE}"
+            f"{name} cannot be wrapped: its forward() needs {', '.join(missing)}, which a session does not have; {_REMEDY}"
         )
 
 
@@ -72,7 +72,7 @@ class AdaptedRecommender(SessionRecommender):
         super().__init__(config, dataset)
         check_adaptable(type(model))
         if not isinstance(getattr(model, "item_embedding", None), nn.Embedding):
-            raise UserError(f"{type(model).__name__} cannot be wrapped: it has no item_embedding table; {_WRITE}")
+            raise UserError(f"{type(model).__name__} cannot be wrapped: it has no item_embedding table; {_REMEDY}")
         self.model = model
         self._arguments = list(inspect.signature(model.forward).parameters)
         self._extra = _EXTRA.get(type(model).__name__)
@@ -95,5 +95,5 @@ class AdaptedRecommender(SessionRecommender):
         return embeddings.global_emb
 
     def extra_loss(self, embeddings: SessionEmbeddings, interaction: Any) -> Tensor | None:
-        """What the model adds to cross-entropy, for those that do."""
+        """What the model's own loss adds to cross-entropy, a scalar; None for most models."""
         return self._extra(self.model) if self._extra else None

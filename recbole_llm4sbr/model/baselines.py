@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding_bag, normalize
 
 from recbole_llm4sbr.model.contract import SessionEmbeddings, SessionRecommender
-from recbole_llm4sbr.model.intents import SessionIntents, item_vectors
+from recbole_llm4sbr.model.intent_files import item_vectors
+from recbole_llm4sbr.model.intents import SessionIntents
 
 
 class UntrainedRecommender(SessionRecommender):
@@ -23,7 +24,7 @@ class UntrainedRecommender(SessionRecommender):
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         self.register_buffer("item_emb", normalize(item_vectors(config, dataset), dim=-1), persistent=False)
-        self.fake_loss = nn.Parameter(torch.zeros(1))  # RecBole's optimizer wants a parameter; so do RecBole's Pop and ItemKNN
+        self.fake_loss = nn.Parameter(torch.zeros(1))  # RecBole's optimizer needs one, as in its Pop and ItemKNN
 
     @property
     def item_table(self) -> Tensor:
@@ -35,7 +36,7 @@ class UntrainedRecommender(SessionRecommender):
         return embeddings.global_emb
 
     def calculate_loss(self, interaction: Any) -> Tensor:
-        """Zero: nothing is trained."""
+        """A loss of 0, since nothing is trained."""
         return self.fake_loss.sum()
 
 

@@ -28,7 +28,7 @@ class SessionRecommender(SequentialRecommender):  # type: ignore[misc]
     """A sequential recommender of RecBole in three exchangeable steps. A backbone gives `encode`, `fuse` and the item table.
 
     Args:
-        config: RecBole's config; `similarity` and `temperature` are read of it.
+        config: RecBole's config; reads `similarity` and `temperature`.
         dataset: RecBole's dataset.
     """
 
@@ -46,7 +46,10 @@ class SessionRecommender(SequentialRecommender):  # type: ignore[misc]
         return table
 
     def mixing_layer(self) -> nn.Linear | None:
-        """The layer [2H -> H] with which `fuse` mixes global and local embedding, where there is one; the wrapper goes on using it."""
+        """The layer [2H -> H] with which `fuse` mixes global and local embedding, in this order; None when there is none.
+
+        The wrapper uses this layer for eq. 12, so that no parameter of the backbone is left without a gradient.
+        """
         return None
 
     def encode(self, interaction: Interaction) -> SessionEmbeddings:
@@ -87,7 +90,7 @@ class SessionRecommender(SequentialRecommender):  # type: ignore[misc]
         return (loss, *extra) if extra else loss
 
     def extra_losses(self, embeddings: SessionEmbeddings, interaction: Interaction) -> list[Tensor]:
-        """All losses besides cross-entropy."""
+        """All losses besides cross-entropy, scalars; the wrapper puts its own before the backbone's."""
         extra = self.extra_loss(embeddings, interaction)
         return [] if extra is None else [extra]
 

@@ -1,25 +1,11 @@
-"""Localized intents of sessions on the device (paper eq. 5): a gather of the k nearest items per view, weighted by similarity.
+"""Localized intents of sessions on the device (paper eq. 5): a gather of the k nearest items per view, weighted by similarity."""
 
-The feature files are RecBole atomic files, and RecBole can load them, but here they are read directly: on Amazon Beauty RecBole's
-reader takes four times as long and twice the memory, and would let a file's items into the vocabulary (docs/feature-files.md).
-"""
-
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.settings import intents_of
-from recbole_llm4sbr.data.features import read_vectors
-from recbole_llm4sbr.data.folders import intents_folder
-
-_CHUNK = 20_000  # rows of a file in memory at once
+from recbole_llm4sbr.model.intent_files import IntentFiles
 
 
 class SessionIntents(nn.Module):
@@ -110,121 +96,3 @@ class SessionIntents(nn.Module):
             nearest = files.answer[:, chosen, None]
             return files.answers, nearest, (nearest != 0).float()
         return files.items, files.nearest[:, chosen, :k], files.sims[:, chosen, :k]
-
-
-@dataclass
-class IntentFiles:
-    """The feature files of a dataset in memory, by RecBole's ids. A search reads them once and shares them among its trials.
-
-    Attributes:
-        source, views: whose intents, of which views.
-        items: text vectors of the items [n_items, D].
-        nearest, sims: rows of `items` and similarities, [S, V, K]; K may be 0.
-        answers, answer: the answers' own vectors, row 0 zeros, [M, D], and each session's row there [S, V]; of an LLM only, else empty.
-    """
-
-    source: str
-    views: list[str]
-    items: Tensor
-    nearest: Tensor
-    sims: Tensor
-    answers: Tensor
-    answer: Tensor
-
-    def serves(self, config: Any) -> bool:
-        """Whether a run with these settings finds here what it needs."""
-        enough = config["intent_k"] <= self.nearest.size(2) if config["intent_k"] else bool(len(self.answers))
-        return self.source == intents_of(config) and set(config["views"]) <= set(self.views) and enough
-
-    @classmethod
-    def read(cls, config: Any, dataset: Any, views: Sequence[str], k: int, with_answers: bool = False) -> "IntentFiles":
-        """Read the files; joined by id.
-
-        Args:
-            config: reads `data_path`, `intent_source`, `control_of`.
-            dataset: RecBole's dataset over the session files in the same folder.
-            views: which; none for the items' vectors alone.
-            k: nearest items; 0 for the answers' own vectors instead.
-            with_answers: also those.
-
-        Raises:
-            UserError: an item or session of the dataset has no row, or fewer than `k` neighbours are stored.
-        """
-        folder, name = Path(config["data_path"]), dataset.dataset_name
-        path = intents_folder(folder, config)
-        items = pd.Index(dataset.field2id_token[dataset.iid_field])
-        sessions = pd.Index(dataset.field2id_token[dataset.uid_field])
-
-        def columns(kind: str, tokens: "pd.Index[str] | None", count: int) -> Tensor:
-            found = _read_sessions(path / f"{name}.sessemb", sessions, [f"{view}_{kind}" for view in views], tokens, count)
-            return torch.from_numpy(found)
-
-        answers, answer = torch.zeros(0, 0), torch.zeros(len(sessions), len(views), dtype=torch.int32)
-        if with_answers or (views and not k):
-            tokens, vectors = read_vectors(path / f"{name}.intentemb")
-            answers = torch.from_numpy(np.concatenate([np.zeros((1, vectors.shape[1]), np.float32), vectors]))
-            answer = columns("intent", pd.Index(["", *tokens]), 1)[:, :, 0]
-        none = torch.zeros(len(sessions), len(views), 0)
-        nearest, sims = (columns("items", items, k), columns("sims", None, k)) if k else (none.int(), none)
-        return cls(intents_of(config), list(views), item_vectors(config, dataset), nearest, sims, answers, answer)
-
-
-def item_vectors(config: Any, dataset: Any) -> Tensor:
-    """Text vectors of a dataset's items by RecBole's item id, zeros for padding and for items without a text, [n_items, D].
-
-    Raises:
-        UserError: an item has no row in the file.
-    """
-    if loaded := getattr(dataset, "preloaded", None):
-        return loaded.items  # type: ignore[no-any-return]
-    tokens, read = read_vectors(Path(config["data_path"]) / f"{dataset.dataset_name}.itememb")
-    items = dataset.field2id_token[dataset.iid_field][1:]
-    place = pd.Index(tokens).get_indexer(items)
-    if (place < 0).any():
-        raise UserError(
-            f"item {items[place < 0][0]!r} has no row in {dataset.dataset_name}.itememb, which was made for another catalogue; "
-            f"run `infer` with --rebuild=true"
-        )
-    return torch.from_numpy(np.concatenate([np.zeros((1, read.shape[1]), np.float32), read[place]]))
-
-
-def _read_sessions(
-    path: Path, sessions: "pd.Index[str]", columns: Sequence[str], tokens: "pd.Index[str] | None", k: int
-) -> Any:
-    """The first `k` values of sequence columns by session, zeros where a cell is empty, [S, V, k].
-
-    Args:
-        path: a `.sessemb` file.
-        sessions: the session ids of the rows wanted; the first is padding.
-        columns: names of V columns.
-        tokens: what the values are places in; None when they are numbers.
-        k: values per cell.
-
-    Raises:
-        UserError: a session without a row, a value that is not in `tokens`, or too few values in a cell.
-    """
-    values: Any = np.zeros((len(sessions), len(columns), k), np.float32 if tokens is None else np.int32)
-    seen = np.zeros(len(sessions), bool)
-    for chunk in pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, chunksize=_CHUNK):
-        chunk.columns = [column.partition(":")[0] for column in chunk.columns]
-        place = sessions.get_indexer(chunk["sid"])
-        seen[place[place >= 0]] = True
-        for number, column in enumerate(columns):
-            cells = chunk[column]
-            filled = ((cells != "") & (place >= 0)).to_numpy()
-            flat = [value for cell in cells[filled] for value in cell.split(" ", k)[:k]]
-            if len(flat) < k * filled.sum():
-                raise UserError(
-                    f"intent_k={k} is larger than the number of items stored in {path.name}; lower it, or run `infer` with a larger "
-                    f"--intent_k_max and --rebuild=true"
-                )
-            found = np.array(flat, np.float32) if tokens is None else tokens.get_indexer(flat)
-            if tokens is not None and (found < 0).any():
-                stranger = flat[int(np.flatnonzero(found < 0)[0])]
-                raise UserError(
-                    f"{path.name} names {stranger!r}, which is not in the catalogue; run `infer` with --rebuild=true"
-                )
-            values[place[filled], number] = found.reshape(-1, k)
-    if not seen[1:].all():
-        raise UserError(f"session {sessions[1:][~seen[1:]][0]!r} has no row in {path.name}; run `infer` with --rebuild=true")
-    return values

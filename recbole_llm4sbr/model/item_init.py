@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from recbole_llm4sbr.model.contract import SessionRecommender
-from recbole_llm4sbr.model.intents import item_vectors
+from recbole_llm4sbr.model.intent_files import item_vectors
 
 
 def project_texts(vectors: Tensor, size: int, whiten: bool) -> Tensor:
@@ -15,13 +15,13 @@ def project_texts(vectors: Tensor, size: int, whiten: bool) -> Tensor:
     Args:
         vectors: of the catalogue's items that have a text, [N, D].
         size: components wanted.
-        whiten: every component with unit variance; else all scaled by one number, so that their mean variance is 1.
+        whiten: scale every component to unit variance; else scale all by one number, so that their mean variance is 1.
 
     Returns:
         [N, R] with R at most `size`: fewer when the vectors span fewer dimensions.
     """
     centred = (vectors - vectors.mean(0)).double()
-    variances, directions = torch.linalg.eigh(centred.T @ centred / max(len(centred), 1))  # rising
+    variances, directions = torch.linalg.eigh(centred.T @ centred / max(len(centred), 1))  # [D], [D, D], in rising order
     variances, directions = variances.flip(0)[:size], directions.flip(1)[:, :size]
     kept = variances > 1e-10 * variances.max().clamp(min=1e-30)
     variances, parts = variances[kept], centred @ directions[:, kept]
@@ -34,7 +34,8 @@ def project_texts(vectors: Tensor, size: int, whiten: bool) -> Tensor:
 def start_from_text(model: SessionRecommender, config: Any, dataset: Any) -> None:
     """Start a model's item table from the texts, in the spread that the model itself gave it; it goes on being trained.
 
-    Items without a text, and numbers beyond what the texts span, keep their own start. All items are items of the training part.
+    Items without a text keep the start that the model gave them, and so do the last dimensions of all items where the texts span fewer
+    dimensions than the table has.
 
     Args:
         model: changed in place.

@@ -43,13 +43,22 @@ def uniformity(x: Tensor, weight: Tensor | None = None, t: float = 2.0) -> Tenso
 
 
 def alignment_uniformity(h: Tensor, t: Tensor, weight: Tensor | None = None) -> Tensor:
-    """L_AU of each view: align(h, t) + (uniform(h) + uniform(t)) / 2 (eq. 9), [...] of [..., B, H]."""
+    """L_AU of each view: align(h, t) + (uniform(h) + uniform(t)) / 2 (eq. 9).
+
+    Args:
+        h, t: session embeddings and projected intents, [..., B, H]; normalised here.
+        weight: 1 for sessions with an intent and 0 for the others, [..., B]; all count by default.
+
+    Returns:
+        Numbers, [...].
+    """
     both = normalize(torch.stack([h, t]), dim=-1)  # [2, ..., B, H]
     uniform = _uniformity(both, weight, 2.0).sum(0) / 2
     return _alignment(both[0], both[1], weight) + uniform
 
 
 def _alignment(x: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:
+    """`alignment` of rows of length 1."""
     distance = (x - y).square().sum(-1)  # [..., B]
     if weight is None:
         return distance.mean(-1)
@@ -57,10 +66,11 @@ def _alignment(x: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def _uniformity(x: Tensor, weight: Tensor | None, t: float) -> Tensor:
-    # |a - b|^2 = 2 - 2ab on the unit sphere; unlike torch.pdist this has a gradient for equal rows and none is nan
+    """`uniformity` of rows of length 1."""
+    # On the unit sphere |a - b|^2 = 2 - 2ab. Unlike torch.pdist, this has a finite gradient where two rows are equal.
     logits = 2 * t * (x @ x.mT - 1)  # [..., B, B]
-    logits.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)  # a row is no pair with itself
+    logits.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)  # a row makes no pair with itself
     weight = x.new_ones(x.shape[-2]) if weight is None else weight.to(x.dtype)
-    total = (logits.exp() * (weight.unsqueeze(-1) * weight.unsqueeze(-2))).sum((-2, -1))  # every pair twice
+    total = (logits.exp() * (weight.unsqueeze(-1) * weight.unsqueeze(-2))).sum((-2, -1))  # counts every pair twice
     count = weight.sum(-1).square() - weight.square().sum(-1)
     return torch.where(count > 0, total / count.clamp(min=1), 1.0).log()

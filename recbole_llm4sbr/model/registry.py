@@ -49,7 +49,7 @@ def model_class(name: str) -> type[nn.Module]:
 
 
 def is_switched(settings: Any) -> bool:
-    """Whether the plain model differs from the model as it is: by the start of its item table, or by how it scores."""
+    """Whether settings change a plain model: the start of its item table (`item_init`) or how it scores (`similarity`)."""
     return bool(settings["item_init"] != "random" or settings["similarity"] != "dot")
 
 
@@ -57,7 +57,7 @@ def check_wrappable(model: type[nn.Module]) -> None:
     """Refuse a model class that LLM4SBR cannot enhance, and whose item table and score cannot be changed.
 
     Raises:
-        UserError: with the reason and what to write.
+        UserError: names the reason and the next step.
     """
     if issubclass(model, UntrainedRecommender):
         raise UserError(f"{model.__name__} has no backbone to enhance or to switch; leave llm4sbr=false and the switches alone")
@@ -66,7 +66,10 @@ def check_wrappable(model: type[nn.Module]) -> None:
 
 
 def build_model(config: Any, dataset: Any) -> nn.Module:
-    """The model of a run: with `llm4sbr` the wrapped backbone, else the backbone (a RecBole model is left untouched by default)."""
+    """The model of a run: with `llm4sbr` the wrapped backbone, else the backbone.
+
+    Without `llm4sbr` and without switches the model is an object of the named class itself, so RecBole's models stay as RecBole has them.
+    """
     kind = model_class(config["given"]["model"])
     if not config["llm4sbr"] and not is_switched(config):
         return kind(config, dataset)

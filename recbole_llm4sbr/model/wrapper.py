@@ -19,15 +19,20 @@ _PARTNER = {"short": "local", "normal": "session"}
 
 @dataclass
 class _Memo:
-    """What `fuse`, `score` and the losses need again: the backbone's embeddings, and by name (`global`, `local` or `session`) the
-    embedding [B, H], its projected intent [B, H] and who has one [B]."""
+    """What `fuse`, `score` and the losses of the wrapper need again.
+
+    Attributes:
+        backbone: the backbone's embeddings.
+        pairs: by name (`global`, `local` or `session`) an embedding [B, H], its projected intent [B, H], and 1.0 for sessions that have
+            an intent [B].
+    """
 
     backbone: SessionEmbeddings
     pairs: dict[str, tuple[Tensor, Tensor, Tensor]]
 
 
 class LLM4SBRWrapper(SessionRecommender):
-    """A session recommender that has a backbone: keeps its `encode`, `score` and extra loss, replaces `fuse`, adds lambda * L_AU.
+    """A session recommender around a backbone: keeps its `encode`, `score` and extra loss, replaces `fuse`, adds lambda * L_AU.
 
     `fusion: gate` is the paper's. A view that is left out leaves its embedding without a gate. A session without an intent is gated by
     the bias of the projection alone, and takes no part in L_AU. The view `normal` stands alone and goes with the backbone's own session
@@ -37,7 +42,7 @@ class LLM4SBRWrapper(SessionRecommender):
     Args:
         config: reads `views`, `fusion` and `intent_lambda`.
         dataset: RecBole's dataset.
-        backbone: what is enhanced.
+        backbone: the session recommender to enhance.
         intents: the sessions' intents, in the order of `views`.
 
     Raises:
@@ -59,7 +64,7 @@ class LLM4SBRWrapper(SessionRecommender):
         if self.fusion == "concat":
             self.mix = nn.Linear((1 + len(self.partners)) * size, size)
         elif self.fusion == "gate" and "session" not in self.partners and backbone.mixing_layer() is None:
-            # SR-GNN's own mixing layer has the form of eq. 12: it goes on serving there, and no parameter is left idle
+            # A backbone's own mixing layer (SR-GNN's) has the form of eq. 12 and is used for it: no parameter is left untrained.
             self.mix = nn.Linear(2 * size, size)
         bound = 1 / math.sqrt(size)  # SR-GNN's initialisation
         for module in (self.project, *self.gates.values(), self.mix):
@@ -68,7 +73,7 @@ class LLM4SBRWrapper(SessionRecommender):
 
     @property
     def item_table(self) -> Tensor:
-        """The backbone's, [n_items, H]."""
+        """The backbone's item embeddings, [n_items, H]."""
         return self.backbone.item_table
 
     def encode(self, interaction: Any) -> SessionEmbeddings:
@@ -97,11 +102,11 @@ class LLM4SBRWrapper(SessionRecommender):
         return session + torch.stack(intents).sum(0) if self.fusion == "residual" else self._mixed(session, *intents)
 
     def score(self, session: Tensor, embeddings: SessionEmbeddings) -> Tensor:
-        """The backbone's, [B, n_items]."""
+        """Scores of all items by the backbone's own `score`, [B, n_items]."""
         return self.backbone.score(session, embeddings.memo.backbone)
 
     def extra_losses(self, embeddings: SessionEmbeddings, interaction: Any) -> list[Tensor]:
-        """lambda * L_AU summed over views (eq. 9, 15), then the backbone's own."""
+        """lambda * L_AU summed over the views (eq. 9, 15), then the backbone's own losses."""
         losses = self.backbone.extra_losses(embeddings.memo.backbone, interaction)
         if self.intent_lambda == 0:
             return losses
@@ -115,7 +120,7 @@ class LLM4SBRWrapper(SessionRecommender):
         return gated
 
     def _mixed(self, *parts: Tensor) -> Tensor:
-        """Eq. 12, [B, H]."""
+        """Eq. 12: a linear layer over the joined `parts` [B, H] each, [B, H]."""
         mix = self.mix or self.backbone.mixing_layer()
         mixed: Tensor = mix(torch.cat(parts, -1))  # type: ignore[misc]
         return mixed

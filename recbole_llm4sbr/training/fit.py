@@ -14,7 +14,7 @@ import torch
 from recbole_llm4sbr.base.recbole import init_seed
 from recbole_llm4sbr.base.records import Fitted
 from recbole_llm4sbr.model import SessionIntents, build_model
-from recbole_llm4sbr.model.graphs import training_sessions
+from recbole_llm4sbr.model.training_graphs import training_sessions
 from recbole_llm4sbr.training.config import SessionConfig
 from recbole_llm4sbr.training.trainer import session_trainer
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from recbole_llm4sbr.model.contract import SessionEmbeddings, SessionRecommender
-from recbole_llm4sbr.model.graphs import Hypergraph, packed_graph, session_overlap, training_sessions
+from recbole_llm4sbr.model.session_graphs import PackedGraph, packed_graph, session_overlap
+from recbole_llm4sbr.model.training_graphs import Hypergraph, training_sessions
 
 
 class DHCN(SessionRecommender):
@@ -75,7 +76,7 @@ class DHCN(SessionRecommender):
             values.append(self.hypergraph(values[-1]))
         return torch.stack(values).mean(0)
 
-    def _line_graph(self, graph: Any) -> Tensor:
+    def _line_graph(self, graph: PackedGraph) -> Tensor:
         """Sessions convolved over the line graph, from the mean of their clicks' items on (eq. 10-11), [B, H]."""
         embedding = self.item_embedding(graph.node_item)[graph.click_node]
         values = [graph.session_mean(embedding.detach() if self.detach_line else embedding)]

@@ -13,7 +13,8 @@ from torch.nn.functional import leaky_relu, linear
 from torch.utils.checkpoint import checkpoint
 
 from recbole_llm4sbr.model.contract import SessionEmbeddings, SessionRecommender
-from recbole_llm4sbr.model.graphs import cooccurrence, packed_graph, softmax_by, training_sessions, typed_edges
+from recbole_llm4sbr.model.session_graphs import PackedGraph, packed_graph, softmax_by, typed_edges
+from recbole_llm4sbr.model.training_graphs import cooccurrence, training_sessions
 
 _PIECE = 32_000_000  # numbers in one tensor of neighbours
 
@@ -101,7 +102,7 @@ class GCEGNN(SessionRecommender):
         """The session embedding itself, [B, H]."""
         return embeddings.global_emb
 
-    def _session_level(self, graph: Any, own: Tensor) -> Tensor:
+    def _session_level(self, graph: PackedGraph, own: Tensor) -> Tensor:
         """Attention over the neighbours in the session by kind of edge (eq. 7-9), [V, H]."""
         node, neighbour, kind = typed_edges(graph)
         logits = leaky_relu((own[node] * own[neighbour] * self.edge_kinds[kind]).sum(-1), self._slope)

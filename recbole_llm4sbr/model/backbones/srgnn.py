@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from recbole_llm4sbr.model.contract import SessionEmbeddings, SessionRecommender
-from recbole_llm4sbr.model.graphs import PackedGraph, packed_graph
+from recbole_llm4sbr.model.session_graphs import PackedGraph, packed_graph
 
 
 class GatedGraph(nn.Module):

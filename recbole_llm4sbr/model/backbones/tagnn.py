@@ -83,15 +83,15 @@ class _TargetScores(torch.autograd.Function):
         peak = beta.new_full((rows, len(items)), -torch.inf).scatter_reduce(0, index, beta, "amax")
         beta.sub_(peak[row]).exp_()
         beta.div_(torch.zeros_like(peak).index_add_(0, row, beta)[row])
-        worth = values @ items.T  # [N, n]
-        out = torch.zeros_like(peak).index_add_(0, row, beta * worth)
-        ctx.save_for_backward(items, keys, values, row, beta, worth, out)
+        products = values @ items.T  # [N, n]
+        out = torch.zeros_like(peak).index_add_(0, row, beta * products)
+        ctx.save_for_backward(items, keys, values, row, beta, products, out)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        items, keys, values, row, beta, worth, out = ctx.saved_tensors
-        by_worth = grads[0][row].mul_(beta)  # [N, n]
-        by_logit = (worth - out[row]).mul_(by_worth)
-        by_items = by_logit.T @ keys + by_worth.T @ values
-        return by_items, by_logit @ items, by_worth @ items, None, None
+        items, keys, values, row, beta, products, out = ctx.saved_tensors
+        by_product = grads[0][row].mul_(beta)  # [N, n]
+        by_logit = (products - out[row]).mul_(by_product)
+        by_items = by_logit.T @ keys + by_product.T @ values
+        return by_items, by_logit @ items, by_product @ items, None, None

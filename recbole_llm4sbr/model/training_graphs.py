@@ -1,0 +1,103 @@
+"""Graphs over all sessions of the training part, made once with the model: GCE-GNN's global graph and DHCN's hypergraph."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+
+def training_sessions(config: Any, dataset: Any) -> list[npt.NDArray[np.int64]]:
+    """The training part's sessions with their targets, each once, as arrays of item ids.
+
+    Where the rows are prefixes of sessions (`session_targets: all`), a session is its longest prefix.
+
+    Args:
+        config: reads `session_targets`.
+        dataset: RecBole's dataset of the training part.
+    """
+    feat = dataset.inter_feat
+    clicks, lengths = feat[dataset.iid_field + "_list"].numpy(), feat[dataset.item_list_length_field].numpy()
+    targets, ids = feat[dataset.iid_field].numpy(), feat[dataset.uid_field].numpy()
+    longest: dict[str, int] = {}
+    names = dataset.field2id_token[dataset.uid_field][ids]
+    for row, name in enumerate(names):
+        session = name.rpartition(".")[0] if config["session_targets"] == "all" else name
+        if session not in longest or lengths[row] > lengths[longest[session]]:
+            longest[session] = row
+    return [np.append(clicks[row, : lengths[row]], targets[row]) for row in longest.values()]
+
+
+def cooccurrence(
+    sessions: list[npt.NDArray[np.int64]], items: int, distance: int, most: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """The global graph (GCE-GNN, section 3.1): each item's most frequent neighbours within `distance` clicks in any session.
+
+    Args:
+        sessions: item ids of the training sessions.
+        items: number of items with the padding item 0.
+        distance: epsilon of the paper.
+        most: neighbours kept per item; equal counts in the order of the item ids.
+
+    Returns:
+        Neighbours [items, most], 0 where there are fewer, and how often they occur, as a share of the most frequent one [items, most].
+
+    In the sessions 1, 2, 3 and 1, 2 item 2 stands beside 1 twice and beside 3 once:
+
+    >>> neighbours, weights = cooccurrence([np.array([1, 2, 3]), np.array([1, 2])], items=4, distance=1, most=2)
+    >>> neighbours[2].tolist(), weights[2].tolist()
+    ([1, 3], [1.0, 0.5])
+    """
+    from scipy.sparse import coo_array
+
+    flat = np.concatenate(sessions)
+    owner = np.repeat(np.arange(len(sessions)), [len(each) for each in sessions])
+    pairs = [
+        (flat[:-step][same], flat[step:][same])
+        for step in range(1, min(distance, len(flat) - 1) + 1)
+        for same in [(owner[:-step] == owner[step:]) & (flat[:-step] != flat[step:])]
+    ]
+    left, right = (np.concatenate(each) for each in zip(*pairs))
+    both = np.concatenate([left, right]), np.concatenate([right, left])
+    counts = coo_array((np.ones(len(both[0]), np.int64), both), shape=(items, items)).tocsr().tocoo()
+    order = np.lexsort((counts.col, -counts.data, counts.row))
+    row, column, data = counts.row[order], counts.col[order], counts.data[order]
+    starts = np.searchsorted(row, np.arange(items))
+    rank = np.arange(len(row)) - starts[row]
+    kept = rank < most
+    neighbours, weights = np.zeros((items, most), np.int64), np.zeros((items, most), np.float32)
+    neighbours[row[kept], rank[kept]] = column[kept]
+    weights[row[kept], rank[kept]] = data[kept] / data[starts[row[kept]]]
+    return neighbours, weights
+
+
+class Hypergraph(torch.nn.Module):
+    """Sessions as hyperedges over items (DHCN, section 3.2), kept as the items of each session and the sessions of each item.
+
+    Nothing here is trained, and no matrix of items by items is ever made.
+
+    Args:
+        sessions: item ids of the training sessions.
+        items: number of items with the padding item 0.
+    """
+
+    def __init__(self, sessions: list[npt.NDArray[np.int64]], items: int) -> None:
+        super().__init__()
+        members = [np.unique(each) for each in sessions]  # an item is in a hyperedge once
+        item = np.concatenate(members)
+        session = np.repeat(np.arange(len(members)), [len(each) for each in members])
+        order = np.argsort(item, kind="stable")
+        for name, values in (
+            ("items", item),
+            ("session_starts", np.searchsorted(session, np.arange(len(members)))),
+            ("sessions", session[order]),
+            ("item_starts", np.searchsorted(item[order], np.arange(items))),
+        ):
+            self.register_buffer(name, torch.from_numpy(values), persistent=False)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """One convolution (eq. 4, D^-1 H B^-1 H^T X): per item the mean over its sessions of the mean over their items, [n_items, H]."""
+        edges = embedding_bag(self.items, values, self.session_starts, mode="mean")  # type: ignore[arg-type]
+        return embedding_bag(self.sessions, edges, self.item_starts, mode="mean")  # type: ignore[arg-type]
