@@ -296,6 +296,8 @@ def test_variants_say_themselves_whether_they_are_enhanced():
     [
         (["llm4sbr+encoder=x"], {}, "decided before training"),
         (["plain"], {"nproc": 2}, "--workers"),
+        (["llm4sbr+model=NARM"], {}, "name it with --models"),
+        (["llm4sbr+config_files=x.yaml"], {}, "name it with --config_files"),
         (["llm4sbr", "w/o Long"], {"views_in_one_call": True}, "views_in_one_call"),
     ],
 )
@@ -368,13 +370,66 @@ def test_what_a_killed_grid_left_goes_with_the_next_one(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
     left = Path(done.stdout.strip())
     assert left.is_dir()
-    with work.own_folder(tmp_path) as folder:
+    with work.own_folder(tmp_path):
         assert not left.exists()
-        owner = json.loads((folder / "owner.json").read_text())
-        (folder / "owner.json").write_text(json.dumps(owner | {"host": "another", "pid": 1}))
-        with work.own_folder(tmp_path):
-            assert folder.exists()  # nobody here knows whether that process lives
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_running_grid_keeps_its_folder_when_the_clock_is_set(tmp_path, monkeypatch):
+    import psutil
+
+    with work.own_folder(tmp_path) as folder:
+        real = psutil.Process.create_time
+        monkeypatch.setattr(psutil.Process, "create_time", lambda process: real(process) + 3600)
+        with work.own_folder(tmp_path):
+            assert folder.is_dir()
+
+
+def test_an_interrupted_grid_leaves_nothing_while_its_processes_write(tmp_path):
+    """The processes go on writing checkpoints until they have ended; only then the folder is removed."""
+    code = """
+import os, signal, sys, threading
+from pathlib import Path
+from recbole_llm4sbr.experiment import cells
+
+def ends_a_second_later(*_):
+    threading.Timer(1, os._exit, [0]).start()
+
+def writing(settings):
+    folder = Path(settings["checkpoint_dir"])
+    number = 0
+    signal.signal(signal.SIGTERM, ends_a_second_later)
+    while True:
+        number += 1
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / str(number)).write_text("x")
+        if number == 20:
+            Path(sys.argv[1] + ".began").touch()
+
+cells.run_cell = writing
+if __name__ == "__main__":
+    import multiprocessing
+    multiprocessing.set_start_method("fork")
+    real = multiprocessing.get_context
+    multiprocessing.get_context = lambda method: real("fork")
+    out = Path(sys.argv[1])
+    grid = [cells.Cell("g", "d", "M", "v", 1, "", {"ray_address": ""}, key=key) for key in "ab"]
+    for _ in cells.run_cells(grid, 2, out):
+        pass
+"""
+    script = tmp_path / "grid.py"
+    script.write_text(code)
+    out = tmp_path / "out"
+    out.mkdir()
+    process = subprocess.Popen([sys.executable, str(script), str(out)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not Path(f"{out}.began").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    process.wait(30)
+    time.sleep(1.5)
+    assert list(out.iterdir()) == []
 
 
 def test_data_prepared_anew_make_other_cells(here, raw):

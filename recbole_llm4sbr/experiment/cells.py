@@ -7,7 +7,8 @@ import shutil
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -68,7 +69,7 @@ def run_cell(settings: Mapping[str, Any]) -> tuple[CellResult, TestRows | None]:
         return CellResult("failed", reason=f"{type(error).__name__}: {error}", traceback=where), None
 
 
-def run_cells(cells: Sequence[Cell], workers: int, out: Path) -> Iterator[Outcome]:
+def run_cells(cells: Sequence[Cell], workers: int, out: Path) -> Generator[Outcome, None, None]:
     """Run cells, `workers` at a time, each in a fresh process: its peak memory is its own, and when it is killed the rest go on.
 
     Args:
@@ -84,12 +85,13 @@ def run_cells(cells: Sequence[Cell], workers: int, out: Path) -> Iterator[Outcom
             outcomes = _side_by_side(cells, settings_of, workers)
         else:
             outcomes = ((cell, *run_cell(settings_of[cell.key])) for cell in cells)
-        for cell, result, rows in outcomes:
-            shutil.rmtree(folder / cell.key, ignore_errors=True)
-            yield cell, result, rows
+        with closing(outcomes):  # ends the cells' processes before their folder is removed
+            for cell, result, rows in outcomes:
+                shutil.rmtree(folder / cell.key, ignore_errors=True)
+                yield cell, result, rows
 
 
-def _on_ray(cells: Sequence[Cell], settings_of: Mapping[str, Mapping[str, Any]]) -> Iterator[Outcome]:
+def _on_ray(cells: Sequence[Cell], settings_of: Mapping[str, Mapping[str, Any]]) -> Generator[Outcome, None, None]:
     """Run cells as tasks of a Ray cluster, as many at once as it carries; its nodes see the files under the same paths."""
     connect(cells[0].settings["ray_address"])
     import ray
@@ -122,7 +124,9 @@ def _ray_cell(settings: Mapping[str, Any], threads: int) -> tuple[CellResult, Te
     return run_cell(settings)
 
 
-def _side_by_side(cells: Sequence[Cell], settings_of: Mapping[str, Mapping[str, Any]], workers: int) -> Iterator[Outcome]:
+def _side_by_side(
+    cells: Sequence[Cell], settings_of: Mapping[str, Mapping[str, Any]], workers: int
+) -> Generator[Outcome, None, None]:
     # a server with everything imported forks the processes: they start at once
     context: Any = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
     if sys.platform != "win32":
@@ -155,8 +159,14 @@ def _side_by_side(cells: Sequence[Cell], settings_of: Mapping[str, Mapping[str, 
     finally:
         for _, process, _ in running.values():
             process.terminate()
+        for _, process, _ in running.values():
+            process.join(_PATIENCE)
+            if process.is_alive():
+                process.kill()
+                process.join()
 
 
+_PATIENCE = 10  # seconds for a process that was told to end
 _KILLED = " (killed; is there enough memory for so many workers?)"
 
 

@@ -7,6 +7,7 @@ of every test session. The key of a cell is a hash of all that its result depend
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,14 +78,15 @@ def compare(
         "%s cells, %s of them distinct, %s to run; results in %s", len(cells), len({c.key for c in cells}), len(missing), out
     )
     started = time.perf_counter()
-    for number, (cell, result, rows) in enumerate(run_cells(list(missing.values()), workers, out), 1):
-        if rows is not None:
-            with write_whole(out / "ranks" / f"{cell.key}.npz", "wb") as handle:
-                np.savez_compressed(handle, **vars(rows))
-        done[cell.key] = replace(result, key=cell.key, machine=machine())
-        append_json_line(out / "cells.jsonl", done[cell.key].to_json())
-        left = (time.perf_counter() - started) / number * (len(missing) - number)
-        log.info("[%s/%s] %s: %s; %s left", number, len(missing), cell.label, _outcome(result), duration(left))
+    with closing(run_cells(list(missing.values()), workers, out)) as outcomes:
+        for number, (cell, result, rows) in enumerate(outcomes, 1):
+            if rows is not None:
+                with write_whole(out / "ranks" / f"{cell.key}.npz", "wb") as handle:
+                    np.savez_compressed(handle, **vars(rows))
+            done[cell.key] = replace(result, key=cell.key, machine=machine())
+            append_json_line(out / "cells.jsonl", done[cell.key].to_json())
+            left = (time.perf_counter() - started) / number * (len(missing) - number)
+            log.info("[%s/%s] %s: %s; %s left", number, len(missing), cell.label, _outcome(result), duration(left))
     return [done[key] for key in dict.fromkeys(cell.key for cell in cells)]
 
 

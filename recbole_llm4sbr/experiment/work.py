@@ -1,46 +1,43 @@
 """A folder for what a grid needs while it runs, used by no other run."""
 
-import json
-import os
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
+from filelock import FileLock, Timeout
 
 _PREFIX = "work-"
-_MARK = "owner.json"  # process and host of the grid that made the folder
+_LOCK = "owner.lock"  # locked by the grid that made the folder; the system unlocks it when that process ends, however it ends
 
 
 @contextmanager
 def own_folder(out: Path) -> Iterator[Path]:
-    """A new folder in `out`, removed at the end; folders of grids on this host that were killed are removed at the start.
+    """A new folder in `out`, removed at the end; folders that killed grids left are removed at the start.
 
-    Folders of grids that still run, here or on another host, and whatever else stands in `out` are left alone.
+    Folders of grids that still run, and whatever else stands in `out`, are left alone.
     """
     for left in out.glob(f"{_PREFIX}*"):
         if _was_killed(left):
             shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=out))
+    new = Path(tempfile.mkdtemp(prefix=f".new-{_PREFIX}", dir=out))
+    lock = FileLock(new / _LOCK)
+    lock.acquire()
+    folder = new.rename(out / new.name.removeprefix(".new-"))  # other grids see it when it is locked
     try:
-        mine = {"pid": os.getpid(), "started": psutil.Process().create_time(), "host": socket.gethostname()}
-        (folder / _MARK).write_text(json.dumps(mine), encoding="utf-8")
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        lock.release()
 
 
 def _was_killed(folder: Path) -> bool:
-    """Whether a grid on this host made the folder, and its process lives no longer."""
+    """Whether a grid made the folder and its process lives no longer, on this host or on another that shares the file system."""
+    if not (folder / _LOCK).is_file():
+        return False
     try:
-        owner = json.loads((folder / _MARK).read_text(encoding="utf-8"))
-        if owner["host"] != socket.gethostname():
-            return False
-        return bool(psutil.Process(int(owner["pid"])).create_time() != owner["started"])
-    except psutil.NoSuchProcess:
-        return True
-    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+        with FileLock(folder / _LOCK, timeout=0):
+            return True
+    except (Timeout, OSError, NotImplementedError):  # held by its grid, or a file system without locks
         return False
