@@ -62,7 +62,9 @@ def make_variant(name: str, model: str) -> Variant:
         if not equals:
             raise UserError(f"variant {name!r}: {change!r} is not understood; write it as {shipped}+key=value")
         if key in ("model", "config_files"):
-            raise UserError(f"variant {name!r}: {key!r} is chosen for the grid; name it with --{'models' if key == 'model' else key}")
+            raise UserError(
+                f"variant {name!r}: {key!r} is chosen for the grid; name it with --{'models' if key == 'model' else key}"
+            )
         if per_grid(key):
             raise UserError(
                 f"variant {name!r}: {key!r} is decided before training, for all cells; run the grid once for each value, with --{key} "
