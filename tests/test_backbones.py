@@ -7,11 +7,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import session_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import sigmoid, tanh
 
 from recbole_llm4sbr.base.schema import model_defaults
+from recbole_llm4sbr.data.folders import dataset_folder
+from recbole_llm4sbr.data.prepare import prepare
 from recbole_llm4sbr.model.backbones import BACKBONES, gcegnn, tagnn
 from recbole_llm4sbr.model.session_graphs import BOTH, IN, OUT, SELF, packed_graph, session_overlap, softmax_by, typed_edges
 from recbole_llm4sbr.model.training_graphs import Hypergraph, cooccurrence, training_sessions
@@ -293,6 +296,21 @@ def test_every_training_session_is_in_the_graphs_once_and_nothing_else(tiny):
     assert [each.tolist() for each in found] == [[3, 4, 5, 6], [7, 8]]
 
 
+def test_graphs_keep_the_newest_clicks_of_sessions_longer_than_the_window(tiny):
+    longest = 3
+    settings = tiny | {"MAX_ITEM_LIST_LENGTH": longest, "session_targets": "all", "rebuild": True, "llm4sbr": False}
+    prepare(settings)
+    _, dataset, (train_data, _, _) = load_data(settings)
+    whole = {}
+    for name, prefix, target in session_rows(dataset_folder(settings), "tiny", "train"):
+        clicks = [*prefix, target]
+        whole[name.rpartition(".")[0]] = max(whole.get(name.rpartition(".")[0], []), clicks, key=len)
+    assert any(len(clicks) > longest + 2 for clicks in whole.values())
+    found = training_sessions(settings, train_data.dataset)
+    tokens = [dataset.field2id_token["item_id"][each].tolist() for each in found]
+    assert tokens == [clicks[-longest - 1 :] for clicks in whole.values()]
+
+
 def test_importing_recboles_models_leaves_anomaly_detection_as_it_was():
     code = (
         "import torch\nfrom recbole_llm4sbr.model import model_class\n"
@@ -312,3 +330,25 @@ def test_gcegnn_has_no_nan_where_an_item_has_no_neighbour(tiny, hop):
     with torch.autograd.detect_anomaly(check_nan=True):
         model.calculate_loss(batch).backward()
     assert all(torch.isfinite(each.grad).all() for each in model.parameters() if each.grad is not None)
+
+
+@pytest.mark.parametrize("model", ["TAGNN", "DHCN", "GCEGNN", "SRGNN"])
+@pytest.mark.parametrize("low", [False, True])
+def test_backbones_train_in_double_and_in_half_precision(tiny, monkeypatch, model, low):
+    """`low`: under autocast, as RecBole's enable_amp trains; else with all weights in float64."""
+    monkeypatch.setattr(tagnn, "_PIECE", 50)  # the way over pieces too
+    made, _, _ = built(tiny, model)
+
+    def loss_of():
+        torch.manual_seed(6)  # DHCN shuffles
+        found = made.calculate_loss(batch_of(HAND))
+        return sum(found) if isinstance(found, tuple) else found
+
+    reference = loss_of().item()
+    if not low:
+        made = made.double()
+    with torch.autocast("cpu", torch.bfloat16, enabled=low):
+        loss = loss_of()
+    loss.backward()
+    assert loss.item() == pytest.approx(reference, rel=0.1 if low else 0.02)
+    assert all(torch.isfinite(each.grad).all() for each in made.parameters() if each.grad is not None)

@@ -5,9 +5,12 @@ import sys
 
 import pytest
 import torch
+from conftest import session_rows
 
 from recbole_llm4sbr import run_recbole_llm4sbr
 from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.data.folders import dataset_folder
+from recbole_llm4sbr.data.rows import read_items
 from recbole_llm4sbr.training.loading import load_model
 from recbole_llm4sbr.training.run import load_data, train
 from recbole_llm4sbr.training.trainer import read_checkpoint
@@ -111,6 +114,28 @@ def test_long_sessions_keep_their_newest_clicks(tiny):
     assert tokens["cut"] == {key: value[-3:] for key, value in tokens["whole"].items()}
     assert any(len(value) > 3 for value in tokens["whole"].values())
     assert dataset.inter_feat["item_id_list"].shape[1] == config["MAX_ITEM_LIST_LENGTH"]
+
+
+def test_the_items_ranked_are_the_catalogue_though_some_stand_only_in_clicks_that_are_cut_off(tiny):
+    folder = dataset_folder(tiny)
+    rows = session_rows(folder, "tiny", "train")
+    path = folder / "tiny.train.inter"
+    first = rows[0]
+    path.write_text(path.read_text().replace(f"{first[0]}\t", f"{first[0]}\told ", 1))
+    for length in (1, 12):
+        dataset = load_data(tiny | {"MAX_ITEM_LIST_LENGTH": length, "llm4sbr": False})[1]
+        assert set(dataset.field2id_token["item_id"]) == {"[PAD]", "old", *read_items(folder / "tiny.item")["item_id"]}
+
+
+def test_item_numbers_do_not_depend_on_the_order_of_the_rows(tiny):
+    before = load_data(tiny | {"llm4sbr": False})[1].field2id_token["item_id"].tolist()
+    for part in ("train", "test"):
+        path = dataset_folder(tiny) / f"tiny.{part}.inter"
+        head, *lines = path.read_text().splitlines()
+        path.write_text("\n".join([head, *reversed(lines)]) + "\n")
+    assert (
+        load_data(tiny | {"llm4sbr": False})[1].field2id_token["item_id"].tolist() == before == ["[PAD]", *sorted(before[1:])]
+    )
 
 
 def test_two_processes_train_and_their_checkpoint_gives_the_same_metrics_in_one(tiny):

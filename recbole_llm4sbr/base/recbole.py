@@ -35,12 +35,12 @@ from recbole.data.interaction import Interaction  # noqa: E402
 from recbole.data.utils import data_preparation  # noqa: E402
 from recbole.model.abstract_recommender import SequentialRecommender  # noqa: E402
 from recbole.trainer import Trainer  # noqa: E402
-from recbole.utils import FeatureSource, InputType, get_trainer, init_logger, init_seed  # noqa: E402
+from recbole.utils import FeatureType, InputType, get_trainer, init_logger, init_seed  # noqa: E402
 from recbole.utils.url import download_url, extract_zip, rename_atomic_files  # noqa: E402
 
 __all__ = [
     "Config",
-    "FeatureSource",
+    "FeatureType",
     "InputType",
     "Interaction",
     "SequentialDataset",

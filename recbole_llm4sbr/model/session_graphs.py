@@ -117,11 +117,11 @@ def softmax_by(values: Tensor, index: Tensor, count: int) -> Tensor:
     return shifted / shifted.new_zeros(count).index_add(0, index, shifted)[index]
 
 
-def session_overlap(graph: PackedGraph) -> Tensor:
+def session_overlap(graph: PackedGraph, dtype: torch.dtype | None = None) -> Tensor:
     """The line graph of a batch: |a and b| / |a or b| of the item sets of any two sessions, 1 with itself, [B, B] (DHCN, eq. 9)."""
     rows = len(graph.last_node)
     items, column = torch.unique(graph.node_item, return_inverse=True)
-    has = torch.zeros(rows, len(items), device=column.device)  # [B, distinct items]
+    has = torch.zeros(rows, len(items), dtype=dtype, device=column.device)  # [B, distinct items]
     has[graph.node_row, column] = 1
     common = has @ has.T  # [B, B]
     size = has.sum(1)

@@ -21,13 +21,15 @@ def training_sessions(config: Any, dataset: Any) -> list[npt.NDArray[np.int64]]:
     feat = dataset.inter_feat
     clicks, lengths = feat[dataset.iid_field + "_list"].numpy(), feat[dataset.item_list_length_field].numpy()
     targets, ids = feat[dataset.iid_field].numpy(), feat[dataset.uid_field].numpy()
-    longest: dict[str, int] = {}
     names = dataset.field2id_token[dataset.uid_field][ids]
+    if config["session_targets"] != "all":
+        return [np.append(clicks[row, :length], target) for row, (length, target) in enumerate(zip(lengths, targets))]
+    # `name.3` is the prefix of three clicks. The lengths in the file are no help: beyond MAX_ITEM_LIST_LENGTH they are all equal.
+    longest: dict[str, tuple[int, int]] = {}
     for row, name in enumerate(names):
-        session = name.rpartition(".")[0] if config["session_targets"] == "all" else name
-        if session not in longest or lengths[row] > lengths[longest[session]]:
-            longest[session] = row
-    return [np.append(clicks[row, : lengths[row]], targets[row]) for row in longest.values()]
+        session, _, length = name.rpartition(".")
+        longest[session] = max(longest.get(session, (0, row)), (int(length), row))
+    return [np.append(clicks[row, : lengths[row]], targets[row]) for _, row in longest.values()]
 
 
 def cooccurrence(

@@ -80,7 +80,7 @@ class DHCN(SessionRecommender):
         """Sessions convolved over the line graph, from the mean of their clicks' items on (eq. 10-11), [B, H]."""
         embedding = self.item_embedding(graph.node_item)[graph.click_node]
         values = [graph.session_mean(embedding.detach() if self.detach_line else embedding)]
-        weights = session_overlap(graph)  # 1 on the diagonal: the A + I of eq. 10
+        weights = session_overlap(graph, embedding.dtype)  # 1 on the diagonal: the A + I of eq. 10
         weights = weights / weights.sum(1, keepdim=True)
         for _ in range(self.layers):
             values.append(weights @ values[-1])

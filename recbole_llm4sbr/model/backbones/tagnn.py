@@ -50,16 +50,17 @@ class TAGNN(SRGNN):
     def score(self, session: Tensor, embeddings: SessionEmbeddings) -> Tensor:
         """Scores of all items (eq. 9), [B, n_items]."""
         row, keys, values = embeddings.memo
+        table = self.item_table
+        keys, values = keys.to(table.dtype), values.to(table.dtype)
         width = max(1, _PIECE // len(row))
-        if width >= self.n_items:
-            target = _TargetScores.apply(self.item_table, keys, values, row, len(session))  # type: ignore[no-untyped-call]
-        else:
+        with torch.autocast(table.device.type, enabled=False):  # a softmax over sums of many terms
             pieces = [
-                checkpoint(_TargetScores.apply, items, keys, values, row, len(session), use_reentrant=False)
-                for items in torch.split(self.item_table, width)
+                _TargetScores.apply(items, keys, values, row, len(session))  # type: ignore[no-untyped-call]
+                if width >= self.n_items
+                else checkpoint(_TargetScores.apply, items, keys, values, row, len(session), use_reentrant=False)
+                for items in torch.split(table, width)
             ]
-            target = torch.cat(pieces, 1)
-        scores: Tensor = session @ self.item_table.T + target
+        scores: Tensor = session @ table.T + (torch.cat(pieces, 1) if len(pieces) > 1 else pieces[0])
         return scores
 
 
