@@ -12,8 +12,13 @@ _BEFORE = [
     r"(?:sure|certainly|okay|ok|of course)[,!.:]+\s*",
     r"[\"“”'‘’`*_]+(?=.*[\"“”'‘’`*_])",  # an opening quote that is closed later
 ]
+# Talk in small letters: "I can't name one" is a refusal, "I Can't Sleep" and "Sorry, Wrong Number" are films.
 _REFUSAL = re.compile(
-    r"^(?:as an ai|i'?m sorry|sorry|i am sorry|i can(?:no|')t|i don'?t|unfortunately|n/?a$|none$|unknown$)", re.I
+    r"^(?:[Aa]s an (?:AI|ai)\b|[Ii](?:['’]m| am) (?:sorry|not sure)\b|[Ss]orry(?:$|,? (?:but|[Ii](?:['’]m| am| can| could| do))\b)"
+    r"|[Ii] (?:cannot|can(?:'|’| no)t|could(?:n['’]| no)t|do(?:n['’]| no)t|am (?:not able|unable) to|am not)"
+    r"(?:$| (?:access|answer|assist|believe|comply|decide|determine|engage|find|fulfill|generate|give|guess|have|help|identify|infer|know"
+    r"|make|name|predict|provide|recommend|say|see|suggest|sure|tell|think|understand)\b)"
+    r"|[Uu]nfortunately(?:$|,? (?:[a-z]|I\b))|(?:[Nn]/?[Aa]|[Nn]one|[Uu]nknown)$)"
 )
 _PLACEHOLDER = re.compile(r"^(?:movie|product|item|thing|title|name|answer)(?: (?:title|name))?(?: #?\d+)?$", re.I)
 
