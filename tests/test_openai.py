@@ -1,5 +1,6 @@
 """The `openai` backend against real servers: `transformers serve` with a small model, and one that fails in every way we could think of."""
 
+import gzip
 import json
 import socket
 import struct
@@ -57,7 +58,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send(200, json.dumps({**message, "usage": {"prompt_tokens": 7, "completion_tokens": 3}}))
 
     def send(self, status, text, length=None, **headers):
-        data = text.encode()
+        data = text.encode("latin-1" if "Content_Encoding" in headers else "utf-8")
         self.send_response(status)
         for name, value in {"Content-Type": "application/json", "Content-Length": str(length or len(data)), **headers}.items():
             self.send_header(name.replace("_", "-"), value)
@@ -96,6 +97,60 @@ class Handler(BaseHTTPRequestHandler):
     def huge(self, _):
         self.say("long " * 2_000_000)
 
+    def long(self, _):
+        self.say("long " * 1_000)
+
+    def bomb(self, _):
+        self.send(200, gzip.compress(b"0" * 20_000_000).decode("latin-1"), Content_Encoding="gzip")
+
+    def drip(self, _):
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        for _ in range(100):
+            self.wfile.write(b" ")
+            self.wfile.flush()
+            time.sleep(0.1)
+        self.close_connection = True
+
+    def body(self, **changed):
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "Heat"}}
+        self.send(200, json.dumps({"choices": [choice | changed], "usage": {"prompt_tokens": 7, "completion_tokens": 3}}))
+
+    def no_message(self, _):
+        self.body(message=None)
+
+    def string_message(self, _):
+        self.body(message="Heat")
+
+    def number(self, _):
+        self.body(message={"content": 7})
+
+    def deep(self, _):
+        self.send(200, "[" * 100_000)
+
+    def no_choices(self, _):
+        self.send(200, "null")
+
+    def surrogate(self, _):
+        self.say("Heat \ud800")
+
+    def parts(self, _):
+        self.body(message={"content": [{"type": "text", "text": "Heat"}, {"type": "text", "text": " (1995)"}]})
+
+    def usage(self, question):
+        value = json.loads(question.splitlines()[1])
+        self.send(200, json.dumps({"choices": [{"message": {"content": "Heat"}}], "usage": value}))
+
+    def key(self, _):
+        self.say(f"the key is {KEY}")
+
+    def key_finish(self, _):
+        self.say("", f"stopped {KEY}")
+
+    def escapes(self, _):
+        self.send(400, json.dumps({"error": {"message": "\x1b[2Jgone"}}))
+
     def bad(self, _):
         self.send(400, json.dumps({"error": {"message": f"context too long {self.headers['Authorization']}"}}))
 
@@ -129,30 +184,58 @@ def ask(backend, texts, folder, rate=1.0):
 
 
 PASSING = ["busy*1", "broken*2", "reset*1", "hang*1", "half*1", "malformed*1", "page*2"]  # come right on another try
-LASTING = ["broken", "reset", "hang", "half", "malformed", "page", "empty", "bad"]
+LASTING = ["broken", "reset", "hang", "half", "malformed", "page", "empty", "bad", "huge", "bomb", "drip", "no_message", "string_message",
+    "number", "deep", "no_choices", "key_finish", "escapes"]  # fmt: skip
 
 
 def test_whatever_goes_wrong_every_prompt_is_answered_or_logged_and_no_key_is_seen(server, backend, tmp_path, caplog):
     fine = [f"fine\nnumber {n}" for n in range(40)]
     passing = [f"{what}\nasked {what}" for what in PASSING]
     lasting = [f"{what}\nnever {what}" for what in LASTING]
-    counts, answers = ask(backend(), fine + passing + lasting + ["huge\nx"], tmp_path)
+    counts, answers = ask(backend(), fine + passing + lasting + ["long\nx"], tmp_path)
     assert counts.calls == len(fine + passing + lasting) + 1
     assert {text: answers[text] for text in fine + passing} == {text: f"echo {text.splitlines()[1]}" for text in fine + passing}
-    assert answers["huge\nx"] == ("long " * 400)
+    assert answers["long\nx"] == ("long " * 400)
     logged = [json.loads(line) for line in (tmp_path / "failures.jsonl").read_text().splitlines()]
     assert sorted(each["prompt"] for each in logged) == sorted(lasting)
     assert counts.failures == len(lasting)
     reasons = {each["prompt"].split("\n")[0]: each["reason"] for each in logged}
     assert "content_filter" in reasons["empty"]
     assert "context too long" in reasons["bad"]
-    assert counts.prompt_tokens == 7 * (len(fine + passing) + 2)  # the huge and the empty answer count too
+    assert counts.prompt_tokens == 7 * (len(fine + passing) + 3)  # the long and the empty answers count too
     times = [at for text, at in server.asked if text.startswith("busy")]
     assert 1.0 <= times[1] - times[0] < 3  # Retry-After was kept
-    assert sum(text.startswith("bad") for text, _ in server.asked) == 1  # no retry on 4xx
+    asked_once = ("bad", "huge", "bomb", "empty")  # another try would bring the same
+    assert [sum(text.startswith(what) for text, _ in server.asked) for what in asked_once] == [1] * 4
+    assert "larger than 4 MB" in reasons["huge"]
+    assert "compressed" in reasons["bomb"]
+    assert "\x1b" not in reasons["escapes"]
     seen = caplog.text + "".join(path.read_bytes().decode(errors="replace") for path in tmp_path.iterdir())
     assert KEY not in seen
     assert "[key]" in reasons["bad"]
+
+
+def test_an_answer_is_taken_once_whatever_its_usage_says_and_without_what_is_no_text(server, backend, tmp_path):
+    usages = ["7", "[]", '{"prompt_tokens": "x"}', '{"prompt_tokens": -3}', '{"prompt_tokens": 1e999}', '{"completion_tokens": 1e30}',
+        '{"prompt_tokens": null, "completion_tokens": 5}', '{"prompt_tokens": 99999999999999999999}']  # fmt: skip
+    texts = [f"usage\n{value}" for value in usages] + ["surrogate\nx", "parts\nx", "key\nx"]
+    counts, answers = ask(backend(), texts, tmp_path)
+    assert counts.calls == len(texts) == len(server.asked)
+    assert counts.failures == 0
+    assert [answers[text] for text in texts] == ["Heat"] * len(usages) + ["Heat ?", "Heat (1995)", "the key is [key]"]
+    assert (counts.prompt_tokens, counts.answer_tokens) == (3 * 7, 5 + 3 * 3)
+    assert KEY not in (tmp_path / "answers.sqlite").read_bytes().decode(errors="replace")
+
+
+def test_a_prompt_of_several_lines_gets_the_tokens_of_each(server, backend, tmp_path):
+    for made in (backend(), backend(extra={"max_tokens": 50})):
+        list(made.generate([Request("s", "fine\nx", lines=2), Request("s", "fine\ny")]))
+    assert [body["max_tokens"] for body in sorted(server.bodies, key=lambda body: body["messages"][-1]["content"])] == [
+        32,
+        50,
+        16,
+        50,
+    ]
 
 
 def test_a_refused_key_ends_the_run_at_once_without_showing_it(server, backend, tmp_path):

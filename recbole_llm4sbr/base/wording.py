@@ -1,6 +1,7 @@
 """How values, durations and tables read, wherever they are printed."""
 
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,16 @@ def duration(seconds: float) -> str:
     ('45 s', '10 min', '2.5 h')
     """
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def printable(text: str) -> str:
+    """Text from elsewhere on one line, without what could command a terminal.
+
+    >>> printable("\\x1b[31mred\\x1b[0m and\\n\\tmore")
+    '[31mred[0m and more'
+    """
+    spaced = " ".join(text.split())
+    return "".join(sign for sign in spaced if unicodedata.category(sign) not in ("Cc", "Cf", "Cs"))
 
 
 def show(value: Any, digits: int = 6) -> str:

@@ -1,20 +1,27 @@
 """Backend `openai`: any endpoint that speaks OpenAI's chat completions: vLLM, llama.cpp, Ollama, hosted services.
 
 The key comes from the environment (OPENAI_API_KEY) and goes nowhere but into the request; whatever an endpoint says is searched for it
-before anyone sees it. Retries with back-off and jitter, and Retry-After, are the openai client's own.
+before anyone sees it. Retries with back-off and jitter, and Retry-After, are the openai client's own; that a reply ends, in time and in
+size, is seen to here.
 """
 
+import importlib
+import json
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 from urllib.parse import urlsplit
 
 from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.wording import printable
 from recbole_llm4sbr.intent.backends import Reply, Request
 
 _HOSTED = "https://api.openai.com/v1"
 _LONGEST = 2_000  # characters kept of an answer; the prompts ask for a name
+_LARGEST = 4 * 1024 * 1024  # bytes of a reply
+_MOST_TOKENS = 2**31  # of one reply; more is not believed
 _UNREADABLE = 3  # tries at a reply that arrives but cannot be read
 
 
@@ -23,12 +30,12 @@ class OpenAIBackend:
 
     Args:
         llm: the model's name at the endpoint.
-        max_new_tokens: longest answer in tokens.
+        max_new_tokens: longest line of an answer in tokens.
         url: base address, up to and with `/v1`; None: OPENAI_BASE_URL, else OpenAI's own.
         name: what answers are stored under; None: the model and the endpoint's address.
         extra: more fields of the request body; a field set to None is left out of it.
         concurrency: requests under way at once.
-        timeout: seconds to wait for one reply.
+        timeout: seconds until a reply must have come, whole.
         retries: tries after the first, on 408, 409, 429, 5xx, lost connections and timeouts.
 
     Raises:
@@ -67,9 +74,17 @@ class OpenAIBackend:
         body = {"model": llm, "temperature": 0, "max_tokens": max_new_tokens, **(extra or {})}
         self._body = {key: value for key, value in body.items() if value is not None}
         self.decoding = {key: value for key, value in self._body.items() if key != "model"}
+        self._tokens_per_line = max_new_tokens if "max_tokens" not in (extra or {}) else None
         self._concurrency, self._url = concurrency, url
         self._openai = openai
-        self._client = openai.OpenAI(base_url=url, api_key=self._key or "none", timeout=timeout, max_retries=retries)
+        self._client = openai.OpenAI(
+            base_url=url,
+            api_key=self._key or "none",
+            timeout=timeout,
+            max_retries=retries,
+            http_client=_bounded_client(openai, timeout),
+            default_headers={"Accept-Encoding": "identity"},
+        )
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> "OpenAIBackend":
@@ -112,30 +127,85 @@ class OpenAIBackend:
     def _ask(self, position: int, request: Request) -> Reply:
         messages = [{"role": "system", "content": request.system}] if request.system else []
         messages.append({"role": "user", "content": request.user})
+        body = {**self._body, "messages": messages}
+        if self._tokens_per_line:
+            body["max_tokens"] = self._tokens_per_line * request.lines
         reason = ""
         for _ in range(_UNREADABLE):
             try:
-                reply = self._client.post("/chat/completions", body={**self._body, "messages": messages}, cast_to=object)
+                reply = self._client.post("/chat/completions", body=body, cast_to=object)
                 return self._read(position, reply)
             except (self._openai.AuthenticationError, self._openai.PermissionDeniedError, self._openai.NotFoundError) as error:
                 raise UserError(
-                    f"{self._url} refuses: {self._hide(error)}; check OPENAI_API_KEY, --llm and --llm_url"
+                    f"{self._url} refuses: {self._describe(error)}; check OPENAI_API_KEY, --llm and --llm_url"
                 ) from None
             except self._openai.OpenAIError as error:  # the client has retried what is worth it
-                return Reply(position, failure=self._hide(error))
-            except (ValueError, TypeError, LookupError) as error:
-                reason = f"the reply cannot be read ({self._hide(error)})"
+                return Reply(position, failure=self._describe(error))
+            except (ValueError, TypeError, LookupError, RecursionError) as error:
+                reason = f"the reply cannot be read ({self._describe(error)})"
         return Reply(position, failure=reason)
 
     def _read(self, position: int, reply: Any) -> Reply:
-        choice, usage = reply["choices"][0], reply.get("usage") or {}
-        text = (choice["message"].get("content") or "")[:_LONGEST]
-        tokens = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
+        """The answer in a chat completion.
+
+        Raises:
+            ValueError, TypeError, LookupError: it has another form.
+        """
+        choice = reply["choices"][0]
+        content = choice["message"]["content"]
+        if isinstance(content, list):  # parts of text
+            content = "".join(part["text"] for part in content)
+        if content is not None and not isinstance(content, str):
+            raise TypeError(f"the content is a {type(content).__name__}")
+        text = self._hide((content or "")[:_LONGEST]).encode("utf-8", "replace").decode()  # half a surrogate pair is no text
+        usage = reply.get("usage")
+        tokens = _tokens(usage, "prompt_tokens"), _tokens(usage, "completion_tokens")
         if not text.strip():
-            return Reply(position, "", f"an empty answer (finish_reason {choice.get('finish_reason')!r})", *tokens)
+            reason = self._hide(printable(str(choice.get("finish_reason"))))[:100]
+            return Reply(position, "", f"an empty answer (finish_reason {reason!r})", *tokens)
         return Reply(position, text, "", *tokens)
 
-    def _hide(self, error: Exception) -> str:
+    def _describe(self, error: Exception) -> str:
         """What an error says, on one line, without the key."""
-        text = " ".join(f"{type(error).__name__}: {error}".split())
-        return (text.replace(self._key, "[key]") if self._key else text)[:300]
+        return self._hide(printable(f"{type(error).__name__}: {error}"))[:300]
+
+    def _hide(self, text: str) -> str:
+        return text.replace(self._key, "[key]") if self._key else text
+
+
+def _tokens(usage: Any, name: str) -> int:
+    """A number of tokens as an endpoint counts them; 0 where it says nothing that can be believed."""
+    value = usage.get(name) if isinstance(usage, dict) else None
+    return int(value) if isinstance(value, int | float) and 0 <= value < _MOST_TOKENS else 0
+
+
+def _bounded_client(openai: Any, timeout: float) -> Any:
+    """An HTTP client whose replies end: after `timeout` seconds altogether, and after `_LARGEST` bytes.
+
+    A reply that is too large, or compressed although that was not asked for (a few bytes could become gigabytes), is taken as an error
+    that is not worth another try.
+    """
+
+    class Bounded(openai.DefaultHttpxClient):  # type: ignore[misc, name-defined]
+        def send(self, request: Any, **given: Any) -> Any:
+            httpx = importlib.import_module(type(request).__module__.partition(".")[0])  # httpx or httpx2, as the client has it
+            deadline = time.monotonic() + timeout
+            response = super().send(request, **given | {"stream": True})
+            try:
+                data = bytearray()
+                coding = response.headers.get("Content-Encoding", "identity")
+                for piece in response.iter_raw() if coding == "identity" else ():
+                    data += piece
+                    if time.monotonic() > deadline:
+                        raise httpx.ReadTimeout(f"the reply took longer than {timeout:g} s", request=request)
+                    if len(data) > _LARGEST:
+                        break
+            finally:
+                response.close()
+            if coding != "identity" or len(data) > _LARGEST:
+                size = f"larger than {_LARGEST // 2**20} MB" if coding == "identity" else f"compressed ({coding})"
+                text = json.dumps({"error": {"message": f"the reply is {size}"}})
+                return httpx.Response(413, text=text, request=request)
+            return httpx.Response(response.status_code, headers=response.headers, content=bytes(data), request=request)
+
+    return Bounded(timeout=timeout)
