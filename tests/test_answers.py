@@ -1,9 +1,11 @@
 import json
 import random
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -13,7 +15,7 @@ from recbole_llm4sbr.intent.backends import Reply, Request
 from recbole_llm4sbr.intent.backends.echo import EchoBackend
 from recbole_llm4sbr.intent.cleaning import clean
 from recbole_llm4sbr.intent.questions import Questions, estimate
-from recbole_llm4sbr.intent.store import AnswerStore, answer_key, read_answers, shipped_answers, write_answers
+from recbole_llm4sbr.intent.store import AnswerStore, Asker, answer_key, read_answers, shipped_answers, write_answers
 
 QUALIFIER = "Guess one movie this person loves. Think of the whole list."
 
@@ -281,22 +283,62 @@ def test_killed_runs_lose_at_most_one_batch_each(tmp_path):
     assert 500 <= calls <= 500 + kills * 64
 
 
-def test_several_processes_on_one_store_end_with_every_answer_once(tmp_path):
+def test_several_processes_on_one_store_ask_every_question_once_altogether(tmp_path):
     store = tmp_path / "store"
-    several = [subprocess.Popen([sys.executable, "-c", SLOW_ASK, str(store)], stdout=subprocess.DEVNULL) for _ in range(4)]
-    assert [process.wait() for process in several] == [0] * 4
+    several = [
+        subprocess.Popen([sys.executable, "-c", SLOW_ASK, str(store)], stdout=subprocess.PIPE, text=True) for _ in range(4)
+    ]
+    calls = [process.communicate()[0].count("called") for process in several]
+    assert [process.returncode for process in several] == [0] * 4
+    assert sum(calls) == 500
     counts, answers = ask(EchoBackend(), [Request("s", f"1. item {n}") for n in range(500)], store)
     assert (counts.calls, counts.reused) == (0, 500)
     assert answers == [f"item {n}" for n in range(500)]
-    assert len(AnswerStore(store)) == 500
+    assert AnswerStore(store).claim([b"a"], "me") == {b"a"}
 
 
-def test_the_shipped_files_of_the_package_are_well_formed():
-    from recbole_llm4sbr.base.files import PROPERTIES
+def test_claims_of_the_living_are_kept_and_those_of_the_dead_are_taken_over(tmp_path, monkeypatch):
+    store, keys = AnswerStore(tmp_path / "store"), [b"a", b"b", b"c"]
+    with Asker(store) as asker:
+        assert store.claim(keys[:2], asker.owner) == set(keys[:2]) == store.claim(keys[:2], asker.owner)
+        assert store.claim(keys, "elsewhere 1 x") == {b"c"}
+        store.release(asker.owner, b"a")
+        assert store.claim(keys, "elsewhere 1 x") == {b"a", b"c"}
+    assert store.claim(keys, "elsewhere 1 x") == set(keys)
+    store.live("elsewhere 1 x")
+    assert store.claim(keys, "here 1 y") == set()
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 31)  # no sign of life for so long
+    assert store.claim(keys, "here 1 y") == set(keys)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    dead = f"{socket.gethostname()} {ended.pid} z"
+    store.live(dead)
+    assert store.claim([b"d"], dead) == {b"d"} == store.claim([b"d"], "here 1 y")
 
-    for path in (PROPERTIES / "answers").glob("*.jsonl"):
-        head, *rest = path.read_text(encoding="utf-8").splitlines()
-        provenance = json.loads(head)["provenance"]
-        assert {"model", "decoding", "template", "dataset", "date", "command"} <= set(provenance)
-        keys = [json.loads(line)[0] for line in rest]
-        assert len(keys) == len(set(keys)) == provenance["answers"]
+
+def test_a_question_that_another_process_is_asking_is_waited_for_and_asked_when_that_one_fails(tmp_path):
+    request = Request("s", "1. item 7")
+    store = AnswerStore(tmp_path / "store")
+    key = answer_key(EchoBackend.identity, EchoBackend().decoding, request)
+    store.live("elsewhere 1 x")
+    store.claim([key], "elsewhere 1 x")
+    threading.Timer(0.5, lambda: AnswerStore(tmp_path / "store").release("elsewhere 1 x")).start()
+    started = time.monotonic()
+    counts, answers = ask(EchoBackend(), [request, Request("s", "1. item 8")], tmp_path / "store")
+    assert time.monotonic() - started > 0.4
+    assert (counts.calls, answers) == (2, ["item 7", "item 8"])
+
+
+def test_half_a_surrogate_pair_in_an_answer_does_not_hinder_the_others(tmp_path):
+    store = AnswerStore(tmp_path / "store")
+    store.put([(b"a", "fine"), (b"b", "half \ud83d")], store.source("m", {}, "t"))
+    assert store.get([b"a", b"b"]) == {b"a": "fine", b"b": "half ?"}
+
+
+def test_a_store_that_lost_a_table_is_refused(tmp_path):
+    AnswerStore(tmp_path / "store").close()
+    with sqlite3.connect(tmp_path / "store") as db:
+        db.execute("DROP TABLE answers")
+    with pytest.raises(UserError, match="lost a table"):
+        AnswerStore(tmp_path / "store")

@@ -197,3 +197,8 @@ def test_without_vllm_the_remedy_is_named(tiny_llm, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(UserError, match=r"pip install 'recbole-llm4sbr\[vllm\]'"):
         VLLMBackend(tiny_llm, 12)
+
+
+def test_a_text_encoder_is_refused_as_an_llm(tiny_encoder):
+    with pytest.raises(UserError, match=r"is a bert model.*--llm"):
+        list(TransformersBackend(tiny_encoder, 4, device="cpu").generate([Request("s", "x")]))

@@ -68,8 +68,25 @@ class Pretrained:
         """
         from transformers import AutoModelForCausalLM
 
+        if not self.gguf_file:
+            self._check_generates()
         (model,) = _load(self.where, lambda: AutoModelForCausalLM.from_pretrained(self.where, dtype=dtype, **self._extra))
         return model.to(device).eval(), self.load_tokenizer()
+
+    def _check_generates(self) -> None:
+        """Refuse an encoder: transformers would put a head without weights on it, and it would answer garbage.
+
+        Raises:
+            UserError: names the model and its kind.
+        """
+        from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig
+
+        (config,) = _load(self.where, lambda: AutoConfig.from_pretrained(self.where))
+        decodes = getattr(config, "is_decoder", False) or type(config) not in MODEL_FOR_MASKED_LM_MAPPING
+        if getattr(config, "is_encoder_decoder", False) or not decodes:
+            raise UserError(
+                f"{self.where!r} is a {config.model_type} model, which does not continue a text; name a causal language model with --llm"
+            )
 
     def load_tokenizer(self) -> Any:
         """The language model's tokenizer, padding on the left.

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.wording import duration
 from recbole_llm4sbr.intent.backends import LLMBackend, Request
-from recbole_llm4sbr.intent.store import AnswerStore, answer_key, shipped_answers
+from recbole_llm4sbr.intent.store import AnswerStore, Asker, answer_key, shipped_answers
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +23,7 @@ _BATCH = 64  # answers per transaction: the most that a kill can lose of a backe
 _SECONDS = 2.0  # longest time that an answer waits for its transaction
 _GIVE_UP = 64  # the run ends when as many calls have failed and none was answered
 _ROWS = 500  # keys looked up at once
+_WAIT = 1.0  # seconds between two looks at what another process is asking
 
 
 @dataclass
@@ -107,30 +108,41 @@ class Questions:
         failures.unlink(missing_ok=True)
         if not len(self.missing):
             return counts
-        sent: list[int] = []
         source = self.store.source(self.backend.identity, self.backend.decoding, self.template)
-        started = time.perf_counter()
+        missing, started = self.missing, time.perf_counter()
         with (
-            tqdm(total=len(self.missing), unit="prompt", desc="LLM", smoothing=0.05, mininterval=0.5) as bar,
+            tqdm(total=len(missing), unit="prompt", desc="LLM", smoothing=0.05, mininterval=0.5) as bar,
+            Asker(self.store) as asker,
             _Writer(self.store, source) as writer,
             _FailureLog(failures) as failed,
         ):
-            for reply in self.backend.generate(self._pending(sent, bar)):
-                number = sent[reply.position]
-                counts.calls += 1
-                counts.prompt_tokens += reply.prompt_tokens
-                counts.answer_tokens += reply.answer_tokens
-                counts.seconds = time.perf_counter() - started
-                if reason := reply.failure or ("" if reply.answer.strip() else "an empty answer"):
-                    counts.failures += 1
-                    failed.add(self._key(number), reason, self.request(number))
-                    if counts.failures == counts.calls == _GIVE_UP:
-                        raise UserError(f"none of the first {_GIVE_UP} calls was answered ({reason}); see {str(failures)!r}")
-                else:
-                    writer.put(self._key(number), reply.answer)
-                writer.came(reply.more)
-                bar.set_postfix_str(_postfix(counts, prices), refresh=False)
-                bar.update()
+            while len(missing):
+                sent: list[int] = []
+                taken: list[int] = []  # another process is asking these; its claims are not waited for with answers in hand
+                for reply in self.backend.generate(self._pending(missing, asker.owner, sent, taken, bar)):
+                    number = sent[reply.position]
+                    counts.calls += 1
+                    counts.prompt_tokens += reply.prompt_tokens
+                    counts.answer_tokens += reply.answer_tokens
+                    counts.seconds = time.perf_counter() - started
+                    if reason := reply.failure or ("" if reply.answer.strip() else "an empty answer"):
+                        counts.failures += 1
+                        self.store.release(asker.owner, self._key(number))
+                        failed.add(self._key(number), reason, self.request(number))
+                        if counts.failures == counts.calls == _GIVE_UP:
+                            raise UserError(
+                                f"none of the first {_GIVE_UP} calls was answered ({reason}); see {str(failures)!r}"
+                            )
+                    else:
+                        writer.put(self._key(number), reply.answer)
+                    writer.came(reply.more)
+                    bar.set_postfix_str(_postfix(counts, prices), refresh=False)
+                    bar.update()
+                writer.flush()
+                missing = np.array(taken, np.int64)
+                if taken and not sent:
+                    bar.set_postfix_str(f"waiting for {len(taken):,} answers that another process asks for")
+                    time.sleep(_WAIT)
         self.store.add_run(source, counts.calls, counts.seconds, counts.prompt_tokens, counts.answer_tokens)
         if counts.failures:
             log.warning("%s of %s calls failed; reasons: %s", f"{counts.failures:,}", f"{counts.calls:,}", failures)
@@ -141,18 +153,31 @@ class Questions:
             )
         return counts
 
-    def _pending(self, sent: list[int], bar: Any) -> Iterator[Request]:
-        """The missing questions in session order, without those that another process has answered meanwhile."""
-        for start in range(0, len(self.missing), _ROWS):
-            some = self.missing[start : start + _ROWS].tolist()
-            there = self.store.get([self._key(number) for number in some], self._since)
-            for number in some:
-                if self._key(number) in there:
+    def _pending(
+        self, missing: npt.NDArray[np.int64], owner: str, sent: list[int], taken: list[int], bar: Any
+    ) -> Iterator[Request]:
+        """The missing questions in session order that nobody has answered meanwhile or is asking, claimed as they are handed out.
+
+        Args:
+            missing: distinct questions.
+            owner: of the claims.
+            sent: to be filled with those handed out, in order.
+            taken: to be filled with those that another process is asking.
+            bar: of the progress; moves on for those that another process has answered.
+        """
+        for start in range(0, len(missing), _BATCH):
+            keys = {self._key(number): number for number in missing[start : start + _BATCH].tolist()}
+            mine = self.store.claim(list(keys), owner)
+            there = self.store.get(list(keys), self._since)  # after the claim: whatever was answered before it is seen
+            for key, number in keys.items():
+                if key in there:
                     self.counts.elsewhere += 1
                     bar.update()
-                else:
+                elif key in mine:
                     sent.append(number)
                     yield self.request(number)
+                else:
+                    taken.append(number)
 
     def answers(self, parse: Callable[[str], Sequence[str]], width: int) -> tuple[list[str], npt.NDArray[np.int32]]:
         """Names in the answers.

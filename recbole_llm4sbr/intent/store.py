@@ -1,9 +1,14 @@
 """LLM answers: a crash-safe store, files of exported answers, and the answers that come with the package."""
 
+import contextlib
 import hashlib
 import json
+import os
+import socket
 import sqlite3
+import threading
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +26,11 @@ CREATE TABLE sources (id INTEGER PRIMARY KEY, model TEXT NOT NULL, decoding TEXT
 CREATE TABLE answers (key BLOB PRIMARY KEY, answer TEXT NOT NULL, source INTEGER NOT NULL, made INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE runs (source INTEGER NOT NULL, made INTEGER NOT NULL, calls INTEGER NOT NULL, seconds REAL NOT NULL,
     prompt_tokens INTEGER NOT NULL, answer_tokens INTEGER NOT NULL);
+CREATE TABLE claims (key BLOB PRIMARY KEY, owner TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE owners (owner TEXT PRIMARY KEY, seen REAL NOT NULL);
 """
+_ALIVE = 30.0  # seconds that an owner of claims lives without a sign of life
+_SIGN = 5.0  # seconds between two signs
 
 
 def answer_key(identity: str, decoding: Mapping[str, Any], request: Request) -> bytes:
@@ -69,17 +78,20 @@ class AnswerStore:
 
     def _open(self) -> None:
         self._db.execute("BEGIN IMMEDIATE")
-        (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        tables = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master")}
         (application,) = self._db.execute("PRAGMA application_id").fetchone()
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if tables == 0:
+        if not tables:
             self._db.execute(f"PRAGMA application_id={_APPLICATION_ID}")
             self._db.execute(f"PRAGMA user_version={_VERSION}")
-            for statement in filter(str.strip, _TABLES.split(";")):
-                self._db.execute(statement)
         elif application != _APPLICATION_ID or version != _VERSION:
             self._db.execute("ROLLBACK")
             raise UserError(f"{str(self.path)!r} is a database of another kind or version; move it away and run again")
+        elif not tables >= {"sources", "answers", "runs"}:
+            self._db.execute("ROLLBACK")
+            raise UserError(f"{str(self.path)!r} has lost a table; move it away and run again")
+        for statement in filter(str.strip, _TABLES.split(";")):
+            self._db.execute(statement.replace("CREATE TABLE", "CREATE TABLE IF NOT EXISTS"))
         self._db.execute("COMMIT")
 
     def get(self, keys: Sequence[bytes], since: int = 0) -> dict[bytes, str]:
@@ -91,6 +103,39 @@ class AnswerStore:
             found.update(self._db.execute(query, [since, *some]).fetchall())
         return found
 
+    def claim(self, keys: Sequence[bytes], owner: str) -> set[bytes]:
+        """Take questions for asking; those that another living owner has taken are left out.
+
+        Args:
+            keys: of the questions.
+            owner: whose they become, as `Asker.owner`.
+        """
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            marks = ",".join("?" * len(keys))
+            query = f"SELECT key, owner, seen FROM claims JOIN owners USING (owner) WHERE owner != ? AND key IN ({marks})"
+            rows = self._db.execute(query, [owner, *keys]).fetchall()
+            alive = {each: _alive(each, seen) for _, each, seen in rows}
+            mine = set(keys) - {key for key, each, _ in rows if alive[each]}
+            self._db.executemany("INSERT OR REPLACE INTO claims VALUES (?, ?)", ((key, owner) for key in mine))
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+        return mine
+
+    def live(self, owner: str) -> None:
+        """A sign of life of an owner of claims."""
+        self._db.execute("INSERT OR REPLACE INTO owners VALUES (?, ?)", (owner, time.time()))
+
+    def release(self, owner: str, key: bytes | None = None) -> None:
+        """Give up an owner's claim to a question, or all its claims."""
+        if key is not None:
+            self._db.execute("DELETE FROM claims WHERE owner = ? AND key = ?", (owner, key))
+        else:
+            self._db.execute("DELETE FROM claims WHERE owner = ?", (owner,))
+            self._db.execute("DELETE FROM owners WHERE owner = ?", (owner,))
+
     def source(self, model: str, decoding: Mapping[str, Any], template: str) -> int:
         """The number under which answers of this model, decoding and prompt template are kept."""
         row = model, json.dumps(dict(decoding), sort_keys=True, ensure_ascii=False), template
@@ -101,10 +146,11 @@ class AnswerStore:
     def put(self, answers: Iterable[tuple[bytes, str]], source: int) -> None:
         """Store (key, answer) pairs, all or none, replacing what is there."""
         made = int(time.time())
+        rows = [(key, answer.encode("utf-8", "replace").decode(), source, made) for key, answer in answers]
         self._db.execute("BEGIN IMMEDIATE")
         try:
-            rows = ((key, answer, source, made) for key, answer in answers)
             self._db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)", rows)
+            self._db.executemany("DELETE FROM claims WHERE key = ?", ((key,) for key, *_ in rows))
         except BaseException:
             self._db.execute("ROLLBACK")
             raise
@@ -226,6 +272,50 @@ class AnswerStore:
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+
+class Asker:
+    """An owner of claims in a store, alive until it is left: no other process asks what it has claimed."""
+
+    def __init__(self, store: AnswerStore) -> None:
+        self.owner = f"{socket.gethostname()} {os.getpid()} {uuid.uuid4().hex}"
+        self._store, self._over = store, threading.Event()
+        self._thread = threading.Thread(target=self._signs, daemon=True)
+
+    def _signs(self) -> None:
+        store = AnswerStore(self._store.path)  # a connection belongs to one thread
+        while not self._over.wait(_SIGN):
+            with contextlib.suppress(sqlite3.Error):  # a late sign does no harm
+                store.live(self.owner)
+        store.close()
+
+    def __enter__(self) -> "Asker":
+        """Begin to give signs of life."""
+        self._store.live(self.owner)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give up all claims."""
+        self._over.set()
+        self._thread.join()
+        self._store.release(self.owner)
+
+
+def _alive(owner: str, seen: float) -> bool:
+    """Whether an owner of claims still works: seen lately and, on this machine, a process that is there."""
+    host, pid, _ = owner.split()
+    if time.time() - seen > _ALIVE:
+        return False
+    if host != socket.gethostname():
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # another user's
+    return True
 
 
 def shipped_answers(identity: str, decoding: Mapping[str, Any], folder: Path = PROPERTIES / "answers") -> dict[bytes, str]:
