@@ -1,6 +1,8 @@
+import gzip
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -14,7 +16,9 @@ from conftest import session_rows
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.settings import load_settings
 from recbole_llm4sbr.data.checks import check_prepared
+from recbole_llm4sbr.data.clicks import NO_IDS
 from recbole_llm4sbr.data.prepare import prepare
+from recbole_llm4sbr.data.rows import read_items
 from recbole_llm4sbr.data.sessions import PARTS
 
 
@@ -88,7 +92,8 @@ def edited(raw, tmp_path, name, change):
     folder = tmp_path / "edited" / "tiny"
     shutil.copytree(raw / "tiny", folder, dirs_exist_ok=True)
     path = folder / name
-    path.write_text(change(path.read_text()))
+    changed = change(path.read_text())
+    path.write_bytes(changed if isinstance(changed, bytes) else changed.encode())
     return str(folder.parent)
 
 
@@ -103,6 +108,36 @@ def edited(raw, tmp_path, name, change):
         ("tiny.item", lambda t: t, {"min_item_count": 10**6}, r"no session is left.*--min_item_count=1000000"),
         ("tiny.item", lambda t: t, {"session_rule": "column"}, r"no column 'session_id'.*--session_column"),
         ("tiny.item", lambda t: t, {"item_text": "{title"}, "not a format"),
+        ("tiny.inter", lambda t: t.replace("\t0\n", "\tinf\n", 1), {}, r"line 2: timestamp='inf' is not a number"),
+        (
+            "tiny.inter",
+            lambda t: t.replace("\n", "\textra\n").replace("\textra", "", 1),
+            {},
+            r"line 2, has 4 .* cells; .* names 3",
+        ),
+        ("tiny.inter", lambda t: t.replace("\t0\n", "\n", 1), {}, r"line 2, has 2 .* cells; .* names 3"),
+        ("tiny.inter", lambda t: t.replace("u0\t", "u\0\t", 1), {}, r"line 2, holds a NUL byte"),
+        ("tiny.inter", lambda t: t.replace("m1\t", "m\r1\t", 1), {}, "white space"),
+        ("tiny.inter", lambda t: t.replace("user_id", "item_id"), {}, "two columns named 'item_id'"),
+        ("tiny.inter", lambda t: t.replace("m1\t", '"m1\t'), {}, "beginning of a quotation"),
+        *[
+            (
+                "tiny.inter",
+                lambda t, no=no: t.replace("m1\t", f"{no}\t"),
+                {},
+                f"item_id='{re.escape(no)}' as an id but as padding",
+            )
+            for no in ("NA", "nan", "None", "null", "[PAD]", "N/A")
+        ],
+        ("tiny.inter", lambda t: t.replace("u1\t", "NULL\t"), {}, "user_id='NULL' as an id but as padding"),
+        ("tiny.item", lambda t: t.encode("utf-16"), {}, "is UTF-16"),
+        ("tiny.inter", lambda t: gzip.compress(t.encode()), {}, "is compressed"),
+        ("tiny.item", lambda t: t.replace("m3\t", "m3\tcafé ").encode("latin-1"), {}, r"line 5, is not UTF-8.*iconv"),
+        ("tiny.item", lambda t: t, {"time_column": None}, "needs times"),
+        ("tiny.item", lambda t: t, {"split": "given"}, r"there is no .*tiny\.train\.inter.*--split_column"),
+        ("tiny.item", lambda t: t, {"split": "given", "split_column": "part"}, r"no column 'part'.*--split_column"),
+        ("tiny.item", lambda t: t, {"split": "given", "split_column": "user_id"}, r"line 2: user_id='u0' is none of train"),
+        ("tiny.item", lambda t: t, {"session_rule": "rows"}, r"no column 'item_id_list'.*--list_column"),
     ],
 )
 def test_bad_input_is_named_and_leaves_nothing_behind(settings_for, raw, tmp_path, name, change, given, says):
@@ -163,3 +198,167 @@ def test_an_item_column_of_another_name_beside_one_called_item_id_stands_alone(s
     head, first, *_ = (folder_of(settings) / "tiny.item").read_text().splitlines()
     assert head == "title:token_seq\tyear:token\titem_id:token"
     assert first.split("\t")[2].startswith("Am")
+
+
+def given_raw(tmp_path, **files):
+    """A data_path with a dataset `tiny` of these files, lines as words."""
+    folder = tmp_path / "own" / "tiny"
+    folder.mkdir(parents=True)
+    for name, lines in files.items():
+        (folder / f"tiny.{name.replace('_', '.')}").write_text("".join("\t".join(line.split(" ")) + "\n" for line in lines))
+    return str(folder.parent)
+
+
+def prepared_rows(settings, *parts):
+    prepare(settings)
+    return session_rows(folder_of(settings), "tiny", *parts)
+
+
+OWN = {"session_rule": "column", "min_item_count": 1, "llm4sbr": False}
+
+
+def test_sessions_numbered_per_user_are_refused_until_both_columns_name_them(settings_for, tmp_path):
+    lines = [f"{user} 1 {item} {10 * n + time}" for n, user in enumerate("abcdefghij") for time, item in enumerate("xyz")]
+    data = given_raw(tmp_path, inter=["user_id:token session_id:token item_id:token timestamp:float", *lines])
+    settings = settings_for(data_path=data, **OWN)
+    with pytest.raises(
+        UserError, match=r"session_id='1' stands beside 10 values of user_id.*--session_column=\[user_id,session_id\]"
+    ):
+        prepare(settings)
+    settings = settings_for(data_path=data, **OWN, session_column=["user_id", "session_id"])
+    rows = prepared_rows(settings, "train", "valid", "test")
+    assert sorted(rows) == [(f"{user}_1", ["x", "y"], "z") for user in "abcdefghij"]
+    settings = settings_for(data_path=data, **OWN, user_column=None, rebuild=True, session_targets="all", split="time_cut")
+    assert {name.partition(".")[0] for name, _, _ in prepared_rows(settings, "train", "test")} == {"1"}
+
+
+def test_sessions_of_two_columns_have_names_that_no_other_pair_has(settings_for, tmp_path):
+    pairs = [("a_b", "c"), ("a", "b_c"), *[(f"u{n}", "s") for n in range(8)]]
+    lines = [f"{user} {session} {item} {time}" for user, session in pairs for time, item in enumerate("xy")]
+    data = given_raw(tmp_path, inter=["user_id:token session_id:token item_id:token timestamp:float", *lines])
+    rows = prepared_rows(
+        settings_for(data_path=data, **OWN, session_column=["user_id", "session_id"]), "train", "valid", "test"
+    )
+    assert len({name for name, _, _ in rows}) == len(rows) == len(pairs)
+
+
+def test_a_log_without_times_is_in_the_order_of_its_rows(settings_for, tmp_path):
+    lines = [f"s{n} {item}" for n in range(10) for item in "zyx"]
+    data = given_raw(tmp_path, inter=["session_id:token item_id:token", *lines])
+    settings = settings_for(data_path=data, **OWN, time_column=None)
+    prepare(settings)
+    found = [session_rows(folder_of(settings), "tiny", part) for part in ("train", "valid", "test")]
+    assert [[name for name, _, _ in rows] for rows in found] == [[f"s{n}" for n in range(8)], ["s8"], ["s9"]]
+    assert {(*prefix, target) for rows in found for _, prefix, target in rows} == {("z", "y", "x")}
+
+
+def test_a_split_column_is_kept_and_nothing_is_filtered(settings_for, tmp_path):
+    parts = {"a": "train", "b": "test", "c": "train", "d": "valid", "e": "train"}
+    lines = [
+        f"{session} {item} {time} {part}" for session, part in parts.items() for time, item in enumerate(["x", "y", f"x{part}"])
+    ]
+    data = given_raw(tmp_path, inter=["session_id:token item_id:token timestamp:float part:token", *lines])
+    settings = settings_for(data_path=data, **OWN | {"min_item_count": 5}, split="given", split_column="part")
+    prepare(settings)
+    assert [[name for name, _, _ in session_rows(folder_of(settings), "tiny", part)] for part in ("train", "valid", "test")] == [
+        ["a", "c", "e"], ["d"], ["b"],
+    ]  # fmt: skip
+    assert session_rows(folder_of(settings), "tiny", "train")[0] == ("a", ["x", "y"], "xtrain")  # though items are rare
+    assert session_rows(folder_of(settings), "tiny", "test")[0] == ("b", ["x"], "y")  # train never saw its third item
+
+
+def test_three_files_of_clicks_are_kept_and_a_user_may_go_on_in_the_next(settings_for, tmp_path):
+    head = "user_id:token item_id:token timestamp:float"
+    data = given_raw(
+        tmp_path,
+        train_inter=[head, "u x 1", "u y 2", "v y 1", "v x 2"],
+        valid_inter=[head, "u x 3"],
+        test_inter=[head, "u y 4", "v y 9"],
+    )
+    settings = settings_for(data_path=data, llm4sbr=False, session_rule="user", split="given")
+    prepare(settings)
+    assert [session_rows(folder_of(settings), "tiny", part) for part in ("train", "valid", "test")] == [
+        [("u.1", ["x"], "y"), ("v.1", ["y"], "x")],
+        [("u.2", ["x", "y"], "x")],
+        [("u.3", ["x", "y", "x"], "y"), ("v.2", ["y", "x"], "y")],
+    ]
+    (tmp_path / "own" / "tiny" / "tiny.train.inter").write_text("\t".join(head.split()) + "\nu\tx\t1\nu\ty\t9\n")
+    with pytest.raises(UserError, match=r"session 'u': a click of train comes after one of"):
+        prepare(settings | {"rebuild": True})
+
+
+def test_rows_that_hold_a_list_and_an_item_are_kept_as_they_are(settings_for, tmp_path):
+    """The form of the pre-split session data that RecBole offers."""
+    head = "session_id:token item_id_list:token_seq item_id:token"
+    folder = given_raw(tmp_path, inter=[head])
+    rows = {
+        "train": [("s1", ["a", "b"], "c"), ("s1", ["a"], "b"), ("s2", ["c", "a"], "a")],
+        "valid": [("s3", ["b"], "a")],
+        "test": [("s4", ["c", "b", "a"], "b"), ("s5", ["a"], "b")],
+    }
+    for part, own in rows.items():
+        lines = ["\t".join([name, " ".join(clicks), item]) for name, clicks, item in own]
+        (tmp_path / "own" / "tiny" / f"tiny.{part}.inter").write_text("\n".join(["\t".join(head.split()), *lines]) + "\n")
+    settings = settings_for(data_path=folder, llm4sbr=False, session_rule="rows", split="given", time_column=None)
+    prepare(settings)
+    found = {part: session_rows(folder_of(settings), "tiny", part) for part in rows}
+    assert {part: [row[1:] for row in own] for part, own in found.items()} == {
+        part: [row[1:] for row in own] for part, own in rows.items()
+    }
+    names = [name for own in found.values() for name, _, _ in own]
+    assert len(set(names)) == len(names)
+    assert [name.partition("_")[0] for name in names] == [name for own in rows.values() for name, _, _ in own]
+
+
+def test_after_a_time_cut_every_test_target_is_newer_than_every_click_of_train(settings_for, raw):
+    settings = settings_for(session_rule="user", session_targets="all", split="time_cut")
+    prepare(settings)
+    lines = [line.split("\t") for line in (raw / "tiny" / "tiny.inter").read_text().splitlines()[1:]]
+    times = {}
+    for user, item, at in sorted(lines, key=lambda line: int(line[2])):
+        times.setdefault(user, []).append((item, int(at)))
+    newest = {}
+    for part in ("train", "valid", "test"):
+        for name, _, target in session_rows(folder_of(settings), "tiny", part):
+            user, _, length = name.rpartition(".")
+            item, at = [click for click in times[user] if click[0] in kept_items(settings)][int(length)]
+            assert item == target
+            newest.setdefault(part, []).append(at)
+    assert max(newest["train"]) < min(newest["valid"]) <= max(newest["valid"]) < min(newest["test"])
+
+
+def kept_items(settings):
+    return set(read_items(folder_of(settings) / "tiny.item")["item_id"])
+
+
+def test_no_raw_file_is_ever_written_over(settings_for, raw, tmp_path):
+    shutil.copytree(raw, tmp_path / "here")
+    before = {path: path.read_bytes() for path in (tmp_path / "here").rglob("*") if path.is_file()}
+    settings = settings_for(data_path=str(tmp_path / "here"), atomic_path=str(tmp_path / "here"))
+    with pytest.raises(UserError, match=r"atomic_path and data_path both mean .*--atomic_path"):
+        prepare(settings)
+    other = settings_for(data_path=str(tmp_path / "here"))  # a file of the user's own in the folder that is written to
+    folder_of(other).mkdir(parents=True)
+    (folder_of(other) / "tiny.item").write_text("mine\n")
+    with pytest.raises(UserError, match=r"tiny\.item' was not made by this package"):
+        prepare(other | {"rebuild": True})
+    assert (folder_of(other) / "tiny.item").read_text() == "mine\n"
+    assert {path: path.read_bytes() for path in (tmp_path / "here").rglob("*") if path.is_file()} == before
+
+
+def test_titles_keep_what_follows_a_carriage_return_and_a_byte_order_mark_is_no_column(settings_for, raw, tmp_path):
+    def change(text):
+        return "\ufeff" + text.replace("m3\t", "m3\tfirst\rsecond ", 1).replace("\n", "\r\n")
+
+    settings = settings_for(data_path=edited(raw, tmp_path, "tiny.item", change))
+    prepare(settings)
+    items = read_items(folder_of(settings) / "tiny.item")
+    assert list(items) == ["item_id", "title", "year"]
+    assert items.set_index("item_id")["title"]["m3"].startswith("first second ")
+    assert items["year"].str.len().eq(4).all()
+
+
+def test_every_id_that_pandas_reads_as_missing_is_refused():
+    from pandas._libs.parsers import STR_NA_VALUES
+
+    assert {name for name in STR_NA_VALUES if name.split() == [name]} <= set(NO_IDS)

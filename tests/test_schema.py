@@ -28,7 +28,9 @@ PREPARED = {
     "user_column": ("user_2", {}),
     "item_column": ("item_2", {}),
     "time_column": ("time_2", {}),
-    "session_column": ("session_2", {"session_rule": "column"}),
+    "session_column": ("session_2", {"session_rule": "column", "user_column": None}),
+    "list_column": ("list_2", {"session_rule": "rows", "list_column": "list_1"}),
+    "split_column": ("part_2", {"split": "given", "split_column": "part_1"}),
 }
 ITEMS = {"item_text": ("{title}", {}), "article_last": (True, {}), "encoder": ("another encoder", {})}
 INTENTS = {
@@ -133,9 +135,12 @@ def world(given, tmp_path_factory):
     source = Path(given["data_path"]) / "tiny"
     head, *lines = (source / "tiny.inter").read_text().splitlines()
     rows = [head + "\tuser_2:token\titem_2:token\ttime_2:float\tsession_id:token\tsession_2:token"]
+    rows[0] += "\tlist_1:token_seq\tlist_2:token_seq\tpart_1:token\tpart_2:token"
     for number, line in enumerate(lines):
         user, item, time = line.split("\t")
         rows.append(f"{line}\tv{int(user[1:]) // 2}\tm{(int(item[1:]) * 7) % 30}\t{-int(time)}\ts{number // 6}\tz{number // 4}")
+        parts = ["train" if int(user[1:]) < 30 else "valid" if int(user[1:]) < limit else "test" for limit in (34, 36)]
+        rows[-1] += "\t".join(["", f"m{number % 30}", f"m{number % 29} m{number % 28}", *parts])
     (raw / "tiny.inter").write_text("\n".join(rows) + "\n")
     head, *lines = (source / "tiny.item").read_text().splitlines()
     lines[0] = "m0\tLion King, The\t1994"

@@ -92,12 +92,45 @@ def test_items_that_train_never_saw_go_from_the_other_parts_with_sessions_that_b
     assert kept_part.tolist() == [0, 0, 1, 1]
 
 
+def test_an_item_that_train_clicked_but_that_is_in_no_row_of_train_is_unseen():
+    sessions = pd.DataFrame({"session": [0, 0, 1, 1, 1], "owner": "u", "item": list("abcab"), "time": 0.0})
+    kept, kept_part = drop_unseen(sessions, np.array([0, 0, 0, 2, 2], np.int8), 2)  # c stands alone before the cut
+    assert as_lists(kept) == [["a", "b"], ["a", "b"]]
+    assert kept_part.tolist() == [0, 0, 2, 2]
+
+
 @given(st.lists(st.integers(2, 6), min_size=1, max_size=8))
 def test_prefixes_equal_a_loop(lengths):
-    rows, sizes = prefixes(np.array(lengths), "all")
+    part = np.zeros(sum(lengths), np.int8)
+    rows, sizes = prefixes(np.array(lengths), part, "all")
     assert list(zip(rows, sizes)) == [(n, size) for n, length in enumerate(lengths) for size in range(1, length)]
-    rows, sizes = prefixes(np.array(lengths), "last")
+    rows, sizes = prefixes(np.array(lengths), part, "last")
     assert list(zip(rows, sizes)) == [(n, length - 1) for n, length in enumerate(lengths)]
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=2, max_size=6).map(sorted), min_size=1, max_size=8))
+def test_a_session_over_several_parts_has_a_last_prefix_in_each(parts):
+    rows, sizes = prefixes(np.array(list(map(len, parts))), np.concatenate(parts), "last")
+    expected = []
+    for n, own in enumerate(parts):
+        last = {part: place for place, part in enumerate(own) if place}  # a target is never the first click
+        expected += [(n, place) for place in sorted(last.values())]
+    assert list(zip(rows, sizes)) == expected
+
+
+@given(CLICKS, st.sampled_from([(0.8, 0.1, 0.1), (0.5, 0.2, 0.3)]))
+def test_a_time_cut_puts_every_part_after_the_one_before(clicks, ratio):
+    sessions = sessionize(frame(clicks), "user", 600)
+    part, time = split(sessions, "time_cut", ratio), sessions["time"].to_numpy()
+    for earlier, later in ((0, 1), (1, 2), (0, 2)):
+        a, b = time[part == earlier], time[part == later]
+        assert not len(a) or not len(b) or a.max() < b.min()
+
+
+def test_a_time_cut_has_its_shares_of_clicks():
+    sessions = frame([("ab"[second % 2], "x", second) for second in range(100)]).sample(frac=1, random_state=1)
+    part = split(sessionize(sessions, "user", 600), "time_cut", (0.7, 0.2, 0.1))
+    assert np.bincount(part).tolist() == [70, 20, 10]
 
 
 @pytest.mark.parametrize("rule", ["bucket", "gap", "user"])

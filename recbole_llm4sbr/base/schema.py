@@ -19,8 +19,8 @@ from recbole_llm4sbr.base.files import PROPERTIES
 
 Artefact = Literal["prepared", "items", "intents", "training", "run"]
 ARTEFACTS: tuple[Artefact, ...] = get_args(Artefact)
-_TYPES: dict[str, tuple[type, ...]] = {"str": (str,), "list": (list,), "dict": (dict,)}
-_PARTS = {"default", "decides", "help", "type", "choices", "at_least", "when", "per_grid", "shown"}
+_TYPES: dict[str, tuple[type, ...]] = {"str": (str,), "list": (list,), "dict": (dict,), "names": (str, list)}
+_PARTS = {"default", "decides", "help", "type", "nullable", "choices", "at_least", "when", "per_grid", "shown"}
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
@@ -72,6 +72,7 @@ class Setting:
         default: None also where RecBole's own default stands.
         has_default: false where RecBole's own default stands.
         types: Python types of a value; empty for any.
+        nullable: whether null is a value.
         choices: all values that are allowed; empty for any.
         at_least: the smallest number that is allowed.
         when: values of other settings, and of `facts`, under which it decides anything.
@@ -87,6 +88,7 @@ class Setting:
     default: Any = None
     has_default: bool = True
     types: tuple[type, ...] = ()
+    nullable: bool = False
     choices: tuple[Any, ...] = ()
     at_least: float | None = None
     when: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
@@ -108,7 +110,7 @@ class Setting:
                     f"{self.key}={value!r} is not a choice{hint}; choose one of {', '.join(map(str, self.choices))}"
                 )
             return
-        if value is None and self.default is None:
+        if value is None and self.nullable:
             return
         if self.types and (not isinstance(value, self.types) or (isinstance(value, bool) and bool not in self.types)):
             names = " or ".join(kind.__name__ for kind in self.types)
@@ -182,6 +184,7 @@ def _setting(key: str, given: Mapping[str, Any], section: str, model: str = "") 
         default=default,
         has_default="default" in given,
         types=_TYPES[given["type"]] if "type" in given else _types_of(default),
+        nullable=given.get("nullable", default is None),
         choices=tuple(given.get("choices", ())),
         at_least=given.get("at_least"),
         when={other: tuple(values) for other, values in given.get("when", {}).items()},

@@ -43,12 +43,15 @@ class Settings(dict[str, Any]):
 def parse_value(text: str, key: str = "") -> Any:
     """Read a command-line value as YAML: `1e-3`, `[1, 2]`, `true`, `~`; the value of a text setting of ours stays as it is.
 
-    >>> parse_value("1e-3"), parse_value("[1, 2]"), parse_value("7", key="llm")
-    (0.001, [1, 2], '7')
+    >>> parse_value("1e-3"), parse_value("[1, 2]"), parse_value("7", key="llm"), parse_value("null", key="time_column")
+    (0.001, [1, 2], '7', None)
     """
     setting = schema().get(key)
     if setting is not None and isinstance(setting.default, str):
-        return text
+        if setting.nullable and text in ("null", "~"):
+            return None
+        if list not in setting.types or not text.startswith("["):
+            return text
     try:
         return load_yaml(text)
     except yaml.YAMLError:

@@ -19,7 +19,8 @@ from recbole_llm4sbr.base.files import make_folder, read_json, sha256_file, writ
 log = logging.getLogger(__name__)
 
 Checksums = dict[str, str]
-FORMAT = 2  # of the files and manifests; raised when the same settings would make other files
+_MAKING = ".making"  # names the files of a run that has not ended
+FORMAT = 3  # of the files and manifests; raised when the same settings would make other files
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,34 @@ class Manifest:
         if found := self.damage():
             raise UserError(f"{found[0]}; add --rebuild=true to `prepare` or `infer` to make it anew")
 
+    def remove(self) -> None:
+        """Delete the files and then the manifest."""
+        for name in self.files:
+            (self.path.parent / name).unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
+
+    def check_own(self, files: Iterable[str]) -> None:
+        """Refuse to write over files that no run of this package made: neither a manifest names them nor a run that was killed.
+
+        Args:
+            files: names of the files to write.
+
+        Raises:
+            UserError: names the first.
+        """
+        folder = self.path.parent
+        making = self.path.with_suffix(_MAKING)
+        ours = set(making.read_text(encoding="utf-8").split("\n")) if making.is_file() else set()
+        if self.path.is_file():
+            before = Manifest.read(self.path)
+            ours |= (
+                set(before.files) if before and before.format else set(files)
+            )  # a damaged manifest is made anew on request only
+        if foreign := sorted(name for name in files if name not in ours and (folder / name).exists()):
+            raise UserError(
+                f"{str(folder / foreign[0])!r} was not made by this package; move it away, or choose another --atomic_path"
+            )
+
     def write(self, files: Mapping[str, Iterable[str]]) -> "Manifest":
         """Write files and then the manifest; a kill in between leaves none, so that the next run makes the files anew.
 
@@ -116,8 +145,15 @@ class Manifest:
 
         Returns:
             The manifest with the files' checksums.
+
+        Raises:
+            UserError: a file stands there that this package did not make.
         """
         folder = make_folder(self.path.parent)
+        self.check_own(files)
+        making = self.path.with_suffix(_MAKING)
+        with write_whole(making) as handle:
+            handle.write("\n".join(files))
         self.path.unlink(missing_ok=True)
         for name, lines in tqdm(files.items(), desc="writing", unit="file", leave=False, delay=3):
             with write_whole(folder / name) as handle:
@@ -125,6 +161,7 @@ class Manifest:
         value = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "path"}
         value["files"] = {name: sha256_file(folder / name) for name in files}
         write_json(self.path, value)
+        making.unlink()
         return Manifest(self.path, **value)
 
 

@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import make_folder, sha256_file
 from recbole_llm4sbr.base.records import PreparedCounts
 from recbole_llm4sbr.base.settings import deciding
+from recbole_llm4sbr.data.atomic import read_header, read_table
 from recbole_llm4sbr.data.checks import INTENTS, ITEMS, PREPARED
+from recbole_llm4sbr.data.clicks import read_clicks
 from recbole_llm4sbr.data.folders import dataset_folder
 from recbole_llm4sbr.data.manifest import Manifest
-from recbole_llm4sbr.data.raw import check_columns, locate, read_clicks
+from recbole_llm4sbr.data.raw import check_columns, click_files, locate
 from recbole_llm4sbr.data.sessions import PARTS, counts, drop_unseen, filter_rare, prefixes, session_names, sessionize, split
 
 log = logging.getLogger(__name__)
@@ -39,9 +42,13 @@ def prepare(settings: Mapping[str, Any]) -> Manifest:
     """
     dataset, folder = settings["dataset"], dataset_folder(settings)
     raw = locate(settings)
-    inter_file, item_file = raw / f"{dataset}.inter", raw / f"{dataset}.item"
-    check_columns(settings, inter_file, item_file)
-    source = {path.name: sha256_file(path) for path in (inter_file, item_file) if path.is_file()}
+    if raw.resolve() == folder.resolve():
+        raise UserError(
+            f"atomic_path and data_path both mean {str(folder)!r}, where raw files would be lost; choose another --atomic_path"
+        )
+    clicks_files, item_file = click_files(settings, raw), raw / f"{dataset}.item"
+    check_columns(settings, clicks_files, item_file)
+    source = {path.name: sha256_file(path) for path in (*clicks_files, item_file) if path.is_file()}
     wanted = deciding(settings, "prepared")
     made = Manifest.read(folder / PREPARED)
     if made is not None:
@@ -54,12 +61,15 @@ def prepare(settings: Mapping[str, Any]) -> Manifest:
                 f"{str(folder)!r} was prepared otherwise from the raw files in {str(raw)!r}: {'; '.join(changed)}; "
                 f"add --rebuild=true to make it anew, or choose another --atomic_path"
             )
+    tables, numbers = _make(settings, read_clicks(settings, clicks_files), item_file)
     make_folder(folder)
-    tables, numbers = _make(settings, read_clicks(settings, inter_file), item_file)
-    # What is made of other session files goes; the answers of the LLM stay in their store.
-    for stale in (PREPARED, INTENTS, ITEMS, f"session_text/{INTENTS}"):
-        (folder / stale).unlink(missing_ok=True)
-    manifest = Manifest(folder / PREPARED, "prepare", wanted, {"source": source}, counts=numbers.to_json()).write(tables)
+    manifest = Manifest(folder / PREPARED, "prepare", wanted, {"source": source}, counts=numbers.to_json())
+    manifest.check_own(tables)
+    # What was made of other session files goes; the answers of the LLM stay in their store.
+    for name in (INTENTS, ITEMS, f"session_text/{INTENTS}"):
+        if (stale := Manifest.read(folder / name)) is not None and stale.files:
+            stale.remove()
+    manifest = manifest.write(tables)
     log.info("prepare: %s", describe_counts(numbers))
     return manifest
 
@@ -79,7 +89,9 @@ def _make(
 ) -> tuple[dict[str, Iterable[str]], PreparedCounts]:
     """The content of every file to write, and the counts."""
     found = sessionize(clicks, settings["session_rule"], settings["session_gap"])
-    sessions = filter_rare(found, settings["min_session_length"], settings["min_item_count"])
+    given = settings["split"] == "given"  # such rows are kept as they are
+    shortest, rarest = (2, 1) if given else (settings["min_session_length"], settings["min_item_count"])
+    sessions = filter_rare(found, shortest, rarest)
     if sessions.empty:
         raise UserError(
             f"no session is left of {found['session'].nunique():,} with {len(found):,} clicks after filtering; lower "
@@ -88,8 +100,10 @@ def _make(
         )
     numbers = counts(sessions)
     part = split(sessions, settings["split"], tuple(settings["split_ratio"]))
+    if given:
+        _check_order(sessions, part)
     before, items_before = len(sessions), sessions["item"].nunique()
-    sessions, part = drop_unseen(sessions, part, settings["min_session_length"])
+    sessions, part = drop_unseen(sessions, part, shortest)
     dataset = settings["dataset"]
     tables = _session_tables(sessions, part, settings)
     rows = {name: len(tables[name]) - 1 for name in PARTS}
@@ -110,18 +124,35 @@ def _make(
     )
 
 
-def _session_tables(sessions: pd.DataFrame, part: Any, settings: Mapping[str, Any]) -> dict[str, list[str]]:
+def _check_order(sessions: pd.DataFrame, part: npt.NDArray[np.int8]) -> None:
+    """Refuse given parts under which a model would read, before a click of train or valid, a click of a later part.
+
+    Raises:
+        UserError: names the session.
+    """
+    session = sessions["session"].to_numpy()
+    back = (session[1:] == session[:-1]) & (part[1:] < part[:-1])
+    if back.any():
+        place = int(np.flatnonzero(back)[0])
+        raise UserError(
+            f"session {sessions['owner'][place]!r}: a click of {PARTS[part[place + 1]]} comes after one of {PARTS[part[place]]}; "
+            f"split=given needs train, valid, test in this order inside a session"
+        )
+
+
+def _session_tables(sessions: pd.DataFrame, part: npt.NDArray[np.int8], settings: Mapping[str, Any]) -> dict[str, list[str]]:
     """The lines of each part's `.inter` file."""
     lengths = np.bincount(pd.factorize(sessions["session"])[0])
     starts = np.cumsum(lengths) - lengths
     names = session_names(sessions, settings["session_rule"])
-    row_session, row_length = prefixes(lengths, settings["session_targets"])
+    row_session, row_length = prefixes(lengths, part, settings["session_targets"])
     row_start = starts[row_session]
+    row_target = row_start + row_length
     tokens = sessions["item"].tolist()
     ids = names[row_session].tolist()
-    if settings["session_targets"] == "all":
+    if settings["session_targets"] == "all" or len(set(ids)) < len(ids):
         ids = [f"{name}.{length}" for name, length in zip(ids, row_length.tolist())]
-    rows = zip(ids, row_start.tolist(), (row_start + row_length).tolist(), part[row_start].tolist())
+    rows = zip(ids, row_start.tolist(), row_target.tolist(), part[row_target].tolist())
     lines: dict[str, list[str]] = {name: ["session_id:token\titem_id_list:token_seq\titem_id:token\n"] for name in PARTS}
     for name, first, target, where in rows:
         lines[PARTS[where]].append(f"{name}\t{' '.join(tokens[first:target])}\t{tokens[target]}\n")
@@ -132,19 +163,15 @@ def _item_table(catalogue: Any, item_file: Path, item_column: str) -> list[str]:
     """Lines of `.item`: the raw ones in their order for the catalogue, then empty cells for every item that has none."""
     if not item_file.is_file():
         return ["item_id:token\n", *(f"{token}\n" for token in catalogue)]
-    with open(item_file, encoding="utf-8") as handle:
-        head, *lines = (line.rstrip("\r\n").split("\t") for line in handle)
+    head = read_header(item_file)
     names = [cell.partition(":")[0] for cell in head]
-    place = names.index(item_column)
-    # Another column of that name would stand twice in the file.
-    kept = [column for column, name in enumerate(names) if column == place or name != "item_id"]
-    head[place] = "item_id:token"
-    wanted = set(catalogue)
-    rows: dict[str, list[str]] = {}
-    for cells in lines:
-        if len(cells) == len(head) and cells[place] in wanted:
-            rows.setdefault(cells[place], cells)
-    for token in catalogue:
-        if token not in rows:
-            rows[token] = [token if position == place else "" for position in range(len(head))]
-    return ["\t".join(cells[column] for column in kept) + "\n" for cells in [head, *rows.values()]]
+    # Another column named item_id would stand twice in the file.
+    kept = [name for name in names if name in (item_column, *(set(names) - {"item_id"}))]
+    cells = ["item_id:token" if name == item_column else head[names.index(name)] for name in kept]
+    table = read_table(item_file)
+    table = table[table[item_column].isin(set(catalogue))].drop_duplicates(item_column)[kept]
+    table = table.replace(r"[\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]", " ", regex=True)  # they would end a line for some reader
+    known = set(table[item_column])
+    rows = table.to_numpy().tolist()
+    rows += [[token if name == item_column else "" for name in kept] for token in catalogue if token not in known]
+    return ["\t".join(row) + "\n" for row in [cells, *rows]]

@@ -1,22 +1,20 @@
-"""Raw RecBole atomic datasets: where they are, whether their columns serve, and their clicks as a data frame."""
+"""Raw RecBole atomic datasets: where they are, and whether their columns serve."""
 
-import csv
 import difflib
 import importlib.util
 import logging
-import re
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import pandas as pd
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import make_folder
 from recbole_llm4sbr.base.schema import read_yaml
 from recbole_llm4sbr.base.settings import uses_item_texts
+from recbole_llm4sbr.data.atomic import column_names
+from recbole_llm4sbr.data.clicks import click_columns
+from recbole_llm4sbr.data.sessions import PARTS
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +27,14 @@ def locate(settings: Mapping[str, Any]) -> Path:
     """
     dataset = settings["dataset"]
     folder = Path(settings["data_path"]) / str(dataset)
-    if (folder / f"{dataset}.inter").is_file():
+    if all(path.is_file() for path in click_files(settings, folder)):
         return folder
+    if settings["split"] == "given" and settings["split_column"] is None:
+        missing = next(path for path in click_files(settings, folder) if not path.is_file())
+        raise UserError(
+            f"split=given reads three files, and there is no {str(missing)!r}; make it, or name the column of the .inter file that says "
+            f"train, valid or test with --split_column"
+        )
     spec = importlib.util.find_spec("recbole")
     root = Path(((spec and spec.submodule_search_locations) or [""])[0])
     bundled = root / "dataset_example" / str(dataset)
@@ -45,6 +49,13 @@ def locate(settings: Mapping[str, Any]) -> Path:
             + (f", or did you mean {', '.join(near)}?" if near else "")
         )
     return _download(dataset, urls[dataset], folder)
+
+
+def click_files(settings: Mapping[str, Any], raw: Path) -> list[Path]:
+    """The `.inter` files of a raw dataset: one, or those of train, valid and test under `split=given` without a `split_column`."""
+    if settings["split"] == "given" and settings["split_column"] is None:
+        return [raw / f"{settings['dataset']}.{part}.inter" for part in PARTS]
+    return [raw / f"{settings['dataset']}.inter"]
 
 
 def _download(dataset: str, url: str, folder: Path) -> Path:
@@ -68,22 +79,33 @@ def _download(dataset: str, url: str, folder: Path) -> Path:
     return folder
 
 
-def check_columns(settings: Mapping[str, Any], inter_file: Path, item_file: Path) -> None:
-    """Refuse, before anything is read, files that lack a column that will be needed."""
-    present = _header(inter_file)
-    needed = ["item_column", "time_column", "session_column" if settings["session_rule"] == "column" else "user_column"]
-    for option in needed:
-        if settings[option] not in present:
-            raise UserError(
-                f"{str(inter_file)!r} has no column {settings[option]!r}; it has {', '.join(present)}; name the right one with --{option}"
-            )
+def check_columns(settings: Mapping[str, Any], inter_files: Sequence[Path], item_file: Path) -> None:
+    """Refuse, before anything is read, files that lack a column that will be needed.
+
+    Raises:
+        UserError: names the file, the column and the option that names another one.
+    """
+    if settings["time_column"] is None and settings["session_rule"] in ("bucket", "gap"):
+        raise UserError(
+            f"session_rule={settings['session_rule']} needs times; name their column with --time_column, or choose another --session_rule"
+        )
+    for inter_file in inter_files:
+        present = column_names(inter_file)
+        for option, columns in click_columns(settings).items():
+            for column in columns:
+                if column not in present and not (option == "session_column" and settings["session_rule"] == "rows"):
+                    none = " (null: the rows are in the order of time)" if option == "time_column" else ""
+                    raise UserError(
+                        f"{str(inter_file)!r} has no column {column!r}; it has {', '.join(present)}; name the right one with "
+                        f"--{option}{none}"
+                    )
     if not uses_item_texts(settings):
         return
     if not item_file.is_file():
         raise UserError(
             f"there is no {str(item_file)!r}, whose texts the LLM is shown; add it, or --llm4sbr=false for the plain model"
         )
-    present = _header(item_file)
+    present = column_names(item_file)
     if settings["item_column"] not in present:
         raise UserError(
             f"{str(item_file)!r} has no column {settings['item_column']!r}; it has {', '.join(present)}; "
@@ -102,48 +124,3 @@ def check_columns(settings: Mapping[str, Any], inter_file: Path, item_file: Path
                     f"{str(item_file)!r} has no text column {column!r}; it has {', '.join(present)}; "
                     f"set --{option}, for instance --{option}='{{{present[-1]}}}'"
                 )
-
-
-def _header(path: Path) -> list[str]:
-    with open(path, encoding="utf-8") as handle:
-        cells = handle.readline().rstrip("\r\n").split("\t")
-    if not all(":" in cell for cell in cells):
-        raise UserError(
-            f"{str(path)!r} is not a RecBole atomic file: its first line must be tab-separated name:type cells, not {cells[0][:60]!r}"
-        )
-    return [cell.partition(":")[0] for cell in cells]
-
-
-def read_table(path: Path) -> pd.DataFrame:
-    """An atomic file as text columns named without their types; empty cells are empty strings."""
-    table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, quoting=csv.QUOTE_NONE, encoding="utf-8")
-    table.columns = [column.partition(":")[0] for column in table.columns]
-    return table
-
-
-def read_clicks(settings: Mapping[str, Any], path: Path) -> pd.DataFrame:
-    """The clicks of an `.inter` file: user, item, time and, under `session_rule=column`, session, in file order.
-
-    Raises:
-        UserError: a time that is no number, or an item or user that cannot stand in a sequence.
-    """
-    table = read_table(path)
-    columns = {"item": settings["item_column"], "time": settings["time_column"], "user": settings["user_column"]}
-    if settings["session_rule"] == "column":
-        columns = columns | {"session": settings["session_column"], "user": settings["session_column"]}
-    clicks = pd.DataFrame({name: table[column] for name, column in columns.items()})
-    times = pd.to_numeric(clicks["time"], errors="coerce")
-    if times.isna().any():
-        line = int(np.flatnonzero(times.isna())[0])
-        raise UserError(
-            f"{str(path)!r}, line {line + 2}: {settings['time_column']}={clicks['time'][line]!r} is not a number of seconds"
-        )
-    for name in ("item", "user"):
-        tokens = pd.unique(clicks[name])
-        bad = next((token for token in tokens if not token or re.search(r"\s", token)), None)
-        if bad is not None:
-            raise UserError(
-                f"{str(path)!r}: {columns[name]}={bad!r} is empty or holds white space, which atomic files cannot hold in a sequence"
-            )
-    clicks["time"] = times
-    return clicks

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from recbole_llm4sbr.data.raw import read_table
+from recbole_llm4sbr.data.atomic import read_table
 
 
 @dataclass(frozen=True)

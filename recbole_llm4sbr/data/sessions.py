@@ -1,7 +1,7 @@
 """From clicks to sessions, prefixes and splits (paper section 5.1.1); pure, vectorised functions on data frames.
 
-A frame of clicks has the columns `user`, `item`, `time` (seconds) and, under `session_rule=column`, `session`. Clicks of one user at
-the same time keep the order of the file.
+A frame of clicks has the columns `user`, `item`, `time` (seconds), under `session_rule=column` or `rows` also `session`, and under
+`split=given` also `part`. Clicks of one user at the same time keep the order of the file.
 """
 
 from collections.abc import Mapping
@@ -19,15 +19,16 @@ def sessionize(clicks: pd.DataFrame, rule: str, gap: float) -> pd.DataFrame:
     """Tie every click to a session.
 
     Args:
-        clicks: user, item, time and for `column` session, in file order.
-        rule: `bucket` (one user's clicks in one window of `gap` seconds), `gap` (a longer pause ends a session), `user`, `column`.
+        clicks: in file order.
+        rule: `bucket` (one user's clicks in one window of `gap` seconds), `gap` (a longer pause ends a session), `user`, `column`, `rows`.
         gap: seconds.
 
     Returns:
         The columns session (a number from 0 on; sessions in the order of their user's first appearance, then in time), owner (the
-        user, for `column` the session's own value), item, time; sorted by session, then time, then file order.
+        user, for `column` and `rows` the session's own name), item, time, and part where it was given; sorted by session, then time,
+        then file order.
     """
-    owner = clicks["session"] if rule == "column" else clicks["user"]
+    owner = clicks["session"] if rule in ("column", "rows") else clicks["user"]
     who = pd.factorize(owner)[0].astype(np.int64)  # numbers in order of first appearance
     time = clicks["time"].to_numpy(np.float64)
     order = np.lexsort((time, who))  # stable: equal times keep file order
@@ -38,14 +39,13 @@ def sessionize(clicks: pd.DataFrame, rule: str, gap: float) -> pd.DataFrame:
         new[1:] |= window[1:] != window[:-1]
     elif rule == "gap":
         new[1:] |= np.diff(time) > gap
-    return pd.DataFrame(
-        {
-            "session": np.cumsum(new) - 1,
-            "owner": owner.to_numpy()[order],
-            "item": clicks["item"].to_numpy()[order],
-            "time": time,
-        }
-    )
+    found = {
+        "session": np.cumsum(new) - 1,
+        "owner": owner.to_numpy()[order],
+        "item": clicks["item"].to_numpy()[order],
+        "time": time,
+    }
+    return pd.DataFrame(found | ({"part": clicks["part"].to_numpy()[order]} if "part" in clicks else {}))
 
 
 def filter_rare(sessions: pd.DataFrame, min_length: int, min_count: int) -> pd.DataFrame:
@@ -64,16 +64,28 @@ def filter_rare(sessions: pd.DataFrame, min_length: int, min_count: int) -> pd.D
 
 
 def split(sessions: pd.DataFrame, how: str, ratio: tuple[float, float, float]) -> npt.NDArray[np.int8]:
-    """The part of every click: 0 train, 1 valid, 2 test. A session is in one part only.
+    """The part of every click: 0 train, 1 valid, 2 test.
 
-    `temporal`: by the time a session ends (its last click; ties in session order), in the shares of `ratio`. `paper`: the first 90 %
-    of the sessions in user order train and the last ninth of these validates, the rest tests; so 80 : 10 : 10.
+    A session is in one part only under `temporal` (by the time it ends, its last click; ties in session order; in the shares of
+    `ratio`) and `paper` (the first 90 % of the sessions in user order train and the last ninth of these validates, the rest tests; so
+    80 : 10 : 10). Under `time_cut` a click's own time decides, so that every click of valid is newer than all of train, and every click
+    of test newer than all of valid; `ratio` are the shares of clicks, and clicks at the same time stay together. `given` is the column
+    part.
     """
+    if how == "given":
+        given: npt.NDArray[np.int8] = sessions["part"].to_numpy(np.int8)
+        return given
+    time = sessions["time"].to_numpy()
+    if how == "time_cut":
+        ordered = np.sort(time)
+        cuts = [ordered[max(round(len(ordered) * share) - 1, 0)] for share in (ratio[0], ratio[0] + ratio[1])]
+        by_time: npt.NDArray[np.int8] = np.searchsorted(cuts, time).astype(np.int8)
+        return by_time
     number = pd.factorize(sessions["session"])[0]
     count = int(number.max()) + 1 if len(number) else 0
     if how == "temporal":
         end = np.full(count, -np.inf)
-        np.maximum.at(end, number, sessions["time"].to_numpy())
+        np.maximum.at(end, number, time)
         order = np.argsort(end, kind="stable")
         bounds = [round(count * ratio[0]), round(count * (ratio[0] + ratio[1]))]
     else:
@@ -90,38 +102,50 @@ def split(sessions: pd.DataFrame, how: str, ratio: tuple[float, float, float]) -
 def drop_unseen(
     sessions: pd.DataFrame, part: npt.NDArray[np.int8], min_length: int
 ) -> tuple[pd.DataFrame, npt.NDArray[np.int8]]:
-    """Drop from valid and test the items that train never saw, and then the sessions that are too short.
+    """Drop the items that no row of train holds, and then the sessions that are too short.
 
-    Train sessions are left as they are; they were filtered before.
+    Train sessions are left as they are; they were filtered before. A single click of a session before a cut makes no row.
     """
     item = pd.factorize(sessions["item"])[0]
-    seen = np.zeros(item.max() + 1 if len(item) else 0, bool)
-    seen[item[part == 0]] = True
-    keep = seen[item]
     number = pd.factorize(sessions["session"])[0]
+    train = part == 0
+    in_row = train & (np.bincount(number[train], minlength=number.max() + 1 if len(number) else 0)[number] > 1)
+    seen = np.zeros(item.max() + 1 if len(item) else 0, bool)
+    seen[item[in_row]] = True
+    keep = seen[item]
     keep &= np.bincount(number[keep], minlength=number.max() + 1 if len(number) else 0)[number] >= min_length
     return sessions[keep].reset_index(drop=True), part[keep]
 
 
-def prefixes(lengths: Numbers, targets: str) -> tuple[Numbers, Numbers]:
-    """Which prefixes of sessions of the given lengths become rows.
+def prefixes(lengths: Numbers, part: npt.NDArray[np.int8], targets: str) -> tuple[Numbers, Numbers]:
+    """Which prefixes of sessions become rows; a row's target is the click after the prefix, and its part is that click's.
+
+    Args:
+        lengths: clicks of each session, [S].
+        part: of each click, sessions one after the other, [N].
+        targets: `last`: of each session the longest prefix in each part; `all`: every prefix from one click on.
 
     Returns:
-        Session index and prefix length of every row; the target is the item after the prefix. `last`: the longest prefix of each
-        session; `all`: every prefix from one click on.
+        Session index and prefix length of every row.
 
-    >>> [each.tolist() for each in prefixes(np.array([2, 4]), "all")]
+    >>> [each.tolist() for each in prefixes(np.array([2, 4]), np.array([0, 0, 0, 0, 0, 2]), "all")]
     [[0, 1, 1, 1], [1, 1, 2, 3]]
+    >>> [each.tolist() for each in prefixes(np.array([2, 4]), np.array([0, 0, 0, 0, 0, 2]), "last")]
+    [[0, 1, 1], [1, 2, 3]]
     """
-    if targets == "last":
-        return np.arange(len(lengths)), lengths - 1
     rows = np.repeat(np.arange(len(lengths)), lengths - 1)
     starts = np.cumsum(lengths - 1) - (lengths - 1)
-    return rows, np.arange(len(rows)) - starts[rows] + 1
+    sizes = np.arange(len(rows)) - starts[rows] + 1
+    if targets == "last":
+        session = np.repeat(np.arange(len(lengths)), lengths)
+        ends = np.r_[(session[1:] != session[:-1]) | (part[1:] != part[:-1]), True]
+        kept = ends[np.arange(len(rows)) + rows + 1]  # the target's place among all clicks
+        rows, sizes = rows[kept], sizes[kept]
+    return rows, sizes
 
 
 def session_names(sessions: pd.DataFrame, rule: str) -> npt.NDArray[np.str_]:
-    """A unique name per session, in order: its owner, for `bucket` and `gap` with the running number of the owner's sessions."""
+    """A unique name per session, in order: its owner; for `bucket` and `gap` with the running number of the owner's sessions."""
     first = sessions.drop_duplicates("session")
     names = first["owner"].astype(str)
     if rule in ("bucket", "gap"):
