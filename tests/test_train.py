@@ -1,5 +1,6 @@
 import json
 import logging
+import shutil
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from conftest import session_rows
 from recbole_llm4sbr import run_recbole_llm4sbr
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.data.folders import dataset_folder
+from recbole_llm4sbr.data.prepare import prepare
 from recbole_llm4sbr.data.rows import read_items
 from recbole_llm4sbr.training.loading import load_model
 from recbole_llm4sbr.training.run import load_data, train
@@ -203,3 +205,21 @@ def test_a_class_that_only_a_checkpoint_names_is_not_imported(tiny, tmp_path, mo
 def test_classes_of_recbole_are_loaded_without_asking(tiny):
     checkpoint = train(tiny | {"model": "recbole.model.sequential_recommender:STAMP", "llm4sbr": False}).checkpoint
     assert load_model(checkpoint).model is not None
+
+
+def test_a_checkpoint_is_not_loaded_with_data_that_were_prepared_anew(tiny, raw, tmp_path):
+    settings = tiny | {"llm4sbr": False}
+    checkpoint = train(settings).checkpoint
+    assert load_model(checkpoint).model is not None
+    data = tmp_path / "raw"
+    shutil.copytree(raw, data)
+    head, *lines = (data / "tiny" / "tiny.inter").read_text().splitlines()
+    (data / "tiny" / "tiny.inter").write_text("\n".join([head, *reversed(lines)]) + "\n")  # the same clicks in another order
+    prepare(settings | {"data_path": str(data), "rebuild": True})
+    with pytest.raises(UserError, match=r"was trained on another tiny\.\w+.*train again"):
+        load_model(checkpoint)
+    (data / "tiny" / "tiny.inter").write_text("\n".join([head, *lines]).replace("\tm1\t", "\tn1\t") + "\n")
+    (data / "tiny" / "tiny.item").write_text((data / "tiny" / "tiny.item").read_text().replace("m1\t", "n1\t", 1))
+    prepare(settings | {"data_path": str(data), "rebuild": True})
+    with pytest.raises(UserError, match=r"other items \(item 'm1' and 1 others"):
+        load_model(checkpoint)

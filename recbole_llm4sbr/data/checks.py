@@ -40,6 +40,16 @@ def check_run_files(settings: Mapping[str, Any]) -> RunFiles:
     return RunFiles(prepared, items, check_intents(settings, prepared, items) if uses_intents(settings) else None)
 
 
+def run_checksums(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Checksums of the files that a run reads, by name, as their manifests say; nothing is checked."""
+    folder = dataset_folder(settings)
+    paths = [folder / PREPARED]
+    paths += [folder / ITEMS] if uses_item_texts(settings) else []
+    paths += [intents_folder(folder, settings) / INTENTS] if uses_intents(settings) else []
+    made = [Manifest.read(path) for path in paths]
+    return {name: checksum for each in made if each is not None for name, checksum in each.files.items()}
+
+
 def check_prepared(settings: Mapping[str, Any]) -> Manifest:
     """The manifest of a prepared folder.
 

@@ -40,7 +40,7 @@ def load_model(checkpoint: str | Path, **changed: Any) -> Loaded:
 
     Raises:
         UserError: not a checkpoint, an unknown or wrong setting, a model class that was not asked for, or prepared or feature files
-            that have changed since.
+            other than those that the model was trained on.
     """
     state = read_checkpoint(checkpoint)
     saved = Settings(state["config"]["given"])
@@ -50,10 +50,35 @@ def load_model(checkpoint: str | Path, **changed: Any) -> Loaded:
     check_values(settings)
     check_run_files(settings)
     config, dataset, (train_data, valid_data, test_data) = load_data(settings)
+    _check_same_data(state["config"].get("trained_on"), config["trained_on"], checkpoint)
     model = build_model(config, train_data.dataset).to(config["device"])
     model.load_state_dict(state["state_dict"])
     model.load_other_parameter(state.get("other_parameter"))  # type: ignore[operator]
     return Loaded(config, model.eval(), dataset, train_data, valid_data, test_data)
+
+
+def _check_same_data(then: Any, now: dict[str, Any], checkpoint: str | Path) -> None:
+    """Refuse data other than those of the training: weights are joined with items by their numbers.
+
+    Raises:
+        UserError: names the first file or item.
+    """
+    if not isinstance(then, dict):
+        raise UserError(f"{str(checkpoint)!r} does not say what it was trained on, it is of an earlier version; train again")
+    if then["items"] != now["items"]:
+        strange = sorted(set(then["items"]) ^ set(now["items"]))
+        which = (
+            f"item {strange[0]!r} and {len(strange) - 1} others are in one only" if strange else "they stand in another order"
+        )
+        raise UserError(
+            f"{str(checkpoint)!r} was trained on other items ({which}); train again, or name its files with atomic_path"
+        )
+    changed = [name for name, checksum in now["files"].items() if then["files"].get(name, checksum) != checksum]
+    if changed:
+        raise UserError(
+            f"{str(checkpoint)!r} was trained on another {changed[0]}, the files were made anew since; train again, or name its files with "
+            f"atomic_path"
+        )
 
 
 def _check_trusted(named: str, asked: str | None, checkpoint: str | Path) -> None:

@@ -16,7 +16,7 @@ from recbole_llm4sbr.base.files import make_folder
 from recbole_llm4sbr.base.recbole import data_preparation, init_seed
 from recbole_llm4sbr.base.records import IntentCounts, PreparedCounts, RunResult, Tested
 from recbole_llm4sbr.base.settings import class_name
-from recbole_llm4sbr.data.checks import RunFiles, check_run_files
+from recbole_llm4sbr.data.checks import RunFiles, check_run_files, run_checksums
 from recbole_llm4sbr.training.config import SessionConfig, check_runnable
 from recbole_llm4sbr.training.dataset import SessionDataset
 from recbole_llm4sbr.training.environment import peak_memory_mb, versions
@@ -29,10 +29,15 @@ OnTest = Callable[[TestRows], None]
 
 
 def load_data(settings: Mapping[str, Any]) -> tuple[SessionConfig, SessionDataset, tuple[Any, Any, Any]]:
-    """RecBole's config, dataset and train, valid and test dataloaders over the prepared files."""
+    """RecBole's config, dataset and train, valid and test dataloaders over the prepared files.
+
+    The config's `trained_on` (the checksums of the files, and the items in the order of their numbers) goes into checkpoints.
+    """
     config = SessionConfig(settings)
     init_seed(config["seed"], config["reproducibility"])
     dataset = SessionDataset(config)
+    items = dataset.field2id_token[dataset.iid_field].tolist()
+    config.final_config_dict["trained_on"] = {"files": run_checksums(settings), "items": items}
     return config, dataset, data_preparation(config, dataset)
 
 
