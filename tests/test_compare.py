@@ -334,7 +334,7 @@ def test_prefixes_of_a_session_count_together():
     ranks = {"session": np.array(["a.1", "a.2", "b.1", "a.3"]), "rank": np.array([1, 0, 2, 5], np.int32)}
     for targets, expected in (("all", [2.0, 1.0]), ("last", [1.0, 0.0, 1.0, 1.0])):
         line = Line("g", "m", "v", "", {1: SimpleNamespace(settings={"session_targets": targets})}, {1: ranks})
-        assert by_session(line, "Hit@20", [1]).tolist() == expected
+        assert by_session(line, "Hit@20", [1]).tolist() == [expected]
 
 
 def test_what_was_tested_on_other_sessions_is_taken_out_with_its_reason(here):

@@ -1,12 +1,15 @@
 """Statistics of a comparison, against hand numbers and scipy on hand-made data."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
-from recbole_llm4sbr.report.statistics import holm, improvement, paired_p, session_metric
+from recbole_llm4sbr.report.statistics import holm, improvement, paired_p, session_metric, verdict
 
 
 def test_metrics_of_single_sessions_by_hand():
@@ -27,24 +30,121 @@ def test_p_of_hits_is_the_sign_tests_up_to_its_normal_approximation():
     assert abs(math.log10(paired_p(a, b)) - math.log10(exact)) < 0.5
 
 
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=9))
+def test_p_of_few_sessions_is_that_of_all_signs(values):
+    differs = np.array([value for value in values if value], float)
+    p = paired_p(np.zeros(len(values)), np.array(values, float))
+    if not len(differs):
+        assert p == 1
+        return
+    ranks = stats.rankdata(abs(differs))
+    centre = ranks.sum() / 2
+    sums = [sum(rank for rank, up in zip(ranks, signs) if up) for signs in itertools.product([0, 1], repeat=len(ranks))]
+    off = abs(ranks[differs > 0].sum() - centre)
+    assert p == pytest.approx(np.mean([abs(each - centre) >= off - 1e-9 for each in sums]))
+
+
+def test_sums_in_another_order_are_no_difference():
+    values = np.array([1 / 3, 1 / 7, 1 / 13, 0.1, 0.7])
+    a, b = np.full(50, sum(values)), np.full(50, sum(values[::-1]))
+    assert (a != b).any()
+    assert paired_p(a, b) == 1
+    assert improvement(a[None], b[None]) == (0, 0, 0)
+
+
 def test_no_difference_is_no_effect():
-    a = np.array([0.0, 1.0, 0.5])
-    assert paired_p(a, a) == 1
+    a = np.array([[0.0, 1.0, 0.5]])
+    assert paired_p(a[0], a[0]) == 1
     assert improvement(a, a) == (0, 0, 0)
-    assert math.isnan(improvement(np.zeros(3), a)[0])
+    assert math.isnan(improvement(np.zeros((1, 3)), a)[0])
+    assert math.isnan(improvement(a[:, :1] + 1, a[:, :1] + 1)[1])
 
 
 def test_the_interval_holds_the_true_improvement_and_shrinks_with_the_sessions():
     rng = np.random.default_rng(5)
     widths = []
     for size in (300, 30_000):
-        a = (rng.random(size) < 0.2).astype(float)
-        b = (rng.random(size) < 0.3).astype(float)
+        a = (rng.random((1, size)) < 0.2).astype(float)
+        b = (rng.random((1, size)) < 0.3).astype(float)
         percent, low, high = improvement(a, b)
         assert percent == pytest.approx(100 * (b.mean() / a.mean() - 1))
         assert low < 50 < high
         widths.append(high - low)
     assert widths[1] < widths[0] / 5
+
+
+def test_the_interval_of_one_run_is_the_bootstrap_of_scipy():
+    rng = np.random.default_rng(8)
+    a, b = rng.random((2, 200))
+    expected = stats.bootstrap(
+        (a, b), lambda x, y, axis: 100 * (y.mean(axis) / x.mean(axis) - 1), paired=True, method="percentile", n_resamples=20_000,
+        rng=np.random.default_rng(1),
+    ).confidence_interval  # fmt: skip
+    _, low, high = improvement(a[None], b[None], 20_000)
+    assert (low, high) == pytest.approx((expected.low, expected.high), abs=0.5)
+
+
+def test_the_spread_of_runs_widens_the_interval_as_students_formula_says():
+    """Many sessions, all alike: only the runs differ, and the interval is Welch's with the degrees of freedom of both together."""
+    rng = np.random.default_rng(2)
+    for count in (3, 5, 10):
+        ratios = []
+        for _ in range(40):
+            runs = rng.normal(1, 0.01, (2, count))
+            a, b = (np.repeat(each[:, None], 2, 1) for each in runs)
+            _, low, high = improvement(a, b, 1000)
+            spread = math.sqrt((runs.var(1, ddof=1) / count).sum())
+            ratios.append((high - low) / (2 * 100 * stats.t.ppf(0.975, 2 * (count - 1)) * spread))
+        assert 0.9 < np.mean(ratios) < 1.1
+
+
+def simulated_runs(rng, seeds, sessions, spread, shift=0.0):
+    """Ranks of two groups of runs that differ in their seeds alone: each run is better or worse by `spread` in the log of the rank."""
+    ease = rng.normal(2.5, 1.5, sessions)
+    groups = []
+    for extra in (0.0, shift):
+        runs = ease + extra + rng.normal(0, spread, (seeds, 1)) + rng.normal(0, 0.4, (seeds, sessions))
+        groups.append(np.maximum(1, np.exp(runs)).astype(np.int32))
+    return groups
+
+
+@pytest.mark.parametrize("metric", ["Hit@20", "MRR@20"])
+@pytest.mark.parametrize("seeds", [1, 2, 3, 5])
+def test_runs_that_differ_in_their_seeds_alone_are_called_different_in_at_most_one_of_twenty_cases(seeds, metric):
+    rng = np.random.default_rng(seeds)
+    cases, different, by_sessions_alone = 200, 0, 0
+    for case in range(cases):
+        a, b = (session_metric(ranks, metric) for ranks in simulated_runs(rng, seeds, 640, 0.1))
+        _, low, high = improvement(a, b, 300, case)
+        p = paired_p(a.mean(0), b.mean(0))
+        different += verdict(low, high, p, seeds) in ("better", "worse")
+        by_sessions_alone += p < 0.05
+    assert different <= cases / 20
+    assert by_sessions_alone > cases / 20  # what the test over sessions alone would have said
+
+
+def test_an_improvement_well_beyond_the_spread_of_runs_is_called_better_and_its_reverse_worse():
+    rng = np.random.default_rng(3)
+    verdicts = []
+    for _ in range(20):
+        a, b = (session_metric(ranks, "MRR@20") for ranks in simulated_runs(rng, 5, 640, 0.05, shift=-0.4))
+        for x, y in ((a, b), (b, a)):
+            _, low, high = improvement(x, y, 300)
+            verdicts.append(verdict(low, high, paired_p(x.mean(0), y.mean(0)), 5))
+    assert verdicts.count("better") >= 18
+    assert verdicts[1::2].count("worse") >= 18
+
+
+def test_many_small_losses_and_few_large_gains_are_no_verdict():
+    a, b = np.zeros(643), np.zeros(643)
+    a[:200], b[:200] = 1 / 2, 1 / 3  # 200 sessions slip from rank 2 to 3 ...
+    b[200:240] = 1  # ... and 40 rise from nowhere to 1
+    b[300:320], a[300:320] = 1, 1
+    percent, low, high = improvement(np.stack([a, a]), np.stack([b, b]))
+    p = paired_p(a, b)
+    assert percent > 0
+    assert p < 1e-6
+    assert verdict(low, high, p, 2) == "no"
 
 
 def test_holm_by_hand():

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import torch
 import yaml
 
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.files import PROPERTIES, read_json
+from recbole_llm4sbr.base.files import PROPERTIES, is_own, mark_own, read_json
 from recbole_llm4sbr.base.settings import load_settings
 from recbole_llm4sbr.cli.main import main
 from recbole_llm4sbr.data.folders import dataset_folder
@@ -287,3 +288,25 @@ def test_a_best_setting_says_what_the_models_name_implied(tiny):
     assert (again["model"], again["llm4sbr"], again["item_init"], again["learning_rate"]) == ("SRGNN", False, "pca", 0.1)
     with pytest.raises(UserError, match="contradicts"):
         load_settings("LLM2SRGNN", "ml-100k", overrides={"llm4sbr": True})
+
+
+def test_a_strangers_search_is_not_gone_on_with(tiny, given, tmp_path, monkeypatch):
+    """Ray unpickles what it finds in the folder; this pickle would make a file."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RECBOLE_LLM4SBR_CACHE", str(tmp_path / "cache"))
+    folder = Path("out/ray")
+    folder.mkdir(parents=True)
+    (folder / "tuner.pkl").write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
+    Path("my.hyper").write_text("intent_k choice [1, 2]\n")
+    with pytest.raises(UserError, match=r"out/ray' was not made by you.*another --out"):
+        _search(tiny, given, "my.hyper")
+    mark_own("out")
+    assert is_own("out")
+    Path("out").rename("moved")
+    assert not is_own("moved")  # a mark is of one place
+    Path("cache/key").write_bytes(b"another user's")
+    Path("moved").rename("out")
+    assert not is_own("out")
+    assert not Path("ran").exists()
+    pickle.loads((Path("out/ray") / "tuner.pkl").read_bytes())
+    assert Path("ran").exists()  # it is dangerous indeed

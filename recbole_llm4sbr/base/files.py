@@ -1,9 +1,12 @@
 """Files that appear whole or not at all, their checksums, and where `properties/` stands."""
 
+import contextlib
 import hashlib
+import hmac
 import json
 import logging
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +19,8 @@ log = logging.getLogger(__name__)
 _PACKAGE = Path(__file__).resolve().parent.parent
 # A wheel carries properties/ inside the package; a checkout and an editable install have it beside the package.
 PROPERTIES = _PACKAGE / "properties" if (_PACKAGE / "properties").is_dir() else _PACKAGE.parent / "properties"
+
+_MARK = ".made-here"
 
 
 def make_folder(path: str | Path) -> Path:
@@ -109,3 +114,28 @@ def append_json_line(path: str | Path, value: Any) -> None:
         handle.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
         handle.flush()
         os.fsync(handle.fileno())
+
+
+def cache_folder() -> Path:
+    """`RECBOLE_LLM4SBR_CACHE`, else the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("RECBOLE_LLM4SBR_CACHE") or f"{base}/recbole_llm4sbr").expanduser()
+
+
+def mark_own(folder: str | Path) -> None:
+    """Mark a folder as made by this user, with a key that only this user's cache folder holds."""
+    with write_whole(Path(folder) / _MARK) as handle:
+        handle.write(_signature(folder))
+
+
+def is_own(folder: str | Path) -> bool:
+    """Whether `mark_own` marked the folder where it stands now, with this user's key. Pickles are read from no other folder."""
+    mark = Path(folder) / _MARK
+    return mark.is_file() and hmac.compare_digest(mark.read_bytes(), _signature(folder).encode())
+
+
+def _signature(folder: str | Path) -> str:
+    path = make_folder(cache_folder()) / "key"
+    with contextlib.suppress(FileExistsError), open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as handle:
+        handle.write(secrets.token_bytes(32))
+    return hmac.new(path.read_bytes(), os.path.realpath(folder).encode(errors="surrogateescape"), "sha256").hexdigest()

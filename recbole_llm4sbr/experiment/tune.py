@@ -19,7 +19,7 @@ import yaml
 
 from recbole_llm4sbr.base.cluster import connect
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.files import make_folder, read_json, write_json, write_whole
+from recbole_llm4sbr.base.files import is_own, make_folder, mark_own, read_json, write_json, write_whole
 from recbole_llm4sbr.base.records import BestTrial, PreparedCounts, Search, Trial
 from recbole_llm4sbr.base.schema import per_grid, read_yaml
 from recbole_llm4sbr.base.settings import FEATURE_FILES_BY, Settings, deciding, load_settings
@@ -74,6 +74,11 @@ def search(
     }
     _check(settings, dimensions, given, config_files)
     out = make_folder(out)
+    if (out / EXPERIMENT).exists() and not is_own(out):
+        raise UserError(
+            f"{str(out / EXPERIMENT)!r} was not made by you at this place; Ray goes on from pickled files, which can run code of whoever "
+            f"made them; delete it to search anew, or choose another --out"
+        )
     needed = _runs_of_all_files(settings, dimensions)
     if settings["dry_run"]:
         for line in dry_run_of_all(needed):
@@ -92,6 +97,7 @@ def search(
     if how == "optuna":
         optuna_search(0)  # a missing package is named before the data are loaded
     write_json(out / "asked.json", asked)
+    mark_own(out)
     outcome = run_trials(settings, Plan(dimensions, trials, how, scheduler, cpus, gpus, bigger), out)
     best = _best_of(outcome, bigger, out)
     counts = PreparedCounts.from_json(next(iter(files.values())).prepared.counts)

