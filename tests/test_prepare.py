@@ -141,10 +141,9 @@ def edited(raw, tmp_path, name, change):
     ],
 )
 def test_bad_input_is_named_and_leaves_nothing_behind(settings_for, raw, tmp_path, name, change, given, says):
-    settings = settings_for(data_path=edited(raw, tmp_path, name, change), **given)
     with pytest.raises(UserError, match=says):
-        prepare(settings)
-    assert not folder_of(settings).exists() or not any(folder_of(settings).iterdir())
+        prepare(settings_for(data_path=edited(raw, tmp_path, name, change), **given))
+    assert not (tmp_path / "atomic").exists()
 
 
 def test_a_missing_dataset_names_the_folder_that_was_looked_into(settings_for):

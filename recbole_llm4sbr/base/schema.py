@@ -6,6 +6,7 @@ What decides nothing (`run`) only says how a run goes. Manifests, keys of grid c
 
 import difflib
 import functools
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,8 +20,12 @@ from recbole_llm4sbr.base.files import PROPERTIES
 
 Artefact = Literal["prepared", "items", "intents", "training", "run"]
 ARTEFACTS: tuple[Artefact, ...] = get_args(Artefact)
-_TYPES: dict[str, tuple[type, ...]] = {"str": (str,), "list": (list,), "dict": (dict,), "names": (str, list)}
-_PARTS = {"default", "decides", "help", "type", "nullable", "choices", "at_least", "when", "per_grid", "shown"}
+_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,), "list": (list,), "dict": (dict,), "int": (int,), "bool": (bool,), "number": (float, int), "names": (str, list),
+    "gpus": (str, int, list),
+}  # fmt: skip
+_PARTS = {"default", "decides", "help", "type", "nullable", "choices", "at_least", "at_most", "form", "empty", "each", "each_of", "count",
+          "keys", "when", "per_grid", "shown"}  # fmt: skip
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
@@ -74,7 +79,13 @@ class Setting:
         types: Python types of a value; empty for any.
         nullable: whether null is a value.
         choices: all values that are allowed; empty for any.
-        at_least: the smallest number that is allowed.
+        at_least, at_most: the smallest and the largest number that is allowed, also in a list.
+        form: a regular expression that the whole of a text matches.
+        empty: whether an empty text or list is a value.
+        each: Python types of a list's members; empty for any.
+        each_of: all members that are allowed, in any case; empty for any.
+        count: of a list's members; 0 for any.
+        keys: all keys of a mapping that are allowed; empty for any.
         when: values of other settings, and of `facts`, under which it decides anything.
         per_grid: one value for all cells of a grid and all trials of a search.
         shown: reports name it.
@@ -91,17 +102,27 @@ class Setting:
     nullable: bool = False
     choices: tuple[Any, ...] = ()
     at_least: float | None = None
+    at_most: float | None = None
+    form: str = ""
+    empty: bool = False
+    each: tuple[type, ...] = ()
+    each_of: tuple[str, ...] = ()
+    count: int = 0
+    keys: tuple[str, ...] = ()
     when: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     per_grid: bool = False
     shown: bool = False
     model: str = ""
 
     def check(self, value: Any) -> None:
-        """Refuse a value of another type, outside the choices or below the range.
+        """Refuse a value of another type, form or range, or outside the choices.
 
         Raises:
             UserError: names the setting, the value and what is allowed.
         """
+        check_plain(self.key, value)
+        if value is None and self.nullable:
+            return
         if self.choices:
             if value not in self.choices or (isinstance(value, bool) and True not in self.choices):
                 near = difflib.get_close_matches(str(value), list(map(str, self.choices)), n=1)
@@ -110,13 +131,38 @@ class Setting:
                     f"{self.key}={value!r} is not a choice{hint}; choose one of {', '.join(map(str, self.choices))}"
                 )
             return
-        if value is None and self.nullable:
-            return
-        if self.types and (not isinstance(value, self.types) or (isinstance(value, bool) and bool not in self.types)):
+        if not _is_one(value, self.types):
             names = " or ".join(kind.__name__ for kind in self.types)
-            raise UserError(f"{self.key}={value!r} must be of type {names}, for instance {self.default!r}")
-        if self.at_least is not None and not value >= self.at_least:
+            example = "" if self.default is None else f", for instance {self.default!r}"
+            raise UserError(f"{self.key}={value!r} must be of type {names}{example}")
+        if isinstance(value, str | list) and not value and not self.empty:
+            raise UserError(f"{self.key}={value!r} is empty; leave it out for its default, {self.default!r}")
+        if isinstance(value, str) and self.form and not re.fullmatch(self.form, value):
+            raise UserError(f"{self.key}={value!r} has another form: {self.help}")
+        if isinstance(value, dict) and self.keys and (unknown := [key for key in value if key not in self.keys]):
+            raise UserError(f"{self.key}={value!r}: {unknown[0]!r} is not known there; it takes {', '.join(self.keys)}")
+        if isinstance(value, list):
+            self._check_members(value)
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int | float):
+                self._check_range(value, number)
+
+    def _check_members(self, value: list[Any]) -> None:
+        if self.count and len(value) != self.count:
+            raise UserError(f"{self.key}={value!r} must have {self.count} members, for instance {self.default or self.help!r}")
+        allowed = [each.casefold() for each in self.each_of]
+        for each in value:
+            if not _is_one(each, self.each) or each == "":
+                names = " or ".join(kind.__name__ for kind in self.each)
+                raise UserError(f"{self.key}={value!r}: {each!r} must be of type {names}, for instance {self.default!r}")
+            if allowed and str(each).casefold() not in allowed:
+                raise UserError(f"{self.key}={value!r}: {each!r} is unknown; choose of {', '.join(self.each_of)}")
+
+    def _check_range(self, value: Any, number: float) -> None:
+        if self.at_least is not None and number < self.at_least:
             raise UserError(f"{self.key}={value!r} is too small; it must be at least {self.at_least:g}")
+        if self.at_most is not None and number > self.at_most:
+            raise UserError(f"{self.key}={value!r} is too large; it must be at most {self.at_most:g}")
 
     def describe(self) -> str:
         """Its help, with the choices where the help does not name them."""
@@ -126,6 +172,33 @@ class Setting:
     def active(self, lookup: Callable[[str], Any]) -> bool:
         """Whether it decides anything, given the other settings and facts."""
         return all(lookup(key) in values for key, values in self.when.items())
+
+
+def _is_one(value: Any, types: tuple[type, ...]) -> bool:
+    """Whether a value is of one of the types; true and false are no numbers."""
+    return not types or (isinstance(value, types) and (bool in types or not isinstance(value, bool)))
+
+
+def check_plain(key: str, value: Any) -> None:
+    """Refuse what no setting can be: numbers that are not finite, keys that are no text, control characters, dates.
+
+    Raises:
+        UserError: names the setting and the value.
+    """
+    if isinstance(value, dict):
+        if strange := [each for each in value if not isinstance(each, str)]:
+            raise UserError(f"{key}={value!r}: the key {strange[0]!r} must be a text; put it into quotes")
+        for each in value.values():
+            check_plain(key, each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            check_plain(key, each)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{key}={value!r} must be a finite number")
+    elif isinstance(value, str) and any(ord(sign) < 32 for sign in value.replace("\n", " ").replace("\t", " ")):
+        raise UserError(f"{key}={value!r} holds control characters; take them out")
+    elif not isinstance(value, str | int | float | Path | None):
+        raise UserError(f"{key}={value!r} is a {type(value).__name__}; put it into quotes if it is a text")
 
 
 @functools.cache
@@ -187,6 +260,13 @@ def _setting(key: str, given: Mapping[str, Any], section: str, model: str = "") 
         nullable=given.get("nullable", default is None),
         choices=tuple(given.get("choices", ())),
         at_least=given.get("at_least"),
+        at_most=given.get("at_most"),
+        form=given.get("form", ""),
+        empty=given.get("empty", False),
+        each=_TYPES[given["each"]] if "each" in given else (),
+        each_of=tuple(given.get("each_of", ())),
+        count=given.get("count", 0),
+        keys=tuple(given.get("keys", ())),
         when={other: tuple(values) for other, values in given.get("when", {}).items()},
         per_grid=given.get("per_grid", decides in ("prepared", "items", "intents")),
         shown=given.get("shown", False),

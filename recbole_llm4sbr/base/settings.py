@@ -1,8 +1,10 @@
 """Settings of a run: properties/ < config files < command line, checked once at the door (no torch, no RecBole import)."""
 
 import difflib
+import functools
 import importlib.util
 import logging
+import string
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
@@ -12,7 +14,7 @@ import yaml
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import PROPERTIES
-from recbole_llm4sbr.base.schema import Artefact, load_yaml, model_defaults, model_schema, read_yaml, schema
+from recbole_llm4sbr.base.schema import Artefact, check_plain, load_yaml, model_defaults, model_schema, read_yaml, schema
 
 log = logging.getLogger(__name__)
 
@@ -124,16 +126,23 @@ def _implied(external: Mapping[str, Any]) -> dict[str, Any]:
 
 def recbole_keys(model: str) -> set[str]:
     """Names of RecBole's settings: its general property files and the one of `model`."""
+    return set(recbole_defaults(class_name(model)))
+
+
+@functools.cache
+def recbole_defaults(model: str) -> dict[str, Any]:
+    """RecBole's settings with their defaults, as `recbole_keys`; None where RecBole has none."""
+    model = class_name(model)
     spec = importlib.util.find_spec("recbole")
     if spec is None or not spec.submodule_search_locations:
         raise UserError("RecBole is not installed; run `pip install recbole==1.2.0`")
     root = Path(spec.submodule_search_locations[0]) / "properties"
     files = ("overall.yaml", "dataset/sample.yaml", "quick_start_config/sequential.yaml", f"model/{model}.yaml")
-    keys = set(_RECBOLE_EXTRA)
+    found: dict[str, Any] = dict.fromkeys(_RECBOLE_EXTRA)
     for path in (root / file for file in files):
         if path.is_file():
-            keys |= set(read_yaml(path))
-    return keys
+            found |= read_yaml(path)
+    return found
 
 
 def check_keys(keys: Iterable[str], model: str) -> None:
@@ -160,25 +169,78 @@ def check_values(settings: Mapping[str, Any]) -> None:
     Raises:
         UserError: names the setting, the value and what is allowed.
     """
-    for key, setting in (schema() | model_schema(class_name(settings["model"]))).items():
+    known = schema() | model_schema(class_name(settings["model"]))
+    for key, setting in known.items():
         if key in settings:
             setting.check(settings[key])
+    recboles = recbole_defaults(settings["model"])
+    for key, value in settings.items():
+        if key not in known:
+            check_plain(key, value)
+            _check_like(key, value, recboles.get(key))
     ratio = settings["split_ratio"]
-    if len(ratio) != 3 or abs(sum(ratio) - 1) > 1e-6 or min(ratio) <= 0:
+    if abs(sum(ratio) - 1) > 1e-6 or min(ratio) <= 0:
         raise UserError(f"split_ratio={ratio!r} must be three positive shares that sum to 1")
-    prices = settings["llm_prices"]
-    if prices is not None and [type(each) in (int, float) for each in prices] != [True, True]:
-        raise UserError(
-            f"llm_prices={prices!r} must be two numbers, the prices of a million prompt and answer tokens, as [0.15, 0.6]"
-        )
+    for key in ("item_name", "item_text"):
+        format_columns(key, settings[key])
+    clips = settings.get("clip_grad_norm")
+    if clips is not None and not isinstance(clips.get("max_norm"), int | float):
+        raise UserError(f"clip_grad_norm={clips!r} needs the number max_norm, as {{max_norm: 5}}")
+    _check_metrics(settings)
     views = settings["views"]
-    if not views or len(set(views)) != len(views):
-        raise UserError(f"views={views!r} must name at least one view, each once")
+    if len(set(views)) != len(views):
+        raise UserError(f"views={views!r} names one twice")
     if settings["intent_k"] > settings["intent_k_max"]:
         raise UserError(
             f"intent_k={settings['intent_k']} is larger than the {settings['intent_k_max']} nearest items that are stored; "
             f"lower it, or raise --intent_k_max and run again with --rebuild=true"
         )
+
+
+def _check_like(key: str, value: Any, default: Any) -> None:
+    """Refuse, for a setting that RecBole alone knows, a value of another kind than its default; RecBole may not look at it.
+
+    Raises:
+        UserError: names the setting, the value and RecBole's default.
+    """
+    kinds: tuple[type, ...] = (int, float) if type(default) in (int, float) else (type(default),)
+    if value is None or type(default) not in (bool, int, float) or type(value) in kinds:
+        return
+    raise UserError(f"{key}={value!r} must be of the kind of RecBole's default, {default!r}")
+
+
+def _check_metrics(settings: Mapping[str, Any]) -> None:
+    """Refuse a `valid_metric` that is not computed.
+
+    Raises:
+        UserError: names it and what is.
+    """
+    name, at, cutoff = settings["valid_metric"].partition("@")
+    computed = [each.casefold() for each in settings["metrics"]]
+    if name.casefold() not in computed or (at and cutoff not in map(str, settings["topk"])):
+        raise UserError(
+            f"valid_metric={settings['valid_metric']!r} is not computed; name one of metrics={settings['metrics']} at one of "
+            f"topk={settings['topk']}, as {settings['metrics'][0]}@{settings['topk'][-1]}"
+        )
+
+
+def format_columns(key: str, text: str) -> list[str]:
+    """The columns that stand in braces in `item_name` or `item_text`.
+
+    Raises:
+        UserError: braces that do not close, or that hold more than a column's name.
+
+    >>> format_columns("item_text", "{title}, {brand}")
+    ['title', 'brand']
+    """
+    try:
+        fields = [(field, form, convert) for _, field, form, convert in string.Formatter().parse(text) if field is not None]
+    except ValueError as error:
+        raise UserError(f"{key}={text!r} is not a format ({error}); write it as '{{title}}, {{brand}}'") from None
+    for field, form, convert in fields:
+        if form or convert or not field or set(field) & set(".[]"):
+            raise UserError(f"{key}={text!r}: braces hold a column's name and no more; write it as '{{title}}, {{brand}}'")
+    return [field for field, _, _ in fields]
 
 
 def intents_of(settings: Lookup) -> IntentsOf:

@@ -3,7 +3,6 @@
 import difflib
 import importlib.util
 import logging
-import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import make_folder
 from recbole_llm4sbr.base.schema import read_yaml
-from recbole_llm4sbr.base.settings import uses_item_texts
+from recbole_llm4sbr.base.settings import format_columns, uses_item_texts
 from recbole_llm4sbr.data.atomic import column_names
 from recbole_llm4sbr.data.clicks import click_columns
 from recbole_llm4sbr.data.sessions import PARTS
@@ -112,13 +111,7 @@ def check_columns(settings: Mapping[str, Any], inter_files: Sequence[Path], item
             f"name the right one with --item_column"
         )
     for option in ("item_name", "item_text"):
-        try:
-            fields = [field for _, field, _, _ in string.Formatter().parse(settings[option]) if field is not None]
-        except ValueError as error:
-            raise UserError(
-                f"{option}={settings[option]!r} is not a format ({error}); write it as '{{title}}, {{brand}}'"
-            ) from None
-        for column in fields:
+        for column in format_columns(option, settings[option]):
             if column not in present:
                 raise UserError(
                     f"{str(item_file)!r} has no text column {column!r}; it has {', '.join(present)}; "

@@ -68,10 +68,10 @@ def improvement(a: Numbers, b: Numbers, resamples: int = RESAMPLES, seed: int = 
     Returns:
         Improvement, lower and upper end. nan where the mean of `a` is 0; the interval is nan with a single session.
     """
-    means = a.mean(), b.mean()
-    if means[0] == 0:
+    before, after = float(a.mean()), float(b.mean())
+    if before == 0:
         return float("nan"), float("nan"), float("nan")
-    percent = float(np.round(100 * (means[1] / means[0] - 1), _DIGITS))
+    percent = float(np.round(100 * (after / before - 1), _DIGITS))
     rows = a.shape[1]
     if rows < 2:
         return percent, float("nan"), float("nan")
