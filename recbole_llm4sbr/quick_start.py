@@ -7,7 +7,7 @@ from recbole_llm4sbr.base.records import IntentCounts
 from recbole_llm4sbr.base.settings import load_settings, uses_intents, uses_item_texts
 from recbole_llm4sbr.data.checks import RunFiles
 from recbole_llm4sbr.data.prepare import prepare
-from recbole_llm4sbr.intent.infer import infer
+from recbole_llm4sbr.intent.infer import check_askable, infer
 from recbole_llm4sbr.intent.item_vectors import encode_items
 from recbole_llm4sbr.training.config import check_runnable
 from recbole_llm4sbr.training.loading import Loaded, load_model
@@ -54,6 +54,8 @@ def make_files(settings: Mapping[str, Any]) -> tuple[RunFiles, IntentCounts | No
     Raises:
         UserError: as `prepare` and `infer`.
     """
+    if uses_item_texts(settings):
+        check_askable(settings)
     prepared = prepare(settings)
     if uses_intents(settings):
         inferred = infer(settings, prepared)

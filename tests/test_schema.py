@@ -65,6 +65,9 @@ TRAINING = {
     "valid_metric": ("Hit@5", {}),
     "metric_decimal_place": (2, {}),
     "seed": (7, {}),
+    "learner": ("sgd", {}),
+    "eval_step": (2, {"epochs": 2}),
+    "clip_grad_norm": ({"max_norm": 0.001}, {}),
 }
 RUN = {
     "eval_batch_size": (7, {}),
@@ -111,6 +114,8 @@ IN_SETTINGS_ONLY = {
     "atomic_path": ("x", {}),
     "gpu_id": ("1", {}),
     "worker": (1, {}),
+    "loss_type": ("CE", {}),
+    "load_col": ({"item": ["item_id"]}, {}),
     "log_wandb": (True, {}),
     "wandb_project": ("x", {}),
     "config_files": ("x.yaml", {}),

@@ -1,12 +1,14 @@
 """Files that appear whole or not at all, their checksums, and where `properties/` stands."""
 
 import contextlib
+import glob
 import hashlib
 import hmac
 import json
 import logging
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,7 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 PROPERTIES = _PACKAGE / "properties" if (_PACKAGE / "properties").is_dir() else _PACKAGE.parent / "properties"
 
 _MARK = ".made-here"
+_STALE = 600  # seconds after which a temporary file may be a killed run's
 
 
 def make_folder(path: str | Path) -> Path:
@@ -39,10 +42,23 @@ def make_folder(path: str | Path) -> Path:
     return folder
 
 
+def check_folder(path: str | Path, option: str) -> None:
+    """Refuse a folder that cannot be made or written to, without making it.
+
+    Raises:
+        UserError: names the option and what is in the way.
+    """
+    folder = Path(path).absolute()
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UserError(f"{option}={str(path)!r}: {str(there)!r} is no folder that can be written to; choose another")
+
+
 @contextmanager
 def write_whole(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a temporary file beside `path`; it takes the name `path` only when the block ends without an error."""
     path = Path(path)
+    _remove_stale(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     encoding = None if "b" in mode else "utf-8"
     try:
@@ -53,6 +69,26 @@ def write_whole(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove what killed runs left of `path`: temporary files that no process of this machine writes and that are old."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        with contextlib.suppress(OSError, ValueError):  # another run may be removing it too
+            pid = int(left.name.rsplit(".", 2)[1])
+            if time.time() - left.stat().st_mtime > _STALE and not alive(pid):
+                left.unlink()
+
+
+def alive(pid: int) -> bool:
+    """Whether a process of this machine has this number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # another user's
+    return True
 
 
 _checksums: dict[tuple[str, int, int, int, int], str] = {}
@@ -84,7 +120,7 @@ def read_json(path: str | Path) -> Any:
     try:
         with open(path, encoding="utf-8") as handle:
             return json.load(handle)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{str(path)!r} is not valid JSON ({error}); delete it and run again") from None
 
 

@@ -169,6 +169,8 @@ def check_values(settings: Mapping[str, Any]) -> None:
     Raises:
         UserError: names the setting, the value and what is allowed.
     """
+    if {"@", "?"} & set(str(settings["llm_url"] or "")):  # what follows is said with the value
+        raise UserError("llm_url holds a password or a query; put the key into the environment variable OPENAI_API_KEY")
     known = schema() | model_schema(class_name(settings["model"]))
     for key, setting in known.items():
         if key in settings:
@@ -217,7 +219,12 @@ def _check_metrics(settings: Mapping[str, Any]) -> None:
     """
     name, at, cutoff = settings["valid_metric"].partition("@")
     computed = [each.casefold() for each in settings["metrics"]]
-    if name.casefold() not in computed or (at and cutoff not in map(str, settings["topk"])):
+    if settings.get("eval_step", 1) > settings["epochs"]:
+        raise UserError(
+            f"eval_step={settings['eval_step']} is larger than epochs={settings['epochs']}, so that no epoch is validated"
+        )
+    whole = name.casefold() == "gauc"  # the one without a cut-off
+    if name.casefold() not in computed or (cutoff not in map(str, settings["topk"]) if not whole else at):
         raise UserError(
             f"valid_metric={settings['valid_metric']!r} is not computed; name one of metrics={settings['metrics']} at one of "
             f"topk={settings['topk']}, as {settings['metrics'][0]}@{settings['topk'][-1]}"

@@ -55,7 +55,8 @@ def aligned(rows: Sequence[Mapping[str, Any]]) -> str:
     """
     columns = list(rows[0])
     cells = [columns] + [
-        [f"{value:,.0f}" if isinstance(value, int | float) else str(value or "-") for value in row.values()] for row in rows
+        [f"{value:,.0f}" if isinstance(value, int | float) else printable(str(value or "-")) for value in row.values()]
+        for row in rows
     ]
     widths = [max(len(line[column]) for line in cells) for column in range(len(columns))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in cells)

@@ -1,13 +1,18 @@
 """The command line: `recbole-llm4sbr [verb] --key=value ...`, in the manner of RecBole's run scripts."""
 
+import errno
 import logging
 import os
+import sqlite3
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
 
 from recbole_llm4sbr._version import __version__
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.schema import describe_settings
+from recbole_llm4sbr.base.wording import printable
 from recbole_llm4sbr.cli import answers, compare, infer, line, prepare, report, train, tune
 from recbole_llm4sbr.cli.parsing import Verb, parse_arguments
 
@@ -36,27 +41,63 @@ examples
 --model: SRGNN, TAGNN, GCEGNN, DHCN (native), or a sequential model of RecBole (GRU4Rec, SASRec, NARM, STAMP, ...), or package.module:Class;
 baselines: LLMInfer, LLMSeqSim, LLM2SRGNN (LLM2 + any backbone).
 --config_files=a.yaml,b.yaml: settings from files; the command line wins over them. `--key=value` and `--key value` both work.
+--verbose: an error shows its traceback.
 Every setting of RecBole can be given too. The settings of this package and their defaults:
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code: 0, 1 when all cells of a grid failed, 2 for a user's mistake, 130 when interrupted."""
+    """Run the command line and return the exit code.
+
+    0; 1 when all cells of a grid failed; 2 for a user's mistake or a machine that is too small; 70 for a fault of this program or of a
+    library; 130 when interrupted. An error is one line, with its traceback only under `--verbose`.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    verbose = bool({"--verbose", "--verbose=true"} & set(arguments))
+    arguments = [each for each in arguments if each.partition("=")[0] != "--verbose"]
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "faiss", "faiss.loader", "transformers", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         return _run(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return 130
     except BrokenPipeError:  # as under `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        if verbose:
+            traceback.print_exc()
+        said = str(error) if isinstance(error, UserError) else _of_the_machine(error)
+        print(f"error: {printable(said or _unexpected(error))}", file=sys.stderr)
+        return 2 if said else 70
+
+
+def _of_the_machine(error: Exception) -> str:
+    """What a user can do about an error of the disk, the memory or the answer store; "" for any other error."""
+    if isinstance(error, sqlite3.Error):
+        full = "full" in str(error)
+        remedy = "make room" if full else "move answers.sqlite away (`answers import` takes over an export)"
+        return f"the answer store cannot be {'written' if full else 'read'} ({error}); {remedy} and run the same command again"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"the disk is full ({error.filename or error}); files are whole or not there and answers are kept: make room and run the same "
+            f"command again"
+        )
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'a file'}: {error.strerror}"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return f"the memory is too small ({error}); lower --train_batch_size, --eval_batch_size, --llm_batch_tokens or --encoder_batch_size"
+    return ""
+
+
+def _unexpected(error: Exception) -> str:
+    """A line for an error that nobody foresaw; its traceback goes to a file."""
+    with tempfile.NamedTemporaryFile("w", prefix="recbole_llm4sbr-", suffix=".log", delete=False, encoding="utf-8") as log:
+        log.write("".join(traceback.format_exception(error)).encode("utf-8", "replace").decode())
+    said = f"{type(error).__name__}: {str(error)[:300]}"
+    return f"{said}; a fault of this program or of a library: {log.name} says where (--verbose shows it)"
 
 
 def describe_program() -> str:

@@ -67,7 +67,18 @@ def check_prepared(settings: Mapping[str, Any]) -> Manifest:
             f"{str(folder)!r} was prepared otherwise: {'; '.join(changed)}; run `prepare` with --rebuild=true, or use those settings"
         )
     manifest.check_files()
+    check_topk(settings, manifest.counts["catalogue"])
     return manifest
+
+
+def check_topk(settings: Mapping[str, Any], catalogue: int) -> None:
+    """Refuse a cut-off beyond the catalogue.
+
+    Raises:
+        UserError: names the cut-offs and the number of items.
+    """
+    if max(settings["topk"]) > catalogue:
+        raise UserError(f"topk={settings['topk']}: only {catalogue:,} items can be ranked; lower --topk and --valid_metric")
 
 
 def check_items(settings: Mapping[str, Any], prepared: Manifest) -> Manifest:

@@ -6,6 +6,7 @@ of every test session. The key of a cell is a hash of all that its result depend
 
 import logging
 import time
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -73,7 +74,11 @@ def compare(
     _keep_grid(out / "grid.json", cells, command)
     make_folder(out / "ranks")
     done = read_cell_results(out / "cells.jsonl")
-    missing = {cell.key: cell for cell in cells if cell.key not in done or not done[cell.key].ok}
+    missing = {
+        cell.key: cell
+        for cell in cells
+        if cell.key not in done or not done[cell.key].ok or _is_damaged(out / "ranks" / f"{cell.key}.npz")
+    }
     log.info(
         "%s cells, %s of them distinct, %s to run; results in %s", len(cells), len({c.key for c in cells}), len(missing), out
     )
@@ -88,6 +93,10 @@ def compare(
             left = (time.perf_counter() - started) / number * (len(missing) - number)
             log.info("[%s/%s] %s: %s; %s left", number, len(missing), cell.label, _outcome(result), duration(left))
     return [done[key] for key in dict.fromkeys(cell.key for cell in cells)]
+
+
+def _is_damaged(ranks: Path) -> bool:
+    return ranks.is_file() and not zipfile.is_zipfile(ranks)
 
 
 def _cells(

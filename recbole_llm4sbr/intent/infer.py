@@ -8,7 +8,7 @@ from typing import Any
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.records import IntentCounts
-from recbole_llm4sbr.base.settings import check_intent_k, deciding, intents_of
+from recbole_llm4sbr.base.settings import check_intent_k, deciding, engine, intents_of
 from recbole_llm4sbr.data.checks import INTENTS, check_prepared, intent_differences
 from recbole_llm4sbr.data.features import SessionLines, Vectors, read_vectors, vector_lines
 from recbole_llm4sbr.data.folders import dataset_folder, intents_folder
@@ -19,6 +19,7 @@ from recbole_llm4sbr.intent.encoder import Encoder
 from recbole_llm4sbr.intent.item_vectors import encode_items, model_identities
 from recbole_llm4sbr.intent.llm_intents import REFRESH, Intents, ask_llm, describe_questions, refresh_since
 from recbole_llm4sbr.intent.localization import localize
+from recbole_llm4sbr.intent.pretrained import identify
 from recbole_llm4sbr.intent.prompts import PromptTemplate
 from recbole_llm4sbr.intent.session_text import session_text
 
@@ -111,11 +112,29 @@ def dry_run(settings: Mapping[str, Any], prepared: Manifest | None = None) -> st
     return describe_questions(settings, read_sessions(dataset_folder(settings), settings["dataset"], *PARTS))
 
 
-def _checked(settings: Mapping[str, Any], prepared: Manifest | None) -> Manifest:
-    """Refuse wrong settings before anything is loaded; the manifest of the session files."""
+def check_askable(settings: Mapping[str, Any]) -> None:
+    """Refuse, before anything is made, settings under which no intents can be made.
+
+    Raises:
+        UserError: an encoder, LLM or template that is not there, a view that the template does not have, an index that faiss does not know.
+    """
+    import faiss
+
     check_intent_k(settings)
+    identify(settings["encoder"], "encoder")
+    try:
+        faiss.index_factory(8, settings["faiss_index"], faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError:
+        raise UserError(f"faiss_index={settings['faiss_index']!r} is no index that faiss can make; Flat is exact") from None
     if intents_of(settings) == "llm":
         PromptTemplate.load(settings["prompt"]).check_views(settings["views"])
+        if engine(settings) == "local":
+            identify(settings["llm"], "llm")
+
+
+def _checked(settings: Mapping[str, Any], prepared: Manifest | None) -> Manifest:
+    """Refuse wrong settings before anything is loaded; the manifest of the session files."""
+    check_askable(settings)
     return prepared or check_prepared(settings)
 
 

@@ -4,6 +4,7 @@ import re
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -60,7 +61,39 @@ class PromptTemplate:
             views = {view: View(**given) for view, given in parts.pop("views").items()}
         except (TypeError, AttributeError):
             raise UserError(f"prompt template {str(path)!r}: a view is `name: {{qualifier: text, window: number}}`") from None
-        return cls(name=path.stem, views=views, **parts)
+        for view, given in views.items():
+            whole = given.window is None or (type(given.window) is int and given.window >= 1)
+            if not isinstance(view, str) or not isinstance(given.qualifier, str) or not given.qualifier.strip() or not whole:
+                raise UserError(
+                    f"prompt template {str(path)!r}, view {view!r}: the qualifier must be a text and the window a number of items from 1 on"
+                )
+        for part, text in parts.items():
+            if not isinstance(text, str):
+                raise UserError(f"prompt template {str(path)!r}: {part} must be a text, not {text!r}")
+        template = cls(name=path.stem, views=views, **parts)
+        template._check_formats(path)
+        return template
+
+    def _check_formats(self, path: Path) -> None:
+        """Refuse formats that do not show what they are there to show.
+
+        Raises:
+            UserError: names the part and what must stand in its braces.
+        """
+        for part, given in (
+            ("item", {"number": 7, "name": "a name"}),
+            ("task", {"qualifier": "a name"}),
+            ("joint", {"views": "a name"}),
+        ):
+            text, last = getattr(self, part), [*given][-1]
+            if part == "joint" and not text:
+                continue
+            try:
+                shown = text.format(**given)
+            except (KeyError, IndexError, ValueError, AttributeError, TypeError):
+                shown = ""
+            if "a name" not in shown:
+                raise UserError(f"prompt template {str(path)!r}: {part}={text!r} must be a format with {{{last}}} in it")
 
     def check_views(self, views: Sequence[str]) -> None:
         """Refuse views that the template does not have."""
@@ -195,6 +228,10 @@ def _texts(items: pd.DataFrame, settings: Mapping[str, Any], option: str) -> lis
     if settings["article_last"]:
         values[columns[0]] = [_ARTICLE_LAST.sub(r"\2 \1", text) for text in values[columns[0]]]
     empty = [token for token, text in zip(items["item_id"], values[columns[0]]) if not text]
+    if len(empty) == len(items):
+        raise UserError(
+            f"no item has a {columns[0]!r}; name the column with texts with --{option}, for instance --{option}='{{title}}'"
+        )
     if empty and settings["missing_item_text"] == "error":
         raise UserError(
             f"item {empty[0]!r} has no {columns[0]!r} ({len(empty)} such items); mend the .item file, "

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.wording import duration
+from recbole_llm4sbr.base.wording import duration, printable
 from recbole_llm4sbr.intent.backends import LLMBackend, Request
 from recbole_llm4sbr.intent.store import AnswerStore, Asker, answer_key, shipped_answers
 
@@ -315,5 +315,6 @@ def estimate(questions: Questions, prices: tuple[float, float] | None, examples:
             lines.append(f"cost: about {(tokens * prices[0] + answer_tokens * prices[1]) / 1e6:,.2f}")
         for number in missing[np.linspace(0, len(missing) - 1, min(len(missing), examples)).astype(int)]:
             system, user, start, _ = questions.request(number)
-            lines += ["", f"--- an example ---\n{system}\n\n{user}\n\n{start}"]
+            example = f"--- an example ---\n{system}\n\n{user}\n\n{start}"
+            lines += ["", *(printable(line) for line in example.split("\n"))]
     return "\n".join(lines)

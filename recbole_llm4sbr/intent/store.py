@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.files import PROPERTIES, make_folder, write_whole
+from recbole_llm4sbr.base.files import PROPERTIES, alive, make_folder, write_whole
 from recbole_llm4sbr.intent.backends import Request
 
 _APPLICATION_ID = 0x5B124  # marks a SQLite file as ours
@@ -309,13 +309,7 @@ def _alive(owner: str, seen: float) -> bool:
         return False
     if host != socket.gethostname():
         return True
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass  # another user's
-    return True
+    return alive(int(pid))
 
 
 def shipped_answers(identity: str, decoding: Mapping[str, Any], folder: Path = PROPERTIES / "answers") -> dict[bytes, str]:

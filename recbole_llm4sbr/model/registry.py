@@ -34,7 +34,7 @@ def model_class(name: str) -> type[nn.Module]:
         module_name, _, class_name = name.partition(":")
         try:
             found = getattr(import_models(module_name), class_name)
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, ValueError) as error:
             raise UserError(f"model {name!r} cannot be imported ({error}); write it as package.module:Class") from None
     else:
         files = {each.name for each in pkgutil.iter_modules(import_models().__path__)}

@@ -105,7 +105,7 @@ nav a { margin-right: 1rem; } .fig { margin: 1rem 0; } a { color: #0b5cad; }
 
 def _page(pieces: Sequence[tuple[Block, Sequence[Table]]]) -> str:
     """One HTML page, self-contained."""
-    links = "".join(f'<a href="#{block.name}">{html.escape(block.title)}</a>' for block, _ in pieces)
+    links = "".join(f'<a href="#part{n}">{html.escape(block.title)}</a>' for n, (block, _) in enumerate(pieces))
     body = [
         "<h1>What the language model added</h1>",
         "<p>Session-based recommenders, plain and with LLM4SBR, trained and tested by recbole_llm4sbr on the same files. A gain over the "
@@ -113,8 +113,8 @@ def _page(pieces: Sequence[tuple[Block, Sequence[Table]]]) -> str:
         "exchanged between sessions, random vectors.</p>",
         f"<nav>{links}</nav>",
     ]
-    for block, tables in pieces:
-        body.append(f'<h2 id="{block.name}">{html.escape(block.title)}</h2>')
+    for n, (block, tables) in enumerate(pieces):
+        body.append(f'<h2 id="part{n}">{html.escape(block.title)}</h2>')
         body.append(_facts_html(block))
         for title, how, figure in figures_of(block):
             body.append(f"<h3>{html.escape(title)}</h3><p class=how>{html.escape(how)}</p><div class=fig>{figure}</div>")

@@ -1,5 +1,7 @@
 """What `compare`, `ablate` and `tune` left in their folders, read for the report: `grid.json`, `cells.jsonl`, `ranks/*.npz`."""
 
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +13,7 @@ import numpy.typing as npt
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import read_json
 from recbole_llm4sbr.base.records import GridEntry, RunResult, Search, read_cell_results
+from recbole_llm4sbr.base.schema import schema
 from recbole_llm4sbr.report.statistics import PER_SESSION, session_metric
 
 CONTROLS = ("session_text", "shuffled", "random", "none")
@@ -167,9 +170,11 @@ def _read_search(folder: Path) -> Search | None:
     if not path.is_file() or "best" not in (value := read_json(path)) or value["best"] is None:
         return None
     try:
-        return Search.from_json(value)
-    except (KeyError, TypeError) as error:
+        found = Search.from_json(value)
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{str(path)!r} is not the result of a search ({type(error).__name__}: {error})") from None
+    schema()["dataset"].check(found.dataset)  # it names a file of the report
+    return found
 
 
 def _read_grid(folder: Path, blocks: dict[tuple[str, str], Block], folder_of: dict[tuple[str, str, str], Path]) -> None:
@@ -182,7 +187,12 @@ def _read_grid(folder: Path, blocks: dict[tuple[str, str], Block], folder_of: di
     """
     grid = read_json(folder / "grid.json")
     cells = read_cell_results(folder / "cells.jsonl")
-    for entry in map(GridEntry.from_json, grid["cells"]):
+    try:
+        entries, commands = [GridEntry.from_json(each) for each in grid["cells"]], list(map(str, grid["commands"]))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{str(folder / 'grid.json')!r} is not a grid ({type(error).__name__}: {error})") from None
+    for entry in entries:
+        schema()["dataset"].check(entry.dataset)  # it names a file of the report
         block = blocks.setdefault((entry.dataset, entry.split), Block(entry.dataset, entry.split))
         group = entry.group
         if folder_of.setdefault((block.dataset, block.split, group), folder) != folder:
@@ -196,7 +206,7 @@ def _read_grid(folder: Path, blocks: dict[tuple[str, str], Block], folder_of: di
         if cell is None:
             line.reasons[entry.seed] = "not run yet"
             continue
-        for command in grid["commands"]:
+        for command in commands:
             _add(block.commands, command)
         _add(block.machines, cell.machine)
         if cell.result is None:
@@ -205,8 +215,17 @@ def _read_grid(folder: Path, blocks: dict[tuple[str, str], Block], folder_of: di
         line.results[entry.seed] = cell.result
         ranks = folder / "ranks" / f"{entry.key}.npz"
         if ranks.is_file():
-            with np.load(ranks, allow_pickle=False) as arrays:
-                line.ranks[entry.seed] = {name: arrays[name] for name in arrays.files}
+            line.ranks[entry.seed] = _read_ranks(ranks)
+
+
+def _read_ranks(path: Path) -> dict[str, npt.NDArray[Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in ("session", "rank", "length", "head", "intent")}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(
+            f"{str(path)!r} is damaged ({type(error).__name__}); delete it and run the grid again with the same --out"
+        ) from None
 
 
 def _add(texts: list[str], text: str) -> None:

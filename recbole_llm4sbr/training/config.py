@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.files import check_folder
 from recbole_llm4sbr.base.recbole import Config
 from recbole_llm4sbr.base.settings import check_intent_k, uses_intents
 from recbole_llm4sbr.model import check_wrappable, is_switched, model_class
@@ -29,7 +30,10 @@ class SessionConfig(Config):  # type: ignore[misc]
         if settings["llm4sbr"] or is_switched(settings):
             check_wrappable(model)
         folder = Path(settings["atomic_path"]) / settings["dataset"]
-        super().__init__(model=model, dataset=settings["dataset"], config_dict=dict(settings) | file_settings(settings))
+        try:
+            super().__init__(model=model, dataset=settings["dataset"], config_dict=dict(settings) | file_settings(settings))
+        except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
+            raise UserError(f"RecBole refuses these settings: {error}") from None
         self.final_config_dict["data_path"] = str(folder)  # RecBole would append the dataset, and bend ml-100k's
         # travels in the checkpoint: what it takes to build this run again, on one device
         self.final_config_dict["given"] = {key: settings[key] for key in settings if key not in _OF_MANY} | {"nproc": 1}
@@ -72,8 +76,8 @@ def file_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 def check_runnable(settings: Mapping[str, Any]) -> None:
     """Refuse before long work: an unknown model, one that cannot be wrapped or scored so, a model that ranks by intents without any."""
     model = model_class(settings["model"])
-    if settings["llm4sbr"] or is_switched(settings):
-        check_wrappable(model)
+    SessionConfig(settings)  # what RecBole says of it
+    check_folder(settings["checkpoint_dir"], "checkpoint_dir")
     if settings["similarity"] == "cosine" and getattr(model, "dot_only", False):
         raise UserError(
             f"{settings['model']} cannot score by similarity=cosine: its session embedding differs per item; use dot"
