@@ -133,7 +133,7 @@ def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
         try:
             if line:
                 rows.append(json.loads(line))
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             log.warning("%s, line %s is unfinished and is passed over", path, number)
     return rows
 

@@ -344,7 +344,7 @@ def read_answers(path: str | Path) -> tuple[dict[str, Any], Iterator[tuple[str, 
                     key, answer = json.loads(line)
                     if len(bytes.fromhex(key)) != 16 or not isinstance(answer, str):
                         raise ValueError
-                except (ValueError, TypeError):
+                except (ValueError, TypeError, RecursionError):
                     raise UserError(f"{str(path)!r}, line {number}, is not a key and an answer; take an intact copy") from None
                 yield key, answer
 
@@ -354,7 +354,7 @@ def read_answers(path: str | Path) -> tuple[dict[str, Any], Iterator[tuple[str, 
             _ = provenance["model"], dict(provenance["decoding"])
     except OSError as error:
         raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, StopIteration):
+    except (ValueError, KeyError, TypeError, StopIteration, RecursionError):
         raise UserError(
             f"{str(path)!r} is not a file of exported answers (its first line names no model and decoding)"
         ) from None

@@ -78,6 +78,8 @@ def check_runnable(settings: Mapping[str, Any]) -> None:
     model = model_class(settings["model"])
     SessionConfig(settings)  # what RecBole says of it
     check_folder(settings["checkpoint_dir"], "checkpoint_dir")
+    for name in ("log", "log_tensorboard"):  # RecBole's, in the working folder
+        check_folder(name, "the folder of logs")
     if settings["similarity"] == "cosine" and getattr(model, "dot_only", False):
         raise UserError(
             f"{settings['model']} cannot score by similarity=cosine: its session embedding differs per item; use dot"
