@@ -5,7 +5,7 @@ from typing import Any
 
 from recbole_llm4sbr.base.records import IntentCounts
 from recbole_llm4sbr.base.settings import load_settings, uses_intents, uses_item_texts
-from recbole_llm4sbr.data.checks import RunFiles
+from recbole_llm4sbr.data.checks import RunFiles, check_topk
 from recbole_llm4sbr.data.prepare import prepare
 from recbole_llm4sbr.intent.infer import check_askable, infer
 from recbole_llm4sbr.intent.item_vectors import encode_items
@@ -57,6 +57,7 @@ def make_files(settings: Mapping[str, Any]) -> tuple[RunFiles, IntentCounts | No
     if uses_item_texts(settings):
         check_askable(settings)
     prepared = prepare(settings)
+    check_topk(settings, prepared.counts["catalogue"])
     if uses_intents(settings):
         inferred = infer(settings, prepared)
         return RunFiles(prepared, inferred.items, inferred.intents), inferred.counts

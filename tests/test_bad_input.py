@@ -103,7 +103,6 @@ LINES = [
     ("--valid_metric=MRR", "valid_metric='MRR' is not computed"),
     ("--metrics=[AUC]", "'AUC' is unknown"),
     ("--topk=[0]", "topk=[0]"),
-    ("--topk=[5, 10000, 20]", "topk"),
     ("--topk=5", "topk=5"),
     ("--seed=-1", "seed=-1"),
     ("--split_ratio=[0.5,0.5]", "split_ratio"),

@@ -49,6 +49,8 @@ def parse_value(text: str, key: str = "") -> Any:
     (0.001, [1, 2], '7', None)
     """
     setting = schema().get(key)
+    if setting is not None and str in setting.types and not text:
+        return ""
     if setting is not None and isinstance(setting.default, str):
         if setting.nullable and text in ("null", "~"):
             return None

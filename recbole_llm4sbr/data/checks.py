@@ -34,6 +34,7 @@ def check_run_files(settings: Mapping[str, Any]) -> RunFiles:
         UserError: something is missing, was made with other settings, or has changed since.
     """
     prepared = check_prepared(settings)
+    check_topk(settings, prepared.counts["catalogue"])
     if not uses_item_texts(settings):
         return RunFiles(prepared)
     items = check_items(settings, prepared)
@@ -67,7 +68,6 @@ def check_prepared(settings: Mapping[str, Any]) -> Manifest:
             f"{str(folder)!r} was prepared otherwise: {'; '.join(changed)}; run `prepare` with --rebuild=true, or use those settings"
         )
     manifest.check_files()
-    check_topk(settings, manifest.counts["catalogue"])
     return manifest
 
 

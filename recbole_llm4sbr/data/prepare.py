@@ -17,7 +17,7 @@ from recbole_llm4sbr.base.files import make_folder, sha256_file
 from recbole_llm4sbr.base.records import PreparedCounts
 from recbole_llm4sbr.base.settings import deciding
 from recbole_llm4sbr.data.atomic import read_header, read_table
-from recbole_llm4sbr.data.checks import INTENTS, ITEMS, PREPARED, check_topk
+from recbole_llm4sbr.data.checks import INTENTS, ITEMS, PREPARED
 from recbole_llm4sbr.data.clicks import read_clicks
 from recbole_llm4sbr.data.folders import dataset_folder
 from recbole_llm4sbr.data.manifest import Manifest
@@ -112,7 +112,6 @@ def _make(
             f"no session is left for {' and '.join(empty)} of {numbers['sessions']:,}; the dataset is too small for this split"
         )
     catalogue = pd.unique(sessions["item"])
-    check_topk(settings, len(catalogue))
     written: dict[str, Iterable[str]] = {f"{dataset}.{name}.inter": tables[name] for name in PARTS}
     written[f"{dataset}.item"] = _item_table(catalogue, item_file, settings["item_column"])
     return written, PreparedCounts(

@@ -9,7 +9,7 @@ from typing import Any
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.records import IntentCounts
 from recbole_llm4sbr.base.settings import check_intent_k, deciding, engine, intents_of
-from recbole_llm4sbr.data.checks import INTENTS, check_prepared, intent_differences
+from recbole_llm4sbr.data.checks import INTENTS, ITEMS, check_prepared, intent_differences
 from recbole_llm4sbr.data.features import SessionLines, Vectors, read_vectors, vector_lines
 from recbole_llm4sbr.data.folders import dataset_folder, intents_folder
 from recbole_llm4sbr.data.manifest import Manifest, of_views
@@ -113,7 +113,7 @@ def dry_run(settings: Mapping[str, Any], prepared: Manifest | None = None) -> st
 
 
 def check_askable(settings: Mapping[str, Any]) -> None:
-    """Refuse, before anything is made, settings under which no intents can be made.
+    """Refuse, before anything is made, settings under which no intents can be made; files that are there need no models.
 
     Raises:
         UserError: an encoder, LLM or template that is not there, a view that the template does not have, an index that faiss does not know.
@@ -121,14 +121,16 @@ def check_askable(settings: Mapping[str, Any]) -> None:
     import faiss
 
     check_intent_k(settings)
-    identify(settings["encoder"], "encoder")
+    folder = dataset_folder(settings)
+    if not (folder / ITEMS).is_file():
+        identify(settings["encoder"], "encoder")
     try:
         faiss.index_factory(8, settings["faiss_index"], faiss.METRIC_INNER_PRODUCT)
     except RuntimeError:
         raise UserError(f"faiss_index={settings['faiss_index']!r} is no index that faiss can make; Flat is exact") from None
     if intents_of(settings) == "llm":
         PromptTemplate.load(settings["prompt"]).check_views(settings["views"])
-        if engine(settings) == "local":
+        if engine(settings) == "local" and not (folder / INTENTS).is_file():
             identify(settings["llm"], "llm")
 
 
