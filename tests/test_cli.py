@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from recbole_llm4sbr.cli.main import main
+
 
 def run(arguments, cwd):
     command = [sys.executable, "-m", "recbole_llm4sbr.cli", *arguments]
@@ -18,7 +20,7 @@ def words(given, atomic, **changed):
     ]
 
 
-def test_one_command_walks_the_whole_line_and_ends_with_a_table_and_a_result_file(given, tmp_path):
+def test_one_command_walks_the_whole_line_and_ends_with_a_table_and_a_result_file(given, tmp_path, monkeypatch, capsys):
     atomic = str(tmp_path / "atomic")
     done = run(["--model=SRGNN", "--dataset", "tiny", *words(given, atomic), "--result_file", "out.json"], tmp_path)
     assert done.returncode == 0, done.stderr
@@ -32,9 +34,9 @@ def test_one_command_walks_the_whole_line_and_ends_with_a_table_and_a_result_fil
     assert result["infer"]["calls"] == result["infer"]["distinct_prompts"] > 0
     assert f"{result['test_result']['hit@5']:.4f}" in done.stdout
     assert {"settings", "versions", "prepare", "seconds_per_epoch", "peak_memory_mb", "best_epoch", "checkpoint"} <= set(result)
-    plain = run(["train", "--model=SRGNN", "--dataset=tiny", *words(given, atomic, llm4sbr="false")], tmp_path)
-    assert plain.returncode == 0, plain.stderr
-    assert "SRGNN, plain on tiny" in plain.stdout
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--model=SRGNN", "--dataset=tiny", *words(given, atomic, llm4sbr="false")]) == 0
+    assert "SRGNN, plain on tiny" in capsys.readouterr().out
     logs = list((tmp_path / "log" / "SRGNN").glob("SRGNN-tiny-*.log"))
     assert len(logs) == 2  # a file for each run
     for path in logs:

@@ -316,11 +316,11 @@ def test_after_a_time_cut_every_test_target_is_newer_than_every_click_of_train(s
     times = {}
     for user, item, at in sorted(lines, key=lambda line: int(line[2])):
         times.setdefault(user, []).append((item, int(at)))
-    newest = {}
+    newest, kept = {}, kept_items(settings)
     for part in ("train", "valid", "test"):
         for name, _, target in session_rows(folder_of(settings), "tiny", part):
             user, _, length = name.rpartition(".")
-            item, at = [click for click in times[user] if click[0] in kept_items(settings)][int(length)]
+            item, at = [click for click in times[user] if click[0] in kept][int(length)]
             assert item == target
             newest.setdefault(part, []).append(at)
     assert max(newest["train"]) < min(newest["valid"]) <= max(newest["valid"]) < min(newest["test"])

@@ -63,14 +63,14 @@ def test_no_difference_is_no_effect():
 def test_the_interval_holds_the_true_improvement_and_shrinks_with_the_sessions():
     rng = np.random.default_rng(5)
     widths = []
-    for size in (300, 30_000):
+    for size in (300, 10_000):
         a = (rng.random((1, size)) < 0.2).astype(float)
         b = (rng.random((1, size)) < 0.3).astype(float)
         percent, low, high = improvement(a, b)
         assert percent == pytest.approx(100 * (b.mean() / a.mean() - 1))
         assert low < 50 < high
         widths.append(high - low)
-    assert widths[1] < widths[0] / 5
+    assert widths[1] < widths[0] / 4
 
 
 def test_the_interval_of_one_run_is_the_bootstrap_of_scipy():
