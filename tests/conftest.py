@@ -8,7 +8,7 @@ import torch
 
 from recbole_llm4sbr.base.settings import load_settings
 
-torch.set_num_threads(1)
+torch.set_num_threads(2)
 
 WORDS = [
     "red",

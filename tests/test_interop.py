@@ -1,5 +1,8 @@
 """Drop-in comparison in both directions: stock RecBole reads our files with a config file that we ship, over the same items."""
 
+import re
+from pathlib import Path
+
 import yaml
 from conftest import session_rows
 from recbole.config import Config
@@ -10,7 +13,9 @@ from recbole.trainer import Trainer
 
 import recbole_llm4sbr.base.recbole  # noqa: F401  (gives numpy the names that RecBole reads)
 from recbole_llm4sbr.base.files import PROPERTIES
+from recbole_llm4sbr.base.settings import load_settings
 from recbole_llm4sbr.data.folders import dataset_folder
+from recbole_llm4sbr.data.prepare import prepare
 from recbole_llm4sbr.data.rows import read_items
 from recbole_llm4sbr.model.backbones import SRGNN as Ours
 from recbole_llm4sbr.training.run import load_data, train
@@ -124,3 +129,20 @@ def test_the_shipped_config_uses_recboles_keys_only():
 
     given = yaml.safe_load((PROPERTIES / "stock_recbole.yaml").read_text())
     assert set(given) <= recbole_keys("GRU4Rec")
+
+
+def test_the_block_in_the_documentation_runs_for_ml_100k(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    prepare(load_settings(dataset="ml-100k", overrides={"atomic_path": "atomic_data/", "llm4sbr": False}))
+    text = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    monkeypatch.setattr("sys.argv", ["python"])
+    exec(
+        compile(
+            block.replace('"epochs": 5', '"epochs": 1, "gpu_id": "", "embedding_size": 8, "hidden_size": 8'),
+            "docs/data.md",
+            "exec",
+        ),
+        {},
+    )
+    assert "hit@20" in capsys.readouterr().out

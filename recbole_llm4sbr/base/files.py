@@ -81,14 +81,18 @@ def _remove_stale(path: Path) -> None:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process of this machine has this number."""
+    """Whether a process of this machine has this number and has not ended."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except OSError:
         pass  # another user's
-    return True
+    try:  # one that was killed keeps its number until its parent looks at it
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return True
+    return state not in ("Z", "X")
 
 
 _checksums: dict[tuple[str, int, int, int, int], str] = {}
