@@ -62,8 +62,7 @@ def read_clicks(settings: Mapping[str, Any], paths: Sequence[Path]) -> pd.DataFr
         found["session"] = found["user"] = _sessions(paths[0], found, settings)
     found = found.drop(columns=[column for column in found if column.startswith("raw ")])
     if rule == "rows":
-        found["list"] = (found["list"].str.strip() + " " + found["item"]).str.strip().str.split(" ")
-        found["item"] = found.pop("list")
+        found["item"] = (found.pop("list") + " " + found["item"]).str.split()
         found = found.explode("item", ignore_index=True)
         _check_ids(paths[0], settings["list_column"], found["item"])
     if settings["time_column"] is None:
