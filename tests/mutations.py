@@ -1,9 +1,9 @@
 """Do the tests notice a fault? Single operators and constants are changed at random, one at a time, and the tests run on each change.
 
-    python tests/mutations.py [--number 100] [--seed 1] [--only PART]
+    python tests/mutations.py [--number 100] [--seed 1] [--only PART] [--share 1/2]
 
 Each change is made in a copy of the checkout. Printed are those that no test noticed, with their line, and how many were noticed. The
-tests of the changed file run first, all that could see it only where those notice nothing. It takes some 20 minutes of one core.
+tests of the changed file run first, all that could see it only where those notice nothing. It takes about an hour of one core.
 """
 
 import argparse
@@ -22,8 +22,8 @@ PACKAGE = "recbole_llm4sbr"
 # changed files, and the tests that run first
 FILES = {
     "model/losses.py": "losses formulas",
-    "model/intents.py": "formulas switches infer",
-    "model/intent_files.py": "formulas infer switches tuning",
+    "model/intents.py": "formulas switches",
+    "model/intent_files.py": "formulas switches",
     "model/wrapper.py": "formulas switches contract",
     "model/adapter.py": "contract switches",
     "model/contract.py": "formulas switches contract",
@@ -35,9 +35,9 @@ FILES = {
     "model/backbones/tagnn.py": "backbones",
     "model/backbones/gcegnn.py": "backbones",
     "model/backbones/dhcn.py": "backbones",
-    "intent/localization.py": "localize infer",
-    "intent/prompts.py": "prompts infer hostile",
-    "data/sessions.py": "sessions prepare",
+    "intent/localization.py": "localize",
+    "intent/prompts.py": "prompts",
+    "data/sessions.py": "sessions",
     "report/statistics.py": "statistics",
 }
 EVERY = (
@@ -106,7 +106,7 @@ def noticed(copy_of: Path, tests: str) -> bool:
     files = [f"tests/test_{name}.py" for name in tests.split()]
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files]
     try:
-        return subprocess.run(command, cwd=copy_of, capture_output=True, timeout=600).returncode != 0
+        return subprocess.run(command, cwd=copy_of, capture_output=True, timeout=240).returncode != 0
     except subprocess.TimeoutExpired:
         return True
 
@@ -116,14 +116,16 @@ def main() -> None:
     parser.add_argument("--number", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default="", help="part of the names of the changed files")
+    parser.add_argument("--share", default="1/1", help="1/2 and 2/2 in two processes do the changes of one")
     options = parser.parse_args()
+    first, step = map(int, options.share.split("/"))
     every = [
         (name, line, words, tree)
         for name in FILES
         if options.only in name
         for line, words, tree in changes(ast.parse((ROOT / PACKAGE / name).read_text()))
     ]
-    chosen = random.Random(options.seed).sample(every, min(options.number, len(every)))
+    chosen = random.Random(options.seed).sample(every, min(options.number, len(every)))[first - 1 :: step]
     survivors = []
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder) / "checkout"
