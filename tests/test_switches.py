@@ -9,7 +9,7 @@ from recbole_llm4sbr.base.settings import load_settings
 from recbole_llm4sbr.data.features import read_vectors
 from recbole_llm4sbr.data.folders import dataset_folder
 from recbole_llm4sbr.intent.infer import infer
-from recbole_llm4sbr.model import SessionIntents, build_model
+from recbole_llm4sbr.model import IntentFiles, SessionIntents, build_model
 from recbole_llm4sbr.model.item_init import project_texts
 from recbole_llm4sbr.training.loading import load_model
 from recbole_llm4sbr.training.run import load_data, train
@@ -226,3 +226,19 @@ def test_a_plain_model_from_text_needs_no_llm(settings_for):
     folder = dataset_folder(settings)
     assert (folder / "tiny.itememb").is_file()
     assert not (folder / "tiny.sessemb").exists()
+
+
+def test_intents_in_memory_serve_only_runs_that_find_in_them_what_they_need(tiny):
+    config, dataset, _ = load_data(tiny)
+    held = IntentFiles.read(config, dataset, ["long", "short"], 3)
+    for changed, serves in (
+        ({}, False),  # intent_k is 5
+        ({"intent_k": 3}, True),
+        ({"intent_k": 1, "views": ["short"]}, True),
+        ({"intent_k": 0}, False),  # the answers' own vectors were not read
+        ({"intent_k": 3, "intent_source": "shuffled"}, True),
+        ({"intent_k": 3, "intent_source": "session_text"}, False),
+        ({"intent_k": 3, "views": ["long", "normal"]}, False),
+    ):
+        assert held.serves(tiny | changed) is serves, changed
+    assert IntentFiles.read(config, dataset, ["long"], 0).serves(tiny | {"intent_k": 0, "views": ["long"]})
