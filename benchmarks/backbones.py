@@ -108,8 +108,8 @@ def main() -> None:
                 print(f"{model:8} {kind:10} {cells[-1]['seconds']:8.2f} s per epoch {cells[-1]['peak_mb']:8.0f} MB", flush=True)
     rows = counts["rows"]
     head = (
-        f"{options.dataset}: {rows['train']:,} / {rows['valid']:,} / {rows['test']:,} rows, {counts['items']:,} items; batch size "
-        f"{options.train_batch_size}, {options.epochs} epochs (the fastest counts), {options.threads} threads"
+        f"{options.dataset}: {rows['train']:,} / {rows['valid']:,} / {rows['test']:,} rows, {counts['catalogue']:,} items ranked; batch "
+        f"size {options.train_batch_size}, {options.epochs} epochs (the fastest counts), {options.threads} threads"
     )
     lines = [head, "", *table(cells)]
     print("\n" + "\n".join(lines))

@@ -224,7 +224,8 @@ def test_gcegnn_equals_its_formulas(tiny, monkeypatch, hop, piece):
     monkeypatch.setattr(gcegnn, "_PIECE", piece)
     model, config, dataset = built(tiny, "GCEGNN", hop=hop, neighbors=3)
     near, weights = cooccurrence([np.array(s) for s in sessions_of_training(dataset)], dataset.item_num, 3, 3)
-    assert (weights == 0).any()  # an item with fewer neighbours is among them
+    weights[[3, 5], 1:], weights[4] = 0, 0  # items with fewer neighbours, and one without any
+    model.near_weights.copy_(torch.from_numpy(weights))
     embeddings = model.encode(batch_of(HAND))
     scores = model.full_sort_predict(batch_of(HAND))
     for row, session in enumerate(HAND):
@@ -352,3 +353,28 @@ def test_backbones_train_in_double_and_in_half_precision(tiny, monkeypatch, mode
     loss.backward()
     assert loss.item() == pytest.approx(reference, rel=0.1 if low else 0.02)
     assert all(torch.isfinite(each.grad).all() for each in made.parameters() if each.grad is not None)
+
+
+@pytest.mark.parametrize("name", ["SRGNN", "TAGNN", "GCEGNN", "DHCN"])
+def test_parameters_start_evenly_on_both_sides_of_zero_within_one_over_the_root_of_the_size(tiny, name):
+    config, _, (train, _, _) = load_data(tiny | model_defaults(name) | {"model": name, "llm4sbr": False, "embedding_size": 64})
+    torch.manual_seed(3)
+    values = torch.cat([each.detach().flatten() for each in BACKBONES[name](config, train.dataset).parameters()])
+    assert len(values) > 10_000
+    ten = np.histogram(values.numpy(), 10, (-1 / 8, 1 / 8))[0] / len(values)
+    assert ten.sum() == pytest.approx(1)
+    assert abs(ten - 0.1).max() < 0.01
+
+
+def test_layers_have_a_bias_where_the_papers_formulas_have_one(tiny):
+    of_srgnn = {f"gnn.{each}" for each in ("b_ih", "b_hh", "b_iah", "b_ioh", "linear_edge_in.bias", "linear_edge_out.bias")}
+    of_srgnn |= {"linear_one.bias", "linear_two.bias", "linear_transform.bias"}  # as RecBole's SRGNN has them
+    expected = {
+        "SRGNN": of_srgnn,
+        "TAGNN": of_srgnn,
+        "GCEGNN": {"linear_place.bias", "linear_click.bias"},
+    }  # b_3, b_4 (eq. 11-12)
+    expected["DHCN"] = {"linear_place.bias", "linear_click.bias"}  # b, c (eq. 6-7)
+    for name, biases in expected.items():
+        names = [each for each, _ in built(tiny, name)[0].named_parameters()]
+        assert {each for each in names if "bias" in each or ".b_" in each} == biases

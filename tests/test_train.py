@@ -10,6 +10,7 @@ from conftest import session_rows
 
 from recbole_llm4sbr import run_recbole_llm4sbr
 from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.cli.summary import summary
 from recbole_llm4sbr.data.folders import dataset_folder
 from recbole_llm4sbr.data.prepare import prepare
 from recbole_llm4sbr.data.rows import read_items
@@ -223,3 +224,19 @@ def test_a_checkpoint_is_not_loaded_with_data_that_were_prepared_anew(tiny, raw,
     prepare(settings | {"data_path": str(data), "rebuild": True})
     with pytest.raises(UserError, match=r"other items \(item 'm1' and 1 others"):
         load_model(checkpoint)
+
+
+def test_the_items_that_are_printed_are_those_that_are_ranked(settings_for, raw, tmp_path):
+    folder = tmp_path / "raw" / "tiny"
+    shutil.copytree(raw / "tiny", folder)
+    with open(folder / "tiny.inter", "a") as clicks:
+        for n in range(6):  # the newest session clicks an item that no other one knows
+            clicks.write(f"u1\t{['m1', 'late'][n % 2]}\t{10**7 + n}\n")
+    with open(folder / "tiny.item", "a") as items:
+        items.write("late\tlate title\t2001\n")
+    settings = settings_for(data_path=str(folder.parent), llm4sbr=False)
+    counts = prepare(settings).counts
+    assert counts["items"] == counts["catalogue"] + 1
+    ranked = load_data(settings)[1].item_num - 1
+    assert ranked == counts["catalogue"] == len(read_items(folder.parent.parent / "atomic" / "tiny" / "tiny.item"))
+    assert f"items ranked {ranked}," in summary(train(settings, saved=False))

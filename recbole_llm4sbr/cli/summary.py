@@ -14,7 +14,7 @@ def summary(result: RunResult) -> str:
         lines.append(f"{part:6}" + "".join(f"{'-' if number is None else format(number, '.4f'):>9}" for number in numbers))
     per_epoch = result.seconds_per_epoch
     lines += [
-        f"sessions {counts.sessions:,}, items {counts.items:,}, clicks {counts.clicks:,}; rows "
+        f"sessions {counts.sessions:,}, items ranked {counts.catalogue:,}, clicks {counts.clicks:,}; rows "
         + ", ".join(f"{part} {number:,}" for part, number in counts.rows.items()),
         f"best epoch {result.best_epoch} of 0..{result.epochs - 1} by {result.valid_metric} on validation; "
         f"{sum(per_epoch) / max(len(per_epoch), 1):.2f} s per epoch, {result.seconds_training:.0f} s training, "

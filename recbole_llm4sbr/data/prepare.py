@@ -80,7 +80,7 @@ def describe_counts(numbers: PreparedCounts) -> str:
     return (
         f"{numbers.sessions:,} sessions, {numbers.items:,} items, {numbers.clicks:,} clicks, average length "
         f"{numbers.average_length}; rows {rows}; left out of valid and test: {numbers.unseen_items:,} items that train never saw, "
-        f"{numbers.dropped_clicks:,} clicks"
+        f"{numbers.dropped_clicks:,} clicks; {numbers.catalogue:,} items are ranked"
     )
 
 

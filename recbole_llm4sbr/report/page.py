@@ -60,9 +60,9 @@ def _facts(block: Block) -> list[str]:
     settings = ", ".join(f"{key} {show(common[key])}" for key in shown)
     versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
     lines = [
-        "| sessions | items | clicks | average length | rows |",
+        "| sessions | items ranked | clicks | average length | rows |",
         "|---:|---:|---:|---:|---|",
-        f"| {counts.sessions:,} | {counts.items:,} | {counts.clicks:,} | {counts.average_length} | {rows} |",
+        f"| {counts.sessions:,} | {counts.catalogue or counts.items:,} | {counts.clicks:,} | {counts.average_length} | {rows} |",
         "",
         f"**Intents**: {intents_said(block)}",
         "",
