@@ -61,3 +61,10 @@ def test_views_at_once_give_what_each_gives_alone():
     weight = torch.tensor([[1.0] * 6, [1, 0, 1, 0, 0, 1], [0, 0, 0, 1, 0, 0]])
     expected = [alignment_uniformity(*each) for each in zip(h, t, weight)]
     torch.testing.assert_close(alignment_uniformity(h, t, weight), torch.stack(expected))
+
+
+def test_losses_of_several_views_are_those_of_each_view():
+    torch.manual_seed(2)
+    x, y = torch.randn(3, 7, 5), torch.randn(3, 7, 5)
+    torch.testing.assert_close(alignment(x, y), torch.stack([alignment(a, b) for a, b in zip(x, y)]))
+    torch.testing.assert_close(uniformity(x), torch.stack([uniformity(a) for a in x]))

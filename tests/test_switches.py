@@ -11,6 +11,7 @@ from recbole_llm4sbr.data.folders import dataset_folder
 from recbole_llm4sbr.intent.infer import infer
 from recbole_llm4sbr.model import IntentFiles, SessionIntents, build_model
 from recbole_llm4sbr.model.item_init import project_texts
+from recbole_llm4sbr.training.config import check_runnable
 from recbole_llm4sbr.training.loading import load_model
 from recbole_llm4sbr.training.run import load_data, train
 
@@ -241,4 +242,13 @@ def test_intents_in_memory_serve_only_runs_that_find_in_them_what_they_need(tiny
         ({"intent_k": 3, "views": ["long", "normal"]}, False),
     ):
         assert held.serves(tiny | changed) is serves, changed
-    assert IntentFiles.read(config, dataset, ["long"], 0).serves(tiny | {"intent_k": 0, "views": ["long"]})
+    of_answers = IntentFiles.read(config, dataset, ["long"], 0)
+    assert of_answers.serves(tiny | {"intent_k": 0, "views": ["long"]})
+    assert not of_answers.serves(tiny | {"intent_k": 1, "views": ["long"]})
+
+
+def test_every_backbone_but_tagnn_scores_by_cosine_too(tiny):
+    for model in ("SRGNN", "GCEGNN", "DHCN", "GRU4Rec"):
+        check_runnable(tiny | {"model": model, "similarity": "cosine"})
+    with pytest.raises(UserError, match="TAGNN cannot score by similarity=cosine"):
+        check_runnable(tiny | {"model": "TAGNN", "similarity": "cosine"})
