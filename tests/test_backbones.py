@@ -15,6 +15,7 @@ from torch import sigmoid, tanh
 from recbole_llm4sbr.base.schema import model_defaults
 from recbole_llm4sbr.data.folders import dataset_folder
 from recbole_llm4sbr.data.prepare import prepare
+from recbole_llm4sbr.model import build_model
 from recbole_llm4sbr.model.backbones import BACKBONES, gcegnn, tagnn
 from recbole_llm4sbr.model.session_graphs import BOTH, IN, OUT, SELF, packed_graph, session_overlap, softmax_by, typed_edges
 from recbole_llm4sbr.model.training_graphs import Hypergraph, cooccurrence, training_sessions
@@ -355,12 +356,20 @@ def test_backbones_train_in_double_and_in_half_precision(tiny, monkeypatch, mode
     assert all(torch.isfinite(each.grad).all() for each in made.parameters() if each.grad is not None)
 
 
-@pytest.mark.parametrize("name", ["SRGNN", "TAGNN", "GCEGNN", "DHCN"])
+@pytest.mark.parametrize("name", ["SRGNN", "TAGNN", "GCEGNN", "DHCN", "wrapper"])
 def test_parameters_start_evenly_on_both_sides_of_zero_within_one_over_the_root_of_the_size(tiny, name):
-    config, _, (train, _, _) = load_data(tiny | model_defaults(name) | {"model": name, "llm4sbr": False, "embedding_size": 64})
+    model = "GRU4Rec" if name == "wrapper" else name
+    given = (
+        tiny | model_defaults(model) | {"model": model, "llm4sbr": name == "wrapper", "embedding_size": 64, "hidden_size": 64}
+    )
+    config, _, (train, _, _) = load_data(given)
     torch.manual_seed(3)
-    values = torch.cat([each.detach().flatten() for each in BACKBONES[name](config, train.dataset).parameters()])
-    assert len(values) > 10_000
+    made = build_model(config, train.dataset)
+    own = [
+        each for key, each in made.named_parameters() if not key.startswith("backbone.")
+    ]  # of the wrapper, where there is one
+    values = torch.cat([each.detach().flatten() for each in own])
+    assert len(values) > 9_000
     ten = np.histogram(values.numpy(), 10, (-1 / 8, 1 / 8))[0] / len(values)
     assert ten.sum() == pytest.approx(1)
     assert abs(ten - 0.1).max() < 0.01
@@ -376,5 +385,7 @@ def test_layers_have_a_bias_where_the_papers_formulas_have_one(tiny):
     }  # b_3, b_4 (eq. 11-12)
     expected["DHCN"] = {"linear_place.bias", "linear_click.bias"}  # b, c (eq. 6-7)
     for name, biases in expected.items():
-        names = [each for each, _ in built(tiny, name)[0].named_parameters()]
+        model = built(tiny, name)[0]
+        names = [each for each, _ in model.named_parameters()]
+        assert set(names) == set(model.state_dict())  # graphs are made of the data and stand in no checkpoint
         assert {each for each in names if "bias" in each or ".b_" in each} == biases
