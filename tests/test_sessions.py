@@ -81,6 +81,7 @@ def test_split_shares_are_those_of_hand_counting():
     sessions = frame([("a", "x", second) for number in range(100) for second in (number * 600, number * 600 + 1)])
     sessions = sessionize(sessions, "bucket", 600)
     assert np.bincount(split(sessions, "temporal", (0.8, 0.1, 0.1))[::2]).tolist() == [80, 10, 10]
+    assert np.bincount(split(sessions, "temporal", (0.6, 0.3, 0.1))[::2]).tolist() == [60, 30, 10]
     assert np.bincount(split(sessions, "paper", (0.8, 0.1, 0.1))[::2]).tolist() == [80, 10, 10]
 
 
