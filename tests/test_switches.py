@@ -252,3 +252,10 @@ def test_every_backbone_but_tagnn_scores_by_cosine_too(tiny):
         check_runnable(tiny | {"model": model, "similarity": "cosine"})
     with pytest.raises(UserError, match="TAGNN cannot score by similarity=cosine"):
         check_runnable(tiny | {"model": "TAGNN", "similarity": "cosine"})
+
+
+def test_text_gives_every_component_the_same_spread_and_pca_its_own(settings_for, tiny):
+    for init, even in (("text", True), ("pca", False)):
+        table = built(settings_for(llm4sbr=False, item_init=init))[0].item_table[1:].detach()
+        spreads = table.std(0)
+        assert bool(spreads.max() / spreads.min() < 1.01) is even
