@@ -4,6 +4,10 @@
 
 Each change is made in a copy of the checkout. Printed are those that no test noticed, with their line, and how many were noticed. The
 tests of the changed file run first, others that could see it only where those notice nothing. It takes about an hour of one core.
+
+Of the hundred of seed 1, 92 are noticed. The eight others change nothing that could be seen: pieces of another size (gcegnn.py `_PIECE`
+and `piece`, tagnn.py `width`), a wider stride of keys (session_graphs.py), a second untrained number (baselines.py), the length of an equal
+array (training_graphs.py), the padding session, which no file names (intent_files.py), an array for no clicks at all (sessions.py).
 """
 
 import argparse

@@ -389,3 +389,4 @@ def test_layers_have_a_bias_where_the_papers_formulas_have_one(tiny):
         names = [each for each, _ in model.named_parameters()]
         assert set(names) == set(model.state_dict())  # graphs are made of the data and stand in no checkpoint
         assert {each for each in names if "bias" in each or ".b_" in each} == biases
+        assert model.item_embedding.padding_idx == 0  # any other row's lookups would never be trained
