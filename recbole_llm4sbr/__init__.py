@@ -4,12 +4,13 @@ from typing import Any
 
 from recbole_llm4sbr._version import __version__
 
-__all__ = ["__version__", "load_model", "run_recbole_llm4sbr"]
+_OFFERED = ("load_ensemble", "load_model", "run_ensemble", "run_recbole_llm4sbr")  # of quick_start
+__all__ = ["__version__", *_OFFERED]
 
 
 def __getattr__(name: str) -> Any:
     # torch and RecBole are imported only when a run is asked for: `--help` and `prepare` stay quick
-    if name in ("load_model", "run_recbole_llm4sbr"):
+    if name in _OFFERED:
         from recbole_llm4sbr import quick_start
 
         return getattr(quick_start, name)

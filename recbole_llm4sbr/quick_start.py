@@ -1,4 +1,4 @@
-"""What a user imports: the whole line as a function, and loading a trained model again."""
+"""What a user imports: the whole line as a function, loading a trained model again, and ensembles of several."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,10 +10,20 @@ from recbole_llm4sbr.data.prepare import prepare
 from recbole_llm4sbr.intent.infer import check_askable, infer
 from recbole_llm4sbr.intent.item_vectors import encode_items
 from recbole_llm4sbr.training.config import check_runnable
+from recbole_llm4sbr.training.ensemble import Ensemble, load_ensemble, run_ensemble
 from recbole_llm4sbr.training.loading import Loaded, load_model
 from recbole_llm4sbr.training.run import train
 
-__all__ = ["Loaded", "load_model", "make_files", "run_recbole_llm4sbr", "train"]
+__all__ = [
+    "Ensemble",
+    "Loaded",
+    "load_ensemble",
+    "load_model",
+    "make_files",
+    "run_ensemble",
+    "run_recbole_llm4sbr",
+    "train",
+]
 
 
 def run_recbole_llm4sbr(

@@ -106,6 +106,53 @@ def test_residual_adds_the_projected_intents_and_concat_mixes_them(tiny, setting
     assert torch.allclose(model.fuse(model.encode(batch), batch), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("fusion", ["late", "gate+late"])
+def test_late_intents_score_the_items_in_the_text_space_beside_the_backbone(fusion, tiny, settings_for):
+    model, dataset, batch = built(settings_for(fusion=fusion))
+    early = built(settings_for(fusion="gate", llm4sbr=fusion != "late"))[0]  # same seed, same start
+    early.load_state_dict({key: value for key, value in model.state_dict().items() if key in early.state_dict()}, strict=False)
+    if fusion == "late":
+        early.load_state_dict(model.backbone.state_dict())
+    alone = early.full_sort_predict(batch)
+    assert torch.allclose(model.full_sort_predict(batch), alone, atol=1e-6)  # the projection starts at zero
+    torch.nn.init.normal_(model.late.weight)
+    texts = texts_of(tiny, dataset)[1:]
+    centred = texts - texts.mean(0)
+    left, _, _ = np.linalg.svd(centred, full_matrices=False)
+    size = model.item_table.size(1)
+    space = model.texts[1:].double().numpy()
+    assert np.allclose(np.abs(space.T @ left[:, :size]), np.eye(size) * np.sqrt(len(texts)), atol=1e-2)  # whitened components
+    intents, known = model.intents(batch["session_id"])
+    late = sum(
+        known[:, view, None]
+        * (intents[:, view] @ model.late.weight[:, view * intents.size(2) : (view + 1) * intents.size(2)].T)
+        for view in (0, 1)
+    )
+    assert torch.allclose(model.full_sort_predict(batch)[:, 1:], (alone + late @ model.texts.T)[:, 1:], atol=1e-4)
+
+
+def test_late_fusion_without_alignment_has_no_layer_that_nothing_trains(tiny, settings_for):
+    model, _, batch = built(settings_for(fusion="late", intent_lambda=0.0))
+    assert model.project is None and not model.gates and model.mix is None
+    model.train().calculate_loss(batch).backward()
+    assert all(each.grad is not None for each in model.parameters())
+    assert model.late.weight.grad.abs().sum() > 0
+    nothing, _, batch = built(settings_for(fusion="late", intent_source="none"))
+    assert nothing.late is None and torch.isfinite(nothing.full_sort_predict(batch)[:, 1:]).all()
+
+
+def test_dropout_and_smoothing_change_training_and_not_the_scores(tiny, settings_for):
+    given = {"embedding_dropout": 0.5, "session_dropout": 0.5, "label_smoothing": 0.1}
+    for key, value in given.items():
+        plain, model = (built(settings_for(**changed))[0] for changed in ({}, {key: value}))
+        batch = built(settings_for())[2]
+        model.load_state_dict(plain.state_dict())
+        assert torch.equal(model.full_sort_predict(batch), plain.full_sort_predict(batch))
+        torch.manual_seed(1)
+        losses = [sum(each.train().calculate_loss(batch)).item() for each in (plain, model)]
+        assert losses[0] != losses[1], key
+
+
 def test_the_normal_view_gates_the_whole_session_and_is_aligned_with_it(tiny, settings_for):
     settings = settings_for(views=["normal"], intent_lambda=1.0)
     infer(settings)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,7 +22,7 @@ class Record:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         """The record in `value`; fields that this version does not know are left out, absent ones have their defaults."""
-        return cls(**{each.name: value[each.name] for each in fields(cls) if each.name in value})
+        return cls(**{each.name: value[each.name] for each in fields(cls) if each.init and each.name in value})
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class PreparedCounts(Record):
         raw_clicks: before filtering.
         unseen_items, dropped_clicks: left out of valid and test since train never saw the item.
         catalogue: items that models rank.
+        repeated: by part, rows whose target is among the clicks before it.
     """
 
     sessions: int
@@ -46,6 +47,12 @@ class PreparedCounts(Record):
     unseen_items: int = 0
     dropped_clicks: int = 0
     catalogue: int = 0
+    repeated: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def repeatable(self) -> bool:
+        """What `repeatable: auto` stands for: whether at least one in a thousand training targets occurs earlier in its session."""
+        return 1000 * self.repeated.get("train", 0) >= self.rows["train"]
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,48 @@ _OF_INTENT_FILES = (
 
 
 @dataclass(frozen=True)
+class Budget:
+    """What a run may spend on training.
+
+    Attributes:
+        epochs: the most that it may train.
+        eval_step: epochs from one validation to the next.
+    """
+
+    epochs: int
+    eval_step: int = 1
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any], trained: int = 0) -> Self:
+        """The budget in `settings`; where they do not name `epochs`, the epochs that were trained."""
+        return cls(settings.get("epochs") or trained, settings.get("eval_step") or 1)
+
+    def ended(self, best_epoch: int | None, parameters: int | None) -> bool:
+        """Whether the budget ended training, rather than early stopping: the best epoch is the last one that is validated.
+
+        Args:
+            best_epoch: from 0 on; None, of a run that was not validated or was stopped from outside, is not judged.
+            parameters: trained numbers. A single one is the placeholder that RecBole's optimizer needs (`fake_loss`) of a model that
+                trains nothing, and that no budget ends.
+
+        >>> Budget(50).ended(49, 1000), Budget(50).ended(48, 1000), Budget(5, eval_step=2).ended(3, 1000), Budget(1).ended(0, 1)
+        (True, False, True, False)
+        """
+        if best_epoch is None or (parameters is not None and parameters <= 1):
+            return False
+        return best_epoch == self.epochs // self.eval_step * self.eval_step - 1
+
+    def advice(self) -> str:
+        """What is said of a run that its budget ended, and the setting to raise.
+
+        >>> Budget(50).advice()
+        'the best epoch is the last of epochs=50, so training is unfinished; raise --epochs'
+        """
+        last = "last" if self.eval_step == 1 else "last validated one"
+        return f"the best epoch is the {last} of epochs={self.epochs}, so training is unfinished; raise --epochs"
+
+
+@dataclass(frozen=True)
 class Fitted(Record):
     """What training found, before the test.
 
@@ -134,6 +183,23 @@ class Tested(Fitted):
 
 
 @dataclass(frozen=True)
+class Member(Record):
+    """A member of an ensemble.
+
+    Attributes:
+        name: what it is.
+        checkpoint: its file.
+        weight: of its log-probabilities.
+        unfinished: as in `RunResult`.
+    """
+
+    name: str
+    checkpoint: str
+    weight: float
+    unfinished: bool = False
+
+
+@dataclass(frozen=True)
 class RunResult(Tested):
     """The result of a run, as `--result_file` and grids keep it.
 
@@ -142,12 +208,28 @@ class RunResult(Tested):
         infer: counts of the intents; None where the model reads none.
         settings: all settings of the run, plain values.
         versions: of this package, Python and the libraries that results depend on.
+        unfinished: whether the best epoch is the last that `epochs` allowed. Early stopping did not end such a run, so that its metrics
+            support no claim. Never read from a file but found anew, since earlier versions did not write it. An ensemble is unfinished
+            where a member is.
+        members: of an ensemble; empty for a model.
     """
 
     prepare: PreparedCounts
     infer: IntentCounts | None
     settings: dict[str, Any]
     versions: dict[str, str]
+    unfinished: bool = field(init=False)
+    members: list[Member] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Find out whether the run is unfinished."""
+        ended = self.budget.ended(self.best_epoch, self.parameters) or any(each.unfinished for each in self.members)
+        object.__setattr__(self, "unfinished", ended)
+
+    @property
+    def budget(self) -> Budget:
+        """The epochs that the run was allowed."""
+        return Budget.of(self.settings, self.epochs)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
@@ -156,6 +238,7 @@ class RunResult(Tested):
         nested = {
             "prepare": PreparedCounts.from_json(value["prepare"]),
             "infer": IntentCounts.from_json(infer) if infer else None,
+            "members": [Member.from_json(each) for each in value.get("members", ())],
         }
         return super().from_json({**value, **nested})
 
@@ -238,6 +321,7 @@ class Trial(Record):
         error: why it failed.
         epochs_seen: reports that it made.
         best_epoch, epochs, seconds_training, parameters, best_valid_result: as in `Fitted`, None where it was stopped early.
+        unfinished: as in `RunResult`; a trial that the scheduler stopped early is not.
         private_mb, peak_mb: memory of its own, and the most of its process.
     """
 
@@ -251,8 +335,14 @@ class Trial(Record):
     seconds_training: float | None = None
     parameters: int | None = None
     best_valid_result: dict[str, float] | None = None
+    unfinished: bool = False
     private_mb: float | None = None
     peak_mb: float | None = None
+
+    def judged(self, settings: Mapping[str, Any]) -> Self:
+        """The trial, with `unfinished` found from the settings that all trials share; what a file says of it is not read."""
+        budget = Budget.of({**settings, **self.setting}, self.epochs or 0)
+        return replace(self, unfinished=budget.ended(self.best_epoch, self.parameters))
 
 
 @dataclass(frozen=True)
@@ -299,9 +389,10 @@ class Search(Record):
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         """As `Record.from_json`, with its records."""
         best = value.get("best")
+        shared = value["asked"].get("settings", {})
         nested = {
             "counts": PreparedCounts.from_json(value["counts"]),
-            "trials": [Trial.from_json(each) for each in value["trials"]],
+            "trials": [Trial.from_json(each).judged(shared) for each in value["trials"]],
             "best": BestTrial.from_json(best) if best else None,
         }
         return super().from_json({**value, **nested})

@@ -24,7 +24,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,), "list": (list,), "dict": (dict,), "int": (int,), "bool": (bool,), "number": (float, int), "names": (str, list),
     "gpus": (str, int, list),
 }  # fmt: skip
-_PARTS = {"default", "decides", "help", "type", "nullable", "choices", "at_least", "at_most", "form", "empty", "each", "each_of", "count",
+_PARTS = {"default", "decides", "also", "help", "type", "nullable", "choices", "at_least", "at_most", "form", "empty", "each", "each_of", "count",
           "keys", "when", "per_grid", "shown"}  # fmt: skip
 
 
@@ -72,6 +72,7 @@ class Setting:
     Attributes:
         key: its name.
         decides: what is made anew when it changes.
+        also: a later artefact that it decides even where nothing of the first kind is read.
         help: one line for people.
         section: title of its part of `--help`.
         default: None also where RecBole's own default stands.
@@ -113,6 +114,7 @@ class Setting:
     per_grid: bool = False
     shown: bool = False
     model: str = ""
+    also: Artefact | None = None
 
     def check(self, value: Any) -> None:
         """Refuse a value of another type, form or range, or outside the choices.
@@ -271,6 +273,7 @@ def _setting(key: str, given: Mapping[str, Any], section: str, model: str = "") 
         per_grid=given.get("per_grid", decides in ("prepared", "items", "intents")),
         shown=given.get("shown", False),
         model=model,
+        also=given.get("also"),
     )
 
 

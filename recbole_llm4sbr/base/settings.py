@@ -14,7 +14,16 @@ import yaml
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import PROPERTIES
-from recbole_llm4sbr.base.schema import Artefact, check_plain, load_yaml, model_defaults, model_schema, read_yaml, schema
+from recbole_llm4sbr.base.schema import (
+    Artefact,
+    Setting,
+    check_plain,
+    load_yaml,
+    model_defaults,
+    model_schema,
+    read_yaml,
+    schema,
+)
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +60,7 @@ def parse_value(text: str, key: str = "") -> Any:
     setting = schema().get(key)
     if setting is not None and str in setting.types and not text:
         return ""
-    if setting is not None and isinstance(setting.default, str):
+    if setting is not None and isinstance(setting.default, str) and not any(isinstance(each, bool) for each in setting.choices):
         if setting.nullable and text in ("null", "~"):
             return None
         if list not in setting.types or not text.startswith("["):
@@ -304,7 +313,7 @@ def deciding(settings: Mapping[str, Any], *artefacts: Artefact) -> dict[str, Any
     found: dict[str, Any] = {}
     for key, value in settings.items():
         setting = known.get(key)
-        if "training" in artefacts if setting is None else setting.decides in artefacts and setting.active(lookup):
+        if "training" in artefacts if setting is None else _decides(setting, artefacts) and setting.active(lookup):
             found[key] = value
     if "prompt" in found:
         found["prompt"] = template_content(found["prompt"], settings["views"])
@@ -313,6 +322,10 @@ def deciding(settings: Mapping[str, Any], *artefacts: Artefact) -> dict[str, Any
     if "llm_url" in found:
         found["llm_url"] = address(found["llm_url"])
     return found
+
+
+def _decides(setting: Setting, artefacts: Iterable[Artefact]) -> bool:
+    return any(artefact in (setting.decides, setting.also) for artefact in artefacts)
 
 
 def template_path(prompt: str) -> Path:

@@ -1,11 +1,13 @@
 """No verb: the whole line, prepare, infer, train and test."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import make_folder, write_json
 from recbole_llm4sbr.base.records import RunResult
-from recbole_llm4sbr.base.settings import Settings, load_settings, uses_intents
+from recbole_llm4sbr.base.settings import load_settings, uses_intents
 from recbole_llm4sbr.cli.parsing import Arguments, Verb
 from recbole_llm4sbr.cli.summary import summary
 
@@ -30,7 +32,7 @@ def run(arguments: Arguments) -> int:
     return 0
 
 
-def check_result_file(settings: Settings) -> None:
+def check_result_file(settings: Mapping[str, Any]) -> None:
     """Refuse a result file that cannot be written, before anything runs.
 
     Raises:
@@ -44,7 +46,7 @@ def check_result_file(settings: Settings) -> None:
     make_folder(path.parent)
 
 
-def finish(settings: Settings, result: RunResult) -> None:
+def finish(settings: Mapping[str, Any], result: RunResult) -> None:
     """Print the summary and write the result file."""
     print(summary(result))
     if settings["result_file"]:

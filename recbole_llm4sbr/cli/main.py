@@ -13,12 +13,22 @@ from recbole_llm4sbr._version import __version__
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.schema import describe_settings
 from recbole_llm4sbr.base.wording import printable
-from recbole_llm4sbr.cli import answers, compare, infer, line, prepare, report, train, tune
+from recbole_llm4sbr.cli import answers, compare, ensemble, infer, line, prepare, report, train, tune
 from recbole_llm4sbr.cli.parsing import Verb, parse_arguments
 
 VERBS: dict[str, Verb] = {
     verb.name: verb
-    for verb in (line.VERB, prepare.VERB, infer.VERB, train.VERB, *compare.VERBS, tune.VERB, report.VERB, answers.VERB)
+    for verb in (
+        line.VERB,
+        prepare.VERB,
+        infer.VERB,
+        train.VERB,
+        ensemble.VERB,
+        *compare.VERBS,
+        tune.VERB,
+        report.VERB,
+        answers.VERB,
+    )
 }
 USAGE = """\
 usage: python run_recbole_llm4sbr.py [verb] --model=SRGNN --dataset=ml-100k [--key=value ...]

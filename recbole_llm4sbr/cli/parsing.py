@@ -10,6 +10,7 @@ from typing import Any, Literal
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.schema import describe_settings, schema
 from recbole_llm4sbr.base.settings import parse_value, recbole_keys
+from recbole_llm4sbr.base.wording import split_names
 
 Kind = Literal["text", "names", "whole", "number", "value", "flag"]
 
@@ -67,10 +68,10 @@ def names_in(value: Any, option: str) -> list[str]:
     Raises:
         UserError: names the option; there is no name, or an empty one.
 
-    >>> names_in("SRGNN, NARM", "models"), names_in(["ml-100k"], "datasets")
-    (['SRGNN', 'NARM'], ['ml-100k'])
+    >>> names_in("SRGNN, NARM", "models"), names_in(["ml-100k"], "datasets"), names_in("plain,ensemble(plain,cosine)", "variants")
+    (['SRGNN', 'NARM'], ['ml-100k'], ['plain', 'ensemble(plain,cosine)'])
     """
-    names = [str(each).strip() for each in (value if isinstance(value, list) else str(value).split(","))]
+    names = [str(each).strip() for each in (value if isinstance(value, list) else split_names(str(value)))]
     if not names or not all(names):
         raise UserError(f"--{option}={value!r} must be names with commas between them")
     return names

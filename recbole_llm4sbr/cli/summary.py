@@ -5,21 +5,34 @@ from recbole_llm4sbr.base.records import RunResult
 
 def summary(result: RunResult) -> str:
     """Metrics of validation and test, then how they came about."""
-    settings, counts, intents = result.settings, result.prepare, result.infer
+    settings, counts = result.settings, result.prepare
     kind = f"LLM4SBR({settings['model']})" if settings["llm4sbr"] else f"{settings['model']}, plain"
+    kind = f"ensemble of {len(result.members)} models" if result.members else kind
     columns = result.metric_names()
     lines = ["", f"{kind} on {settings['dataset']}", " " * 6 + "".join(f"{column:>9}" for column in columns)]
     for part, values in (("valid", result.best_valid_result), ("test", result.test_result)):
         numbers = (values.get(column.lower()) for column in columns)
         lines.append(f"{part:6}" + "".join(f"{'-' if number is None else format(number, '.4f'):>9}" for number in numbers))
-    per_epoch = result.seconds_per_epoch
-    lines += [
+    lines.append(
         f"sessions {counts.sessions:,}, items ranked {counts.catalogue:,}, clicks {counts.clicks:,}; rows "
-        + ", ".join(f"{part} {number:,}" for part, number in counts.rows.items()),
+        + ", ".join(f"{part} {number:,}" for part, number in counts.rows.items())
+    )
+    if not settings["repeatable"]:
+        lines.append("the items of a session are no candidates in it (repeatable=false)")
+    lines += [f"{each.weight:6.3f}  {each.name}: {each.checkpoint}" for each in result.members] or _of_training(result)
+    return "\n".join(lines)
+
+
+def _of_training(result: RunResult) -> list[str]:
+    """How a model's metrics came about."""
+    settings, intents, per_epoch = result.settings, result.infer, result.seconds_per_epoch
+    lines = [
         f"best epoch {result.best_epoch} of 0..{result.epochs - 1} by {result.valid_metric} on validation; "
         f"{sum(per_epoch) / max(len(per_epoch), 1):.2f} s per epoch, {result.seconds_training:.0f} s training, "
         f"peak memory {result.peak_memory_mb:,.0f} MB",
     ]
+    if result.unfinished:
+        lines.append(result.budget.advice())
     if intents:
         lines.append(
             f"intents from {settings['intent_source']}: {intents.prompts:,} prompts, {intents.distinct_prompts:,} distinct; "
@@ -28,4 +41,4 @@ def summary(result: RunResult) -> str:
         )
     if result.checkpoint:
         lines.append(f"checkpoint {result.checkpoint}")
-    return "\n".join(lines)
+    return lines

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.settings import deciding, intents_of, uses_intents, uses_item_texts
+from recbole_llm4sbr.base.records import PreparedCounts
+from recbole_llm4sbr.base.settings import Settings, deciding, intents_of, uses_intents, uses_item_texts
 from recbole_llm4sbr.data.folders import dataset_folder, intents_folder
 from recbole_llm4sbr.data.manifest import Manifest, of_views
 
@@ -34,11 +35,19 @@ def check_run_files(settings: Mapping[str, Any]) -> RunFiles:
         UserError: something is missing, was made with other settings, or has changed since.
     """
     prepared = check_prepared(settings)
+    settings = settled(settings, prepared)
     check_topk(settings, prepared.counts["catalogue"])
     if not uses_item_texts(settings):
         return RunFiles(prepared)
     items = check_items(settings, prepared)
     return RunFiles(prepared, items, check_intents(settings, prepared, items) if uses_intents(settings) else None)
+
+
+def settled(settings: Mapping[str, Any], prepared: Manifest) -> Settings:
+    """The settings with `repeatable: auto` replaced by what the training part says."""
+    if settings["repeatable"] != "auto":
+        return Settings(settings)
+    return Settings(settings) | {"repeatable": PreparedCounts.from_json(prepared.counts).repeatable}
 
 
 def run_checksums(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -143,7 +152,7 @@ def intent_differences(
     models: Mapping[str, str] | None = None,
 ) -> list[str]:
     """In what intents were made otherwise than the settings say; further views in them do no harm."""
-    wanted = deciding(settings, "items", "intents")
+    wanted = deciding(settled(settings, prepared), "items", "intents")
     made = replace(manifest, settings=of_views(manifest.settings, wanted["views"]))
     inputs = {"prepared": prepared.files} | ({"items": items.files} if items else {})
     return made.differences(wanted, inputs, models)

@@ -2,12 +2,14 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 Vectors = npt.NDArray[np.float32]  # [N, D]
+_CHUNK = 20_000  # sessions whose cells are in memory at once
 
 
 def vector_lines(head: str, ids: Sequence[str], vectors: Vectors) -> Iterable[str]:
@@ -27,48 +29,68 @@ def read_vectors(path: Path) -> tuple[list[str], Vectors]:
     return [token for token, _ in cells], numbers.reshape(len(cells), -1)
 
 
+@dataclass(frozen=True)
+class Localized:
+    """The items nearest to intents.
+
+    Attributes:
+        items: places in the catalogue, [N, K].
+        sims: similarities, [N, K].
+        places: by view each session's row of the two, -1 without an intent, [S].
+    """
+
+    items: npt.NDArray[np.int64]
+    sims: Vectors
+    places: Mapping[str, npt.NDArray[np.int32]]
+
+
 class SessionLines:
     """The lines of a `.sessemb`: per view the nearest items, their similarities and the intent's id; empty cells without an intent.
 
     Args:
         ids: session ids, [S].
-        intents: by view each session's row of `found`, -1 without an intent, [S].
+        intents: by view the number of each session's intent, -1 without one, [S].
         tokens: item tokens, [M].
-        found: places in `tokens` of the nearest items of each distinct intent, [N, K].
-        sims: their similarities, written with four decimals, [N, K].
+        found: the nearest items of the sessions; similarities are written with four decimals.
     """
 
     def __init__(
-        self,
-        ids: Sequence[str],
-        intents: Mapping[str, npt.NDArray[np.int32]],
-        tokens: Sequence[str],
-        found: npt.NDArray[np.int64],
-        sims: Vectors,
+        self, ids: Sequence[str], intents: Mapping[str, npt.NDArray[np.int32]], tokens: Sequence[str], found: Localized
     ) -> None:
-        self._ids, self._intents = ids, intents
-        form = " ".join(["%.4f"] * (sims.shape[1] if len(sims) else 0))
-        self._cells = [
-            f"{' '.join([tokens[item] for item in items])}\t{form % tuple(row)}"
-            for items, row in zip(found.tolist(), sims.tolist())
-        ]
-        self._cells.append("\t")  # for the intent -1
-        self._numbers = [*(f"i{number}" for number in range(len(found))), ""]
+        self._ids, self._intents, self._tokens, self._found = ids, intents, tokens, found
+        self._form = " ".join(["%.4f"] * (found.sims.shape[1] if len(found.sims) else 0))
 
     def __iter__(self) -> Iterator[str]:
         """The head, then a line per session."""
         columns = (f"{view}_items:token_seq\t{view}_sims:float_seq\t{view}_intent:token" for view in self._intents)
         yield "\t".join(["sid:token", *columns]) + "\n"
+        cells = [self._cells(view) for view in self._intents]
         for row, token in enumerate(self._ids):
-            places = [column[row] for column in self._intents.values()]
-            yield "\t".join([token, *(f"{self._cells[place]}\t{self._numbers[place]}" for place in places)]) + "\n"
+            parts = (
+                f"{next(cell)}\t{f'i{column[row]}' if column[row] >= 0 else ''}"
+                for cell, column in zip(cells, self._intents.values())
+            )
+            yield "\t".join([token, *parts]) + "\n"
 
     def checksums(self) -> dict[str, str]:
         """A SHA-256 of each view's items and similarities by session id: what training reads of it."""
         found = {}
-        for view, column in self._intents.items():
+        for view in self._intents:
             digest = hashlib.sha256()
-            for token, place in zip(self._ids, column.tolist()):
-                digest.update(f"{token}\t{self._cells[place]}\n".encode())
+            for token, cell in zip(self._ids, self._cells(view)):
+                digest.update(f"{token}\t{cell}\n".encode())
             found[view] = digest.hexdigest()
         return found
+
+    def _cells(self, view: str) -> Iterator[str]:
+        """Items and similarities of each session, as text."""
+        places = self._found.places[view]
+        for first in range(0, len(places), _CHUNK):
+            distinct, which = np.unique(places[first : first + _CHUNK], return_inverse=True)
+            texts = [
+                f"{' '.join([self._tokens[item] for item in items])}\t{self._form % tuple(sims)}" if place >= 0 else "\t"
+                for place, items, sims in zip(
+                    distinct.tolist(), self._found.items[distinct].tolist(), self._found.sims[distinct].tolist()
+                )
+            ]
+            yield from (texts[place] for place in which.tolist())

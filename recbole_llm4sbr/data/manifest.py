@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 Checksums = dict[str, str]
 _MAKING = ".making"  # names the files of a run that has not ended
-FORMAT = 3  # of the files and manifests; raised when the same settings would make other files
+FORMAT = 4  # of the files and manifests; raised when the same settings would make other files
 
 
 @dataclass(frozen=True)

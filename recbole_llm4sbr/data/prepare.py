@@ -55,6 +55,7 @@ def prepare(settings: Mapping[str, Any]) -> Manifest:
         changed = made.differences(wanted, {"source": source}) or made.damage()
         if not changed:
             log.info("prepare: %s (there already)", describe_counts(PreparedCounts.from_json(made.counts)))
+            _say_repeatable(settings, PreparedCounts.from_json(made.counts))
             return made
         if not settings["rebuild"]:
             raise UserError(
@@ -71,6 +72,7 @@ def prepare(settings: Mapping[str, Any]) -> Manifest:
             stale.remove()
     manifest = manifest.write(tables)
     log.info("prepare: %s", describe_counts(numbers))
+    _say_repeatable(settings, numbers)
     return manifest
 
 
@@ -82,6 +84,25 @@ def describe_counts(numbers: PreparedCounts) -> str:
         f"{numbers.average_length}; rows {rows}; left out of valid and test: {numbers.unseen_items:,} items that train never saw, "
         f"{numbers.dropped_clicks:,} clicks; {numbers.catalogue:,} items are ranked"
     )
+
+
+def _say_repeatable(settings: Mapping[str, Any], numbers: PreparedCounts) -> None:
+    """Say whether a session's items may be recommended again, why, and how many rows that costs."""
+    chosen = settings["repeatable"]
+    repeatable = numbers.repeatable if chosen == "auto" else chosen
+    counts = ", ".join(f"{part} {numbers.repeated[part]:,} of {numbers.rows[part]:,}" for part in PARTS)
+    log.info(
+        "prepare: repeatable=%s%s; rows whose target occurs earlier in its session: %s",
+        str(repeatable).lower(),
+        " (auto, by the training part)" if chosen == "auto" else "",
+        counts,
+    )
+    if lost := 0 if repeatable else numbers.repeated["valid"] + numbers.repeated["test"]:
+        log.warning(
+            "prepare: with repeatable=false a session's items are never recommended again, so that %s rows of valid and test count as "
+            "misses; --repeatable=true keeps these items as candidates",
+            f"{lost:,}",
+        )
 
 
 def _make(
@@ -105,7 +126,7 @@ def _make(
     before, items_before = len(sessions), sessions["item"].nunique()
     sessions, part = drop_unseen(sessions, part, shortest)
     dataset = settings["dataset"]
-    tables = _session_tables(sessions, part, settings)
+    tables, repeated = _session_tables(sessions, part, settings)
     rows = {name: len(tables[name]) - 1 for name in PARTS}
     if empty := [name for name in PARTS if not rows[name]]:
         raise UserError(
@@ -121,6 +142,7 @@ def _make(
         unseen_items=int(items_before - len(catalogue)),
         dropped_clicks=before - len(sessions),
         catalogue=len(catalogue),
+        repeated=repeated,
     )
 
 
@@ -140,8 +162,10 @@ def _check_order(sessions: pd.DataFrame, part: npt.NDArray[np.int8]) -> None:
         )
 
 
-def _session_tables(sessions: pd.DataFrame, part: npt.NDArray[np.int8], settings: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The lines of each part's `.inter` file."""
+def _session_tables(
+    sessions: pd.DataFrame, part: npt.NDArray[np.int8], settings: Mapping[str, Any]
+) -> tuple[dict[str, list[str]], dict[str, int]]:
+    """The lines of each part's `.inter` file, and in how many of its rows the target is among the clicks before it."""
     lengths = np.bincount(pd.factorize(sessions["session"])[0])
     starts = np.cumsum(lengths) - lengths
     names = session_names(sessions, settings["session_rule"])
@@ -152,11 +176,14 @@ def _session_tables(sessions: pd.DataFrame, part: npt.NDArray[np.int8], settings
     ids = names[row_session].tolist()
     if settings["session_targets"] == "all" or len(set(ids)) < len(ids):
         ids = [f"{name}.{length}" for name, length in zip(ids, row_length.tolist())]
-    rows = zip(ids, row_start.tolist(), row_target.tolist(), part[row_target].tolist())
+    row_part = part[row_target]
+    again = sessions.duplicated(["session", "item"]).to_numpy()[row_target]
+    repeated = {name: int((again & (row_part == number)).sum()) for number, name in enumerate(PARTS)}
+    rows = zip(ids, row_start.tolist(), row_target.tolist(), row_part.tolist())
     lines: dict[str, list[str]] = {name: ["session_id:token\titem_id_list:token_seq\titem_id:token\n"] for name in PARTS}
     for name, first, target, where in rows:
         lines[PARTS[where]].append(f"{name}\t{' '.join(tokens[first:target])}\t{tokens[target]}\n")
-    return lines
+    return lines, repeated
 
 
 def _item_table(catalogue: Any, item_file: Path, item_column: str) -> list[str]:

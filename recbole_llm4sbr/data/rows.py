@@ -34,6 +34,11 @@ class SessionRows:
         """Item tokens of one row's prefix, in click order."""
         return [self.tokens[item] for item in self.clicks[self.starts[row] : self.starts[row + 1]]]
 
+    def clicks_in(self, tokens: Sequence[str]) -> npt.NDArray[np.int64]:
+        """`clicks` as places in other tokens, which hold all items of these, [N]."""
+        place = {token: position for position, token in enumerate(tokens)}
+        return np.array([place[token] for token in self.tokens], np.int64)[self.clicks]
+
 
 def read_sessions(folder: Path, dataset: str, *parts: str) -> SessionRows:
     """Read parts (`train`, `valid`, `test`) of a prepared dataset, one after the other."""

@@ -7,7 +7,7 @@ import shutil
 import sys
 import threading
 import traceback
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
@@ -18,8 +18,9 @@ import torch
 
 from recbole_llm4sbr.base.cluster import connect
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.records import CellResult
+from recbole_llm4sbr.base.records import CellResult, RunResult
 from recbole_llm4sbr.experiment.work import own_folder
+from recbole_llm4sbr.training.ensemble import Weights, run_ensemble
 from recbole_llm4sbr.training.fit import TestRows
 from recbole_llm4sbr.training.run import train
 
@@ -35,6 +36,9 @@ class Cell:
         about: what the report says of the variant.
         base: a hash of what all cells of the dataset share; cells of another one do not stand in the same table.
         key: names its result.
+        members: of an ensemble, which is not trained: cells of their own. Empty for a model.
+        weights: of an ensemble.
+        trained: the members' checkpoints and results, when they are there.
     """
 
     group: str
@@ -46,6 +50,9 @@ class Cell:
     settings: dict[str, Any]
     base: str = ""
     key: str = ""
+    members: tuple["Cell", ...] = ()
+    weights: Weights = "equal"
+    trained: tuple[tuple[Path, RunResult], ...] = ()
 
     @property
     def label(self) -> str:
@@ -58,10 +65,26 @@ Outcome = tuple[Cell, CellResult, TestRows | None]
 
 def run_cell(settings: Mapping[str, Any]) -> tuple[CellResult, TestRows | None]:
     """Train and test one cell. What goes wrong is the result's reason."""
+    return _recorded(lambda on_test: train(settings, on_test=on_test))
+
+
+def run_ensemble_cell(cell: Cell) -> tuple[CellResult, TestRows | None]:
+    """Validate and test an ensemble of members that are trained."""
+    if len(cell.trained) < len(cell.members):
+        return CellResult("failed", reason="a member has no result; its own reason stands in cells.jsonl"), None
+    checkpoints, results = [path for path, _ in cell.trained], [result for _, result in cell.trained]
+    own = {key: cell.settings[key] for key in ("atomic_path", "show_progress")}
+    models = {each.settings["model"] for each in cell.members}
+    named = {"model": models.pop()} if len(models) == 1 else {}
+    names = [f"{each.model} {each.variant}, seed {each.seed}" for each in cell.members]
+    return _recorded(lambda on_test: run_ensemble(checkpoints, cell.weights, results, names, on_test, **own, **named))
+
+
+def _recorded(run: Callable[[Callable[[TestRows], None]], RunResult]) -> tuple[CellResult, TestRows | None]:
+    """The result of a run and its test rows; what goes wrong is the result's reason."""
     tested: list[TestRows] = []
     try:
-        result = train(settings, on_test=tested.append)
-        return CellResult("ok", replace(result, checkpoint=None)), tested[0] if tested else None
+        return CellResult("ok", replace(run(tested.append), checkpoint=None)), tested[0] if tested else None
     except UserError as error:
         return CellResult("failed", reason=str(error)), None
     except Exception as error:
@@ -69,13 +92,20 @@ def run_cell(settings: Mapping[str, Any]) -> tuple[CellResult, TestRows | None]:
         return CellResult("failed", reason=f"{type(error).__name__}: {error}", traceback=where), None
 
 
-def run_cells(cells: Sequence[Cell], workers: int, out: Path) -> Generator[Outcome, None, None]:
+def _run(cell: Cell, settings: Mapping[str, Any]) -> tuple[CellResult, TestRows | None]:
+    return run_ensemble_cell(cell) if cell.members else run_cell(settings)
+
+
+def run_cells(
+    cells: Sequence[Cell], workers: int, out: Path, kept: Mapping[str, Path] | None = None
+) -> Generator[Outcome, None, None]:
     """Run cells, `workers` at a time, each in a fresh process: its peak memory is its own, and when it is killed the rest go on.
 
     Args:
         cells: distinct ones.
         workers: 0 runs them one after the other in this process; where they name a `ray_address`, a cluster runs them instead.
         out: folder of the grid; checkpoints go into a folder of this run's own in it, which is removed at the end.
+        kept: where the checkpoints of some cells go instead, by key.
     """
     with own_folder(out) as folder:
         settings_of = {cell.key: {**cell.settings, "checkpoint_dir": str(folder / cell.key)} for cell in cells}
@@ -84,9 +114,11 @@ def run_cells(cells: Sequence[Cell], workers: int, out: Path) -> Generator[Outco
         elif workers:
             outcomes = _side_by_side(cells, settings_of, workers)
         else:
-            outcomes = ((cell, *run_cell(settings_of[cell.key])) for cell in cells)
+            outcomes = ((cell, *_run(cell, settings_of[cell.key])) for cell in cells)
         with closing(outcomes):  # ends the cells' processes before their folder is removed
             for cell, result, rows in outcomes:
+                if kept and cell.key in kept and result.ok:
+                    next((folder / cell.key).rglob("*.pth")).replace(kept[cell.key])
                 shutil.rmtree(folder / cell.key, ignore_errors=True)
                 yield cell, result, rows
 
@@ -106,7 +138,9 @@ def _on_ray(cells: Sequence[Cell], settings_of: Mapping[str, Mapping[str, Any]])
     waiting = {}
     for cell in cells:
         paths = {key: str(Path(settings_of[cell.key][key]).resolve()) for key in ("data_path", "atomic_path", "checkpoint_dir")}
-        waiting[task.remote({**settings_of[cell.key], **paths}, needs["num_cpus"])] = cell
+        there = replace(cell, trained=tuple((path.resolve(), result) for path, result in cell.trained))
+        there = replace(there, settings={**cell.settings, **paths})
+        waiting[task.remote(there, {**settings_of[cell.key], **paths}, needs["num_cpus"])] = cell
     while waiting:
         (ready,), _ = ray.wait(list(waiting))
         cell = waiting.pop(ready)
@@ -118,10 +152,10 @@ def _on_ray(cells: Sequence[Cell], settings_of: Mapping[str, Mapping[str, Any]])
         yield cell, result, rows
 
 
-def _ray_cell(settings: Mapping[str, Any], threads: int) -> tuple[CellResult, TestRows | None]:
+def _ray_cell(cell: Cell, settings: Mapping[str, Any], threads: int) -> tuple[CellResult, TestRows | None]:
     torch.set_num_threads(threads)
     logging.disable(logging.INFO)
-    return run_cell(settings)
+    return _run(cell, settings)
 
 
 def _side_by_side(
@@ -139,7 +173,7 @@ def _side_by_side(
             while waiting and slots:
                 cell, slot = waiting.pop(0), slots.pop(0)
                 ours, theirs = context.Pipe()
-                process = context.Process(target=_child, args=(theirs, settings_of[cell.key], threads, slot), daemon=True)
+                process = context.Process(target=_child, args=(theirs, cell, settings_of[cell.key], threads, slot), daemon=True)
                 process.start()
                 theirs.close()
                 running[ours] = cell, process, slot
@@ -170,7 +204,7 @@ _PATIENCE = 10  # seconds for a process that was told to end
 _KILLED = " (killed; is there enough memory for so many workers?)"
 
 
-def _child(parent: Connection, settings: dict[str, Any], threads: int, slot: int) -> None:
+def _child(parent: Connection, cell: Cell, settings: dict[str, Any], threads: int, slot: int) -> None:
     def leave_with_parent() -> None:
         try:
             parent.recv()
@@ -182,4 +216,4 @@ def _child(parent: Connection, settings: dict[str, Any], threads: int, slot: int
     if torch.cuda.is_available():
         torch.cuda.set_device(slot % torch.cuda.device_count())
     logging.disable(logging.INFO)
-    parent.send(run_cell(settings))
+    parent.send(_run(cell, settings))

@@ -9,7 +9,7 @@ import time
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ from recbole_llm4sbr.base.files import append_json_line, make_folder, read_json,
 from recbole_llm4sbr.base.records import CellResult, GridEntry, read_cell_results
 from recbole_llm4sbr.base.settings import deciding, load_settings, uses_intents
 from recbole_llm4sbr.base.wording import duration
-from recbole_llm4sbr.data.checks import RunFiles
+from recbole_llm4sbr.data.checks import RunFiles, settled
 from recbole_llm4sbr.experiment.cells import Cell, run_cells
 from recbole_llm4sbr.experiment.feature_files import dry_run_of_all, files_for, make_files_of_all
 from recbole_llm4sbr.experiment.keys import result_key, short_hash
-from recbole_llm4sbr.experiment.variants import make_variant
+from recbole_llm4sbr.experiment.variants import EnsembleName, make_variant, with_controls
 from recbole_llm4sbr.model import model_class
 from recbole_llm4sbr.training.environment import machine
 
@@ -74,25 +74,55 @@ def compare(
     _keep_grid(out / "grid.json", cells, command)
     make_folder(out / "ranks")
     done = read_cell_results(out / "cells.jsonl")
-    missing = {
-        cell.key: cell
-        for cell in cells
-        if cell.key not in done or not done[cell.key].ok or _is_damaged(out / "ranks" / f"{cell.key}.npz")
-    }
+    missing = {cell.key: cell for cell in cells if _is_missing(cell, done, out)}
+    ensembles = [cell for cell in missing.values() if cell.members]
+    kept = {member.key: out / MEMBERS / f"{member.key}.pth" for cell in ensembles for member in cell.members}
+    trained = {key: cell for key, cell in missing.items() if not cell.members}
+    for member in (each for cell in ensembles for each in cell.members):
+        if not kept[member.key].is_file() or _is_missing(member, done, out):
+            trained.setdefault(member.key, member)
+    if kept:
+        make_folder(out / MEMBERS)
     log.info(
         "%s cells, %s of them distinct, %s to run; results in %s", len(cells), len({c.key for c in cells}), len(missing), out
     )
+    if extra := len(trained) + len(ensembles) - len(missing):
+        log.info(
+            "%s further models are trained as members of ensembles; their checkpoints are kept in %s", extra, out / MEMBERS
+        )
+    _run_all(list(trained.values()), workers, out, done, kept)
+    _run_all([_with_members(cell, done, kept) for cell in ensembles], workers, out, done)
+    return [done[key] for key in dict.fromkeys(cell.key for cell in cells)]
+
+
+MEMBERS = "members"  # folder of the checkpoints of members of ensembles
+
+
+def _run_all(
+    cells: Sequence[Cell], workers: int, out: Path, done: dict[str, CellResult], kept: Mapping[str, Path] | None = None
+) -> None:
+    """Run cells and keep each result as it comes, in `done` and in the folder."""
     started = time.perf_counter()
-    with closing(run_cells(list(missing.values()), workers, out)) as outcomes:
+    with closing(run_cells(cells, workers, out, kept)) as outcomes:
         for number, (cell, result, rows) in enumerate(outcomes, 1):
             if rows is not None:
                 with write_whole(out / "ranks" / f"{cell.key}.npz", "wb") as handle:
                     np.savez_compressed(handle, **vars(rows))
             done[cell.key] = replace(result, key=cell.key, machine=machine())
             append_json_line(out / "cells.jsonl", done[cell.key].to_json())
-            left = (time.perf_counter() - started) / number * (len(missing) - number)
-            log.info("[%s/%s] %s: %s; %s left", number, len(missing), cell.label, _outcome(result), duration(left))
-    return [done[key] for key in dict.fromkeys(cell.key for cell in cells)]
+            left = (time.perf_counter() - started) / number * (len(cells) - number)
+            log.info("[%s/%s] %s: %s; %s left", number, len(cells), cell.label, _outcome(result), duration(left))
+
+
+def _is_missing(cell: Cell, done: Mapping[str, CellResult], out: Path) -> bool:
+    """Whether a cell has no result yet, or its ranks are damaged."""
+    return cell.key not in done or not done[cell.key].ok or _is_damaged(out / "ranks" / f"{cell.key}.npz")
+
+
+def _with_members(cell: Cell, done: Mapping[str, CellResult], kept: Mapping[str, Path]) -> Cell:
+    """An ensemble with its members' checkpoints and results, as many as there are."""
+    found = [(kept[member.key], done[member.key].result) for member in cell.members]
+    return replace(cell, trained=tuple((path, result) for path, result in found if result is not None))
 
 
 def _is_damaged(ranks: Path) -> bool:
@@ -113,22 +143,51 @@ def _cells(
         first = int(base.get("seed", 2020))
         control = {"control_of": "session_text"} if base["intent_source"] == "session_text" else {}
         shared = {**base, **control}
-        for own in ("seed", "model"):
+        for own in ("seed", "model", "repeatable"):  # the last is settled when the data are prepared
             shared.pop(own, None)
         shared_hash = short_hash(deciding({**shared, "model": ""}, "prepared", "items", "intents", "training"))
         for seed in range(first, first + seeds) if isinstance(seeds, int) else seeds:
             for title, names in groups.items():
+                shares = _Shares(title, dataset, control | dict(given), config_files, shared_hash)
                 for model in models:
-                    for name in names:
-                        variant = make_variant(name, model)
-                        quiet = {"model": model, "seed": seed, "show_progress": False, "state": "error"}
-                        overrides = {**control, **given, **quiet, **variant.settings}
-                        settings = load_settings(None, dataset, config_files, overrides)
-                        yield Cell(title, dataset, model, name, seed, variant.about, settings, base=shared_hash)
+                    yield from (shares.cell(name, model, seed) for name in with_controls(names))
+
+
+@dataclass(frozen=True)
+class _Shares:
+    """What cells of a table share; `given` are settings, `base` as in `Cell`."""
+
+    group: str
+    dataset: str
+    given: Mapping[str, Any]
+    config_files: Sequence[str]
+    base: str
+
+    def cell(self, name: str, model: str, seed: int) -> Cell:
+        """The cell of a variant, or of an ensemble with its members."""
+        if ensemble := EnsembleName.read(name):
+            members = tuple(
+                self.cell(each.variant, each.model or model, seed + _APART * each.again) for each in ensemble.members
+            )
+            first = replace(members[0], model=model, variant=name, seed=seed)
+            return replace(first, about=ensemble.about, members=members, weights=ensemble.weights)
+        variant = make_variant(name, model)
+        quiet = {"model": model, "seed": seed, "show_progress": False, "state": "error"}
+        settings = load_settings(None, self.dataset, self.config_files, {**self.given, **quiet, **variant.settings})
+        return Cell(self.group, self.dataset, model, name, seed, variant.about, settings, base=self.base)
+
+
+_APART = 1000  # between the seeds of plain and plain'
+
+
+def _with_those_of_ensembles(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells that are trained: those that are no ensembles, and the members of those that are."""
+    return [each for cell in cells for each in cell.members or (cell,)]
 
 
 def _check(cells: Sequence[Cell]) -> None:
     """Refuse, before anything is made, what no cell could mend."""
+    cells = _with_those_of_ensembles(cells)
     for cell in cells:
         if cell.settings["model"] == cell.model or ":" not in cell.settings["model"]:
             model_class(cell.settings["model"])
@@ -146,22 +205,27 @@ def _check(cells: Sequence[Cell]) -> None:
 def _with_keys(cells: Sequence[Cell]) -> list[Cell]:
     """Prepare every dataset, make the feature files that any cell needs, and name the cells."""
     made: dict[str, dict[str, RunFiles]] = {}
+    trained = _with_those_of_ensembles(cells)
     for dataset in dict.fromkeys(cell.dataset for cell in cells):
-        made[dataset] = make_files_of_all([cell.settings for cell in cells if cell.dataset == dataset])
-    return [
-        replace(
-            cell,
-            key=result_key(cell.settings, files := files_for(cell.settings, made[cell.dataset])),
-            base=short_hash([cell.base, files.prepared.files]),
-        )
-        for cell in cells
-    ]
+        made[dataset] = make_files_of_all([cell.settings for cell in trained if cell.dataset == dataset])
+
+    def named(cell: Cell) -> Cell:
+        files = files_for(cell.settings, made[cell.dataset])
+        settings = settled(cell.settings, files.prepared)
+        base = short_hash([cell.base, files.prepared.files, settings["repeatable"]])
+        if not cell.members:
+            return replace(cell, settings=settings, key=result_key(settings, files), base=base)
+        members = tuple(map(named, cell.members))
+        key = short_hash(["ensemble", [each.key for each in members], cell.weights])
+        return replace(cell, settings=settings, key=key, base=base, members=members)
+
+    return list(map(named, cells))
 
 
 def _dry_run(cells: Sequence[Cell]) -> Iterator[str]:
     """What would be asked of the LLM, by dataset."""
     for dataset in dict.fromkeys(cell.dataset for cell in cells):
-        yield from dry_run_of_all([cell.settings for cell in cells if cell.dataset == dataset])
+        yield from dry_run_of_all([cell.settings for cell in _with_those_of_ensembles(cells) if cell.dataset == dataset])
 
 
 def _keep_grid(path: Path, cells: Sequence[Cell], command: str) -> None:
@@ -200,4 +264,6 @@ def _outcome(cell: CellResult) -> str:
         return f"failed ({cell.reason})"
     result = cell.result
     score = 100 * result.test_result.get(result.valid_metric.lower(), float("nan"))
-    return f"{result.valid_metric} {score:.2f} on test, best epoch {result.best_epoch}, {duration(result.seconds_training)}"
+    unfinished = f"; {result.budget.advice()}" if result.unfinished else ""
+    seconds = duration(result.seconds_training)
+    return f"{result.valid_metric} {score:.2f} on test, best epoch {result.best_epoch}, {seconds}{unfinished}"

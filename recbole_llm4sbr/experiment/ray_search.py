@@ -71,7 +71,7 @@ def run_trials(settings: Mapping[str, Any], plan: Plan, out: Path) -> list[Trial
     else:
         run_config = tune.RunConfig(name=EXPERIMENT, storage_path=str(out.resolve()), verbose=0, callbacks=[watch])
         tuner = tune.Tuner(runs, param_space=drawn, tune_config=_tune_config(settings, plan), run_config=run_config)
-    return [_outcome(result, list(plan.space)) for result in tuner.fit()]
+    return [_outcome(result, list(plan.space)).judged(settings) for result in tuner.fit()]
 
 
 def _tune_config(settings: Mapping[str, Any], plan: Plan) -> Any:
@@ -130,14 +130,15 @@ def _outcome(result: Any, keys: Sequence[str]) -> Trial:
     """What a trial of Ray's came to."""
     metrics = result.metrics or {}
     error = str(result.error).strip().splitlines()[-1] if result.error else None
-    kept = ("best_epoch", "epochs", "seconds_training", "parameters", "best_valid_result", "private_mb", "peak_mb")
+    names = ("best_epoch", "epochs", "seconds_training", "parameters", "best_valid_result", "private_mb", "peak_mb")
+    kept: dict[str, Any] = {name: metrics.get(name) for name in names}
     return Trial(
         Path(result.path).name,
         {key: result.config[key] for key in keys},
         None if error else metrics.get("score"),
         error,
         metrics.get("training_iteration", 0),
-        **{key: metrics.get(key) for key in kept},
+        **kept,
     )
 
 

@@ -20,11 +20,11 @@ import yaml
 from recbole_llm4sbr.base.cluster import connect
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import is_own, make_folder, mark_own, read_json, write_json, write_whole
-from recbole_llm4sbr.base.records import BestTrial, PreparedCounts, Search, Trial
+from recbole_llm4sbr.base.records import BestTrial, Budget, PreparedCounts, Search, Trial
 from recbole_llm4sbr.base.schema import per_grid, read_yaml
 from recbole_llm4sbr.base.settings import FEATURE_FILES_BY, Settings, deciding, load_settings
 from recbole_llm4sbr.base.wording import show_settings
-from recbole_llm4sbr.data.checks import RunFiles
+from recbole_llm4sbr.data.checks import RunFiles, settled
 from recbole_llm4sbr.experiment.feature_files import dry_run_of_all, make_files_of_all
 from recbole_llm4sbr.experiment.keys import checksums_of
 from recbole_llm4sbr.experiment.ray_search import EXPERIMENT, Plan, optuna_search, run_trials
@@ -85,6 +85,7 @@ def search(
             print(line)
         return None
     files = make_files_of_all(needed)
+    settings = settled(settings, next(iter(files.values())).prepared)
     asked = _asked(settings, dimensions, needed, files) | {
         "trials": None if how == "grid" else trials, "how": how, "scheduler": scheduler,
     }  # fmt: skip
@@ -114,6 +115,9 @@ def search(
     result = train(load_settings(config_files=[path]) | {"show_progress": settings["show_progress"]})
     found = replace(found, best=BestTrial(best.setting, best.trial, float(best.score or 0.0), result))
     write_json(out / "search.json", found.to_json())
+    runs = {"the best trial": best.unfinished, "its setting, trained again": result.unfinished}
+    if unfinished := [name for name, is_unfinished in runs.items() if is_unfinished]:
+        log.warning("tune: %s: %s", " and ".join(unfinished), Budget.of({**settings, **best.setting}).advice())
     return found
 
 
@@ -221,7 +225,9 @@ def _best_yaml(
 
 def _write_table(path: Path, trials: Sequence[Trial], keys: Sequence[str]) -> None:
     """All trials as CSV."""
-    columns = ("score", "epochs_seen", "best_epoch", "seconds_training", "parameters", "private_mb", "peak_mb", "error")
+    columns = (
+        "score", "epochs_seen", "best_epoch", "unfinished", "seconds_training", "parameters", "private_mb", "peak_mb", "error",
+    )  # fmt: skip
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["trial", *keys, *columns])

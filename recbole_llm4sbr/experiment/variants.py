@@ -1,13 +1,15 @@
 """What a model is compared as: the shipped variants of `properties/variants.yaml`, and the paper's ablations made of them."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import PROPERTIES
 from recbole_llm4sbr.base.schema import per_grid, read_yaml
 from recbole_llm4sbr.base.settings import parse_value
+from recbole_llm4sbr.base.wording import ENSEMBLE, control_of_ensemble, split_names
 
 # The paper's tables and figures by name: a title, and variants of one backbone.
 ABLATIONS: dict[str, tuple[str, list[str]]] = {
@@ -22,6 +24,71 @@ ABLATIONS: dict[str, tuple[str, list[str]]] = {
         ["plain", "plain-text-init", "plain-cosine", "llm4sbr", "text-init", "cosine", "residual", "concat"],
     ),
 }
+
+
+@dataclass(frozen=True)
+class MemberName:
+    """A member of an ensemble, as typed: `text-init`, `plain'` (another seed), `text-init@GCEGNN` (another model).
+
+    Attributes:
+        variant: name of the variant.
+        model: None for the model of the table's row.
+        again: how many other training runs it is away from the row's own.
+    """
+
+    variant: str
+    model: str | None
+    again: int
+
+
+@dataclass(frozen=True)
+class EnsembleName:
+    """An ensemble, as typed: `ensemble(plain,text-init)+weights=valid`.
+
+    Attributes:
+        members: at least one.
+        weights: `equal` or `valid`.
+    """
+
+    members: tuple[MemberName, ...]
+    weights: Literal["equal", "valid"]
+
+    @property
+    def about(self) -> str:
+        """What the report says of it."""
+        found = "found on validation" if self.weights == "valid" else "equal"
+        return f"{len(self.members)} models trained apart, their log-probabilities added; weights {found}"
+
+    @classmethod
+    def read(cls, name: str) -> "EnsembleName | None":
+        """The ensemble that a variant's name means, None for another variant.
+
+        Raises:
+            UserError: it is not understood.
+
+        >>> EnsembleName.read("ensemble(plain,plain')").members[1]
+        MemberName(variant='plain', model=None, again=1)
+        >>> EnsembleName.read("ensemble(plain,text-init@GCEGNN)").members[1].model
+        'GCEGNN'
+        """
+        if not name.startswith(ENSEMBLE):
+            return None
+        match = re.fullmatch(r"ensemble\((.+)\)(?:\+weights=(equal|valid))?", name)
+        if match is None:
+            raise UserError(
+                f"variant {name!r} is not understood; write it as ensemble(plain,text-init), or with +weights=valid behind it"
+            )
+        members = []
+        for text in split_names(match[1]):
+            parts = re.fullmatch(r"(.+?)(?:@([\w.:]+))?('*)", text.strip())
+            if parts is None or parts[1].startswith(ENSEMBLE):
+                raise UserError(
+                    f"variant {name!r}: the member {text!r} is not understood; name a variant, as plain or text-init@GCEGNN"
+                )
+            members.append(MemberName(parts[1], parts[2], len(parts[3])))
+        if len(set(members)) < len(members):
+            raise UserError(f"variant {name!r} names a member twice; plain' is plain with another seed")
+        return cls(tuple(members), "valid" if match[2] == "valid" else "equal")
 
 
 @dataclass(frozen=True)
@@ -51,7 +118,7 @@ def make_variant(name: str, model: str) -> Variant:
         UserError: there is no such variant, or it changes what is decided before training.
     """
     variants = read_variants()
-    shipped, *changes = name.split("+")
+    shipped, *changes = re.split(r"\+(?=[^+=]+=)", name)  # a plus inside a value, as in fusion=gate+late, ends nothing
     if shipped not in variants:
         raise UserError(f"variant {shipped!r} is unknown; choose from {', '.join(variants)}")
     settings = {
@@ -72,3 +139,13 @@ def make_variant(name: str, model: str) -> Variant:
             )
         settings[key] = parse_value(value, key)
     return Variant(name, ", ".join([variants[shipped]["about"], *changes]), settings)
+
+
+def with_controls(names: Sequence[str]) -> list[str]:
+    """Names of variants, and behind them the controls of those that are ensembles: as many plain models.
+
+    >>> with_controls(["plain", "ensemble(plain,text-init)"])
+    ['plain', 'ensemble(plain,text-init)', "ensemble(plain,plain')"]
+    """
+    controls = [control_of_ensemble(name) for name in names if EnsembleName.read(name)]
+    return list(dict.fromkeys([*names, *controls]))

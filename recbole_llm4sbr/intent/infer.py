@@ -2,23 +2,26 @@
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.records import IntentCounts
 from recbole_llm4sbr.base.settings import check_intent_k, deciding, engine, intents_of
-from recbole_llm4sbr.data.checks import INTENTS, ITEMS, check_prepared, intent_differences
-from recbole_llm4sbr.data.features import SessionLines, Vectors, read_vectors, vector_lines
+from recbole_llm4sbr.data.checks import INTENTS, ITEMS, check_prepared, intent_differences, settled
+from recbole_llm4sbr.data.features import Localized, SessionLines, Vectors, read_vectors, vector_lines
 from recbole_llm4sbr.data.folders import dataset_folder, intents_folder
 from recbole_llm4sbr.data.manifest import Manifest, of_views
-from recbole_llm4sbr.data.rows import read_sessions
+from recbole_llm4sbr.data.rows import SessionRows, read_sessions
 from recbole_llm4sbr.data.sessions import PARTS
 from recbole_llm4sbr.intent.encoder import Encoder
 from recbole_llm4sbr.intent.item_vectors import encode_items, model_identities
 from recbole_llm4sbr.intent.llm_intents import REFRESH, Intents, ask_llm, describe_questions, refresh_since
-from recbole_llm4sbr.intent.localization import localize
+from recbole_llm4sbr.intent.localization import ItemIndex, Rows, ranges
 from recbole_llm4sbr.intent.pretrained import identify
 from recbole_llm4sbr.intent.prompts import PromptTemplate
 from recbole_llm4sbr.intent.session_text import session_text
@@ -56,9 +59,9 @@ def infer(settings: Mapping[str, Any], prepared: Manifest | None = None) -> Infe
     """
     started = time.perf_counter()
     prepared = _checked(settings, prepared)
-    found, settings = _already_there(settings, prepared)
-    if found is not None:
-        return found
+    there, settings = _already_there(settled(settings, prepared), prepared)
+    if there is not None:
+        return there
     folder = dataset_folder(settings)
     here = intents_folder(folder, settings)
     asking = intents_of(settings) == "llm"
@@ -67,24 +70,25 @@ def infer(settings: Mapping[str, Any], prepared: Manifest | None = None) -> Infe
     encoder = Encoder(settings["encoder"], settings["encoder_batch_size"], settings["llm_device"]) if asking else None
     items = encode_items(settings, prepared, encoder)
     tokens, item_vectors = read_vectors(folder / f"{settings['dataset']}.itememb")
-    localize(item_vectors[:1], item_vectors, 1, settings["faiss_index"])
+    index = ItemIndex(item_vectors, settings["faiss_index"])
+    index.nearest(item_vectors[:1], 1)
     if encoder:
         since = refresh_since(settings, here, prepared)
         intents = ask_llm(settings, rows, encoder, since)
     else:
         vectors, by_view = session_text(rows, tokens, item_vectors, settings["views"])
         intents = Intents(vectors, by_view, IntentCounts())
-    nearest, sims = localize(intents.vectors, item_vectors, settings["intent_k_max"], settings["faiss_index"])
-    without = int(sum((column < 0).sum() for column in intents.rows.values()))
+    found = _localized(intents, rows, tokens, index, settings)
+    without = int(sum((column < 0).sum() for column in found.places.values()))
     counts = replace(
         intents.counts,
         sessions=len(rows.ids),
         intents=len(rows.ids) * len(intents.rows) - without,
         no_intent=without - intents.counts.not_asked,
         dim=item_vectors.shape[1],
-        k_max=nearest.shape[1],
+        k_max=found.items.shape[1],
     )
-    lines = SessionLines(rows.ids, intents.rows, tokens, nearest, sims)
+    lines = SessionLines(rows.ids, intents.rows, tokens, found)
     manifest = Manifest(
         here / INTENTS,
         "infer",
@@ -190,6 +194,29 @@ def describe_counts(counts: IntentCounts) -> str:
             f"{counts.llm_seconds:,.0f} s" + (f", cost {counts.cost:,.2f}" if counts.cost is not None else "")
         )
     return text
+
+
+def _localized(
+    intents: Intents, rows: SessionRows, tokens: Sequence[str], index: ItemIndex, settings: Mapping[str, Any]
+) -> Localized:
+    """The items nearest to each session's intents: of the whole catalogue, or under `repeatable: false` of the items outside the session."""
+    k = settings["intent_k_max"]
+    if settings["repeatable"]:
+        return Localized(*index.nearest(intents.vectors, k), intents.rows)
+    clicks, starts = rows.clicks_in(tokens), rows.starts
+    places: dict[str, npt.NDArray[np.int32]] = {}
+    found: list[tuple[Rows, Vectors]] = []
+    for view, column in intents.rows.items():
+        asked = np.flatnonzero(column >= 0)
+        lengths = np.diff(starts)[asked]
+        of_asked = clicks[ranges(starts[asked], lengths)]
+        near, sims = index.nearest_outside(intents.vectors, column[asked].astype(np.int64), of_asked, np.r_[0, lengths.cumsum()], k)
+        some = near[:, 0] >= 0
+        places[view] = np.full(len(column), -1, np.int32)
+        places[view][asked[some]] = np.arange(some.sum()) + sum(len(items) for items, _ in found)
+        found.append((near[some], sims[some]))
+    items, similarities = (np.concatenate(each) for each in zip(*found))
+    return Localized(items, similarities, places)
 
 
 def _files(dataset: str, lines: SessionLines, vectors: Vectors | None) -> dict[str, Iterable[str]]:

@@ -1,49 +1,131 @@
-"""Intent localization: the items nearest to an answer, by cosine similarity (paper eq. 4-5, where k is `intent_k`)."""
+"""Intent localization: the items nearest to an answer, by cosine similarity (paper eq. 4-5, where k is `intent_k`).
+
+Under `repeatable: false` they are the nearest items *outside* the session: an item of the session cannot be what comes next.
+"""
+
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.data.features import Vectors
 
+Rows = npt.NDArray[np.int64]
+
 _TIES = 32  # neighbours fetched beyond k, so that equal similarities at the edge can be put into catalogue order
+_CELLS = 40_000_000  # of the table of sessions and items, true where an item is in a session
+_SESSIONS = 4096  # at once
 
 
-def localize(answers: Vectors, items: Vectors, k: int, factory: str = "Flat") -> tuple[npt.NDArray[np.int64], Vectors]:
-    """The `k` nearest items of every answer.
+class ItemIndex:
+    """The catalogue's text vectors, searched by inner product.
 
     Args:
-        answers: unit vectors, [N, D].
         items: unit vectors in catalogue order, [M, D]; an all-zero row is an item without a text and is never found.
-        k: neighbours per answer; at most the number of items with a text.
-        factory: faiss index factory string; `Flat` is exact inner product.
-
-    Returns:
-        Item rows and similarities, both [N, k], in falling order of similarity; equal similarities in catalogue order.
+        factory: faiss index factory string; `Flat` is exact.
 
     Raises:
-        UserError: faiss does not know the index, or it found too few items.
+        UserError: faiss does not know the index, or cannot build it over these items.
     """
-    import faiss
 
-    known = np.flatnonzero(np.abs(items).sum(1) > 0)
-    k = min(k, len(known))
-    fetched = min(k + _TIES, len(known))
-    try:
-        index = faiss.index_factory(items.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
-        vectors = np.ascontiguousarray(items[known])
-        if not index.is_trained:
-            index.train(vectors)
-        index.add(vectors)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1][:200]
-        raise UserError(
-            f"faiss_index={factory!r} cannot be built over {len(known)} items ({reason}); Flat always can"
-        ) from None
-    sims, found = index.search(np.ascontiguousarray(answers), fetched)
-    if (found[:, :k] < 0).any():
-        raise UserError(f"faiss_index={factory!r} found fewer than {k} items for some answers; Flat never does")
-    rows = np.where(found >= 0, known[found], np.iinfo(np.int64).max)
-    # faiss rounds differently from row to row of a block; at six decimals the same vector has the same similarity
-    order = np.lexsort((rows, -np.round(sims, 6)), axis=1)[:, :k]
-    return np.take_along_axis(rows, order, 1), np.take_along_axis(sims, order, 1)
+    def __init__(self, items: Vectors, factory: str = "Flat") -> None:
+        import faiss
+
+        self._known = np.flatnonzero(np.abs(items).sum(1) > 0)
+        self._factory = factory
+        self.catalogue = len(items)
+        try:
+            self._index = faiss.index_factory(items.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+            vectors = np.ascontiguousarray(items[self._known])
+            if not self._index.is_trained:
+                self._index.train(vectors)
+            self._index.add(vectors)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1][:200]
+            raise UserError(
+                f"faiss_index={factory!r} cannot be built over {len(self._known)} items ({reason}); Flat always can"
+            ) from None
+
+    def nearest(self, answers: Vectors, k: int) -> tuple[Rows, Vectors]:
+        """The `k` nearest items of every answer; at most as many as there are items with a text.
+
+        Args:
+            answers: unit vectors, [N, D].
+            k: neighbours per answer.
+
+        Returns:
+            Item rows and similarities, both [N, k], in falling order of similarity; equal similarities in catalogue order.
+
+        Raises:
+            UserError: the index found too few items.
+        """
+        k = min(k, len(self._known))
+        sims, found = self._index.search(np.ascontiguousarray(answers), min(k + _TIES, len(self._known)))
+        if (found[:, :k] < 0).any():
+            raise UserError(f"faiss_index={self._factory!r} found fewer than {k} items for some answers; Flat never does")
+        rows = np.where(found >= 0, self._known[found], np.iinfo(np.int64).max)
+        # faiss rounds differently from row to row of a block; at six decimals the same vector has the same similarity
+        order = np.lexsort((rows, -np.round(sims, 6)), axis=1)[:, :k]
+        return np.take_along_axis(rows, order, 1), np.take_along_axis(sims, order, 1)
+
+    def nearest_outside(self, answers: Vectors, answer: Rows, clicks: Rows, starts: Rows, k: int) -> tuple[Rows, Vectors]:
+        """The `k` nearest items outside each session.
+
+        An item of the session takes at most one place among the nearest, so the `k + n` nearest of an answer hold the `k` nearest
+        outside a session of n clicks. Sessions of like length are looked at together.
+
+        Args:
+            answers: unit vectors of distinct answers, [N, D].
+            answer: row of `answers` of each session, [S].
+            clicks: catalogue rows of the sessions' clicks, one session's after the other's, [C].
+            starts: where each session begins in `clicks`, and the end of the last, [S + 1].
+            k: neighbours per session.
+
+        Returns:
+            Item rows and similarities, both [S, k], ordered as in `nearest`. Where fewer than `k` items lie outside a session, the last
+            of them is repeated with similarity 0, which adds nothing to eq. 5; where none does, the row is -1.
+        """
+        k = min(k, len(self._known))
+        lengths = np.diff(starts)
+        found, sims = np.full((len(answer), k), -1, np.int64), np.zeros((len(answer), k), np.float32)
+        size = int(np.clip(_CELLS // max(self.catalogue, 1), 64, _SESSIONS))
+        by_length = np.argsort(lengths, kind="stable")
+        pieces = [
+            group[first : first + size]
+            for group in np.split(by_length, np.searchsorted(lengths[by_length], 2 ** np.arange(1, 32)))
+            for first in range(0, len(group), size)
+        ]
+        for sessions in tqdm(pieces, desc="localizing", unit=f" x {size} sessions", leave=False, delay=3):
+            distinct, which = np.unique(answer[sessions], return_inverse=True)
+            near, near_sims = self.nearest(answers[distinct], k + int(lengths[sessions].max()))
+            near, near_sims = near[which], near_sims[which]  # [B, k + n]
+            clicked = np.zeros((len(sessions), self.catalogue), bool)
+            clicked[
+                np.repeat(np.arange(len(sessions)), lengths[sessions]), clicks[ranges(starts[sessions], lengths[sessions])]
+            ] = True
+            inside = np.take_along_axis(clicked, near, 1)
+            order = np.argsort(inside, axis=1, kind="stable")[:, :k]  # those outside first, each group as it was
+            outside = (~inside).sum(1, keepdims=True)
+            lacking = np.arange(order.shape[1]) >= outside  # [B, k]
+            order = np.where(lacking, np.take_along_axis(order, np.clip(outside - 1, 0, k - 1), 1), order)
+            found[sessions] = np.where(outside > 0, np.take_along_axis(near, order, 1), -1)
+            sims[sessions] = np.where(lacking, 0, np.take_along_axis(near_sims, order, 1))
+        return found, sims
+
+
+def localize(answers: Vectors, items: Vectors, k: int, factory: str = "Flat") -> tuple[Rows, Vectors]:
+    """The `k` nearest items of every answer, as `ItemIndex.nearest`."""
+    return ItemIndex(items, factory).nearest(answers, k)
+
+
+def ranges(starts: Any, sizes: Any) -> Rows:
+    """The numbers from each start on, `sizes` of them, one range after the other.
+
+    >>> ranges(np.array([5, 0]), np.array([2, 3])).tolist()
+    [5, 6, 0, 1, 2]
+    """
+    offsets = np.cumsum(sizes) - sizes
+    flat: Rows = np.repeat(starts - offsets, sizes) + np.arange(np.sum(sizes))
+    return flat

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from recbole_llm4sbr.data.features import Vectors
 from recbole_llm4sbr.data.rows import SessionRows
+from recbole_llm4sbr.intent.localization import ranges
 
 RECENT = 3  # items of the view `short`
 _ROWS = 10_000  # rows whose vectors are summed at once
@@ -27,8 +28,7 @@ def session_text(
     Returns:
         Vectors [S * views, D], and by view each session's row there, -1 where no item of it has a text, [S].
     """
-    place = {token: position for position, token in enumerate(tokens)}
-    items = np.array([place[token] for token in rows.tokens])[rows.clicks]
+    items = rows.clicks_in(tokens)
     vectors: list[Vectors] = []
     intents: dict[str, npt.NDArray[np.int32]] = {}
     ends, lengths = rows.starts[1:], np.diff(rows.starts)
@@ -45,9 +45,7 @@ def session_text(
 
 def _sums(item_vectors: Vectors, items: npt.NDArray[np.int64], starts: Any, sizes: Any) -> Vectors:
     """Sum of the vectors of `sizes` items from `starts` on, row by row."""
-    offsets = np.cumsum(sizes) - sizes
-    flat = np.repeat(starts - offsets, sizes) + np.arange(sizes.sum())
-    sums: Vectors = np.add.reduceat(item_vectors[items[flat]], offsets)
+    sums: Vectors = np.add.reduceat(item_vectors[items[ranges(starts, sizes)]], np.cumsum(sizes) - sizes)
     return sums
 
 

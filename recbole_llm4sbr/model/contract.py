@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from recbole_llm4sbr.base.recbole import InputType, Interaction, SequentialRecommender
+from recbole_llm4sbr.model.candidates import cross_entropy, exclude_clicked, settled_repeatable
 
 
 @dataclass
@@ -27,8 +28,11 @@ class SessionEmbeddings:
 class SessionRecommender(SequentialRecommender):  # type: ignore[misc]
     """A sequential recommender of RecBole in three exchangeable steps. A backbone gives `encode`, `fuse` and the item table.
 
+    Under `repeatable: false` the items of the session that the model reads are no candidates, in the loss and in the scores.
+
     Args:
-        config: RecBole's config; reads `similarity` and `temperature`.
+        config: RecBole's config; reads `similarity`, `temperature`, `repeatable` (true or false), `embedding_dropout`,
+            `session_dropout` and `label_smoothing`.
         dataset: RecBole's dataset.
     """
 
@@ -38,12 +42,23 @@ class SessionRecommender(SequentialRecommender):  # type: ignore[misc]
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         self.temperature = float(config["temperature"]) if config["similarity"] == "cosine" else None
+        self.repeatable = settled_repeatable(config)
+        self.embedding_dropout, self.session_dropout = float(config["embedding_dropout"]), float(config["session_dropout"])
+        self.label_smoothing = float(config["label_smoothing"])
 
     @property
     def item_table(self) -> Tensor:
         """Item embeddings with the padding row 0, [n_items, H]."""
         table: Tensor = self.item_embedding.weight
         return table
+
+    def embed(self, items: Tensor) -> Tensor:
+        """Embeddings of clicked items [...], in training with `embedding_dropout`, [..., H]."""
+        return self.dropped(self.item_embedding(items), self.embedding_dropout)
+
+    def dropped(self, values: Tensor, share: float) -> Tensor:
+        """`values` with a share of their numbers dropped, in training."""
+        return nn.functional.dropout(values, share) if share and self.training else values
 
     def mixing_layer(self) -> nn.Linear | None:
         """The layer [2H -> H] with which `fuse` mixes global and local embedding, in this order; None when there is none.
@@ -63,7 +78,11 @@ class SessionRecommender(SequentialRecommender):  # type: ignore[misc]
         raise NotImplementedError(f"{type(self).__name__} must define fuse(embeddings, interaction); see docs/backbones.md")
 
     def score(self, session: Tensor, embeddings: SessionEmbeddings) -> Tensor:
-        """Scores of all items, [B, n_items]: session embedding times item table (eq. 13)."""
+        """Scores of all items, [B, n_items]: session embedding times item table (eq. 13).
+
+        The caller may write into what it returns, so that it must be a tensor of its own that no gradient formula reads again (as the
+        output of a product or a sum is, and that of a softmax is not).
+        """
         return self.compare(session, self.item_table)
 
     def compare(self, session: Tensor, items: Tensor) -> Tensor:
@@ -77,15 +96,19 @@ class SessionRecommender(SequentialRecommender):  # type: ignore[misc]
         return None
 
     def forward(self, interaction: Interaction) -> Tensor:
-        """Scores of all items, [B, n_items]."""
-        embeddings = self.encode(interaction)
-        return self.score(self.fuse(embeddings, interaction), embeddings)
-
-    def calculate_loss(self, interaction: Interaction) -> Tensor | tuple[Tensor, ...]:
-        """Cross-entropy over all items (eq. 14) and the model's other losses; RecBole's trainer adds up a tuple and logs its parts."""
+        """Scores of all items, [B, n_items]; -inf for what is no candidate."""
         embeddings = self.encode(interaction)
         scores = self.score(self.fuse(embeddings, interaction), embeddings)
-        loss = nn.functional.cross_entropy(scores, interaction[self.POS_ITEM_ID])
+        return scores if self.repeatable else exclude_clicked(scores, interaction[self.ITEM_SEQ])
+
+    def calculate_loss(self, interaction: Interaction) -> Tensor | tuple[Tensor, ...]:
+        """Cross-entropy over all candidates (eq. 14) and the model's other losses; RecBole's trainer adds up a tuple and logs its parts."""
+        embeddings = self.encode(interaction)
+        scores = self.score(self.dropped(self.fuse(embeddings, interaction), self.session_dropout), embeddings)
+        target = interaction[self.POS_ITEM_ID]
+        if not self.repeatable:
+            exclude_clicked(scores, interaction[self.ITEM_SEQ], target)
+        loss = cross_entropy(scores, target, self.label_smoothing)
         extra = self.extra_losses(embeddings, interaction)
         return (loss, *extra) if extra else loss
 

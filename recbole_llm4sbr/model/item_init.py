@@ -1,4 +1,5 @@
-"""`item_init`: the item table starts from the items' text vectors (docs/comparison.md; `pca` after LLM2Seq, Boz et al. 2024)."""
+"""Item texts in the models: `item_init` starts the item table from them (`pca` after LLM2Seq, Boz et al. 2024), `fusion: late` scores by
+them (docs/comparison.md)."""
 
 from typing import Any
 
@@ -28,6 +29,29 @@ def project_texts(vectors: Tensor, size: int, whiten: bool) -> Tensor:
     scale = variances if whiten else variances.mean()
     projected: Tensor = (parts / scale.sqrt()).to(vectors.dtype)
     return projected
+
+
+def text_space(config: Any, dataset: Any, model: SessionRecommender) -> Tensor | None:
+    """The items in the text space in which `fusion: late` scores them: whitened principal components of their text
+    vectors, in the spread of the model's own item table (in unit variance a step of the optimizer is too large: docs/comparison.md).
+
+    Args:
+        config: reads `fusion`, `intent_source`, `data_path`.
+        dataset: RecBole's dataset.
+        model: whose embedding size is the number of components.
+
+    Returns:
+        [n_items, R] with R at most the embedding size, zeros for padding and items without a text; None where nothing is scored there.
+    """
+    if "late" not in config["fusion"].split("+") or config["intent_source"] == "none":
+        return None
+    vectors = item_vectors(config, dataset)
+    known = vectors.abs().sum(1) > 0
+    own = model.item_table.detach()[1 : len(vectors)]
+    parts = project_texts(vectors[known], own.size(1), whiten=True) * own.std().cpu()
+    table = vectors.new_zeros(len(vectors), parts.size(1))
+    table[known] = parts
+    return table
 
 
 @torch.no_grad()

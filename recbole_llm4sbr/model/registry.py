@@ -1,6 +1,7 @@
 """Models by name: ours first, then RecBole's sequential models, then `package.module:Class`; and building the model of a run."""
 
 import difflib
+import logging
 import pkgutil
 from typing import Any
 
@@ -13,8 +14,10 @@ from recbole_llm4sbr.model.backbones import BACKBONES
 from recbole_llm4sbr.model.baselines import BASELINES, UntrainedRecommender
 from recbole_llm4sbr.model.contract import SessionRecommender
 from recbole_llm4sbr.model.intents import SessionIntents
-from recbole_llm4sbr.model.item_init import start_from_text
+from recbole_llm4sbr.model.item_init import start_from_text, text_space
 from recbole_llm4sbr.model.wrapper import LLM4SBRWrapper
+
+log = logging.getLogger(__name__)
 
 OURS: dict[str, type[SessionRecommender]] = {**BACKBONES, **BASELINES}
 
@@ -49,8 +52,30 @@ def model_class(name: str) -> type[nn.Module]:
 
 
 def is_switched(settings: Any) -> bool:
-    """Whether settings change a plain model: the start of its item table (`item_init`) or how it scores (`similarity`)."""
-    return bool(settings["item_init"] != "random" or settings["similarity"] != "dot")
+    """Whether settings change a plain model: the start of its item table, how it scores, dropout of ours, its loss."""
+    return bool(
+        settings["item_init"] != "random"
+        or settings["similarity"] != "dot"
+        or any(settings[key] for key in ("embedding_dropout", "session_dropout", "label_smoothing"))
+    )
+
+
+def _trains_as_ours(config: Any, kind: type[nn.Module]) -> bool:
+    """Whether a plain model of RecBole is trained through the adapter: its own loss would take the session's items as candidates.
+
+    Not where its class is named by module, as the variant `recbole` does, where it is trained against sampled items, or where it cannot be
+    adapted.
+    """
+    if issubclass(kind, SessionRecommender) or is_switched(config):
+        return True
+    if config["repeatable"] or ":" in config["given"]["model"] or config["loss_type"] == "BPR":
+        return False
+    try:
+        check_adaptable(kind)
+    except UserError as error:
+        log.warning("%s; it is trained with the session's items as candidates, and tested without them", error)
+        return False
+    return True
 
 
 def check_wrappable(model: type[nn.Module]) -> None:
@@ -68,18 +93,22 @@ def check_wrappable(model: type[nn.Module]) -> None:
 def build_model(config: Any, dataset: Any) -> nn.Module:
     """The model of a run: with `llm4sbr` the wrapped backbone, else the backbone.
 
-    Without `llm4sbr` and without switches the model is an object of the named class itself, so RecBole's models stay as RecBole has them.
+    Without `llm4sbr`, without switches and with `repeatable: true` the model is an object of the named class itself, so RecBole's models
+    stay as RecBole has them.
     """
     kind = model_class(config["given"]["model"])
-    if not config["llm4sbr"] and not is_switched(config):
+    if not config["llm4sbr"] and not _trains_as_ours(config, kind):
         return kind(config, dataset)
-    check_wrappable(kind)
+    if config["llm4sbr"] or is_switched(config):
+        check_wrappable(kind)
     model = kind(config, dataset)
     backbone = model if isinstance(model, SessionRecommender) else AdaptedRecommender(config, dataset, model)
     if config["item_init"] != "random":
         start_from_text(backbone, config, dataset)
     return (
-        LLM4SBRWrapper(config, dataset, backbone, SessionIntents.from_dataset(config, dataset))
+        LLM4SBRWrapper(
+            config, dataset, backbone, SessionIntents.from_dataset(config, dataset), text_space(config, dataset, backbone)
+        )
         if config["llm4sbr"]
         else backbone
     )

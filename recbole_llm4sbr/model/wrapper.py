@@ -24,11 +24,13 @@ class _Memo:
     Attributes:
         backbone: the backbone's embeddings.
         pairs: by name (`global`, `local` or `session`) an embedding [B, H], its projected intent [B, H], and 1.0 for sessions that have
-            an intent [B].
+            an intent [B]; empty where intents neither enter the session embedding nor are aligned with it.
+        in_text_space: the sum of the views' intents there, [B, R]; None unless `fusion` is late.
     """
 
     backbone: SessionEmbeddings
     pairs: dict[str, tuple[Tensor, Tensor, Tensor]]
+    in_text_space: Tensor | None
 
 
 class LLM4SBRWrapper(SessionRecommender):
@@ -37,27 +39,41 @@ class LLM4SBRWrapper(SessionRecommender):
     `fusion: gate` is the paper's. A view that is left out leaves its embedding without a gate. A session without an intent is gated by
     the bias of the projection alone, and takes no part in L_AU. The view `normal` stands alone and goes with the backbone's own session
     embedding, which it gates as a whole (the paper gives no formula). `residual` adds the projected intents to that embedding, `concat`
-    mixes the two by a layer; there an absent intent is zero.
+    mixes the two by a layer; there an absent intent is zero. `late` leaves the session embedding alone: the intents score the items
+    themselves, each view by a trained projection into the items' text space, beside the backbone's score; the projection starts at zero,
+    so that training starts from the backbone. `gate+late` does both.
 
     Args:
         config: reads `views`, `fusion` and `intent_lambda`.
         dataset: RecBole's dataset.
         backbone: the session recommender to enhance.
         intents: the sessions' intents, in the order of `views`.
+        texts: the items in the text space, [n_items, R]; None unless `fusion` is late.
 
     Raises:
         UserError: two views that belong to the same embedding.
     """
 
-    def __init__(self, config: Any, dataset: Any, backbone: SessionRecommender, intents: SessionIntents) -> None:
+    texts: Tensor | None
+
+    def __init__(
+        self, config: Any, dataset: Any, backbone: SessionRecommender, intents: SessionIntents, texts: Tensor | None = None
+    ) -> None:
         super().__init__(config, dataset)
         self.backbone = backbone
         self.intents = intents
         self.intent_lambda = float(config["intent_lambda"])
-        self.fusion = config["fusion"]
+        self.fusion = config["fusion"].split("+")[0]  # into the session embedding; `late` is none
         self.partners = _partners(config["views"])
         size = backbone.item_table.size(1)
-        self.project = nn.Linear(intents.dim, size)  # W and b of eq. 7, shared by the views
+        self.register_buffer("texts", texts, persistent=False)
+        self.late: nn.Linear | None = None
+        if texts is not None:
+            self.late = nn.Linear(len(config["views"]) * intents.dim, texts.size(1), bias=False)  # a projection for each view
+            nn.init.zeros_(self.late.weight)
+        self.project: nn.Linear | None = None
+        if self.fusion != "late" or self.intent_lambda:
+            self.project = nn.Linear(intents.dim, size)  # W and b of eq. 7, shared by the views
         gated = self.partners if self.fusion == "gate" else []
         self.gates = nn.ModuleDict({name: nn.Linear(size, 1, bias=False) for name in gated})  # w of eq. 10-11
         self.mix: nn.Linear | None = None
@@ -83,9 +99,12 @@ class LLM4SBRWrapper(SessionRecommender):
         named = {"global": own.global_emb, "local": own.local_emb}
         if "session" in self.partners:
             named["session"] = self.backbone.fuse(own, interaction)
-        parts = zip(self.partners, self.project(intents).unbind(1), known.unbind(1))
-        pairs = {name: (named[name], intent, has) for name, intent, has in parts}
-        return SessionEmbeddings(own.local_emb, own.global_emb, _Memo(own, pairs))
+        pairs = {}
+        if self.project is not None:
+            parts = zip(self.partners, self.project(intents).unbind(1), known.unbind(1))
+            pairs = {name: (named[name], intent, has) for name, intent, has in parts}
+        in_text_space = self.late(intents.flatten(1)) if self.late is not None else None  # an absent intent is zero
+        return SessionEmbeddings(own.local_emb, own.global_emb, _Memo(own, pairs, in_text_space))
 
     def fuse(self, embeddings: SessionEmbeddings, interaction: Any) -> Tensor:
         """The session embedding with its intents, [B, H]."""
@@ -97,18 +116,21 @@ class LLM4SBRWrapper(SessionRecommender):
                 self._gated("global", pairs) if "global" in pairs else embeddings.global_emb,
                 self._gated("local", pairs) if "local" in pairs else embeddings.local_emb,
             )
-        intents = [intent * has.unsqueeze(1) for _, intent, has in pairs.values()]  # [B, H] each
         session = self.backbone.fuse(backbone, interaction)
+        if self.fusion == "late":
+            return session
+        intents = [intent * has.unsqueeze(1) for _, intent, has in pairs.values()]  # [B, H] each
         return session + torch.stack(intents).sum(0) if self.fusion == "residual" else self._mixed(session, *intents)
 
     def score(self, session: Tensor, embeddings: SessionEmbeddings) -> Tensor:
-        """Scores of all items by the backbone's own `score`, [B, n_items]."""
-        return self.backbone.score(session, embeddings.memo.backbone)
+        """Scores of all items by the backbone's own `score`, under `fusion: late` with those of the intents, [B, n_items]."""
+        scores, query = self.backbone.score(session, embeddings.memo.backbone), embeddings.memo.in_text_space
+        return scores if query is None or self.texts is None else torch.addmm(scores, query, self.texts.T)
 
     def extra_losses(self, embeddings: SessionEmbeddings, interaction: Any) -> list[Tensor]:
         """lambda * L_AU summed over the views (eq. 9, 15), then the backbone's own losses."""
         losses = self.backbone.extra_losses(embeddings.memo.backbone, interaction)
-        if self.intent_lambda == 0:
+        if self.intent_lambda == 0 or not embeddings.memo.pairs:
             return losses
         h, t, known = map(torch.stack, zip(*embeddings.memo.pairs.values()))  # [V, B, H], [V, B, H], [V, B]
         return [self.intent_lambda * alignment_uniformity(h, t, known).sum(), *losses]

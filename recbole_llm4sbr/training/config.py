@@ -31,9 +31,13 @@ class SessionConfig(Config):  # type: ignore[misc]
             check_wrappable(model)
         folder = Path(settings["atomic_path"]) / settings["dataset"]
         try:
-            super().__init__(model=model, dataset=settings["dataset"], config_dict=dict(settings) | file_settings(settings))
+            given = (
+                dict(settings) | file_settings(settings) | {"repeatable": True}
+            )  # RecBole takes no other for sequential models
+            super().__init__(model=model, dataset=settings["dataset"], config_dict=given)
         except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
             raise UserError(f"RecBole refuses these settings: {error}") from None
+        self.final_config_dict["repeatable"] = settings["repeatable"]
         self.final_config_dict["data_path"] = str(folder)  # RecBole would append the dataset, and bend ml-100k's
         # travels in the checkpoint: what it takes to build this run again, on one device
         self.final_config_dict["given"] = {key: settings[key] for key in settings if key not in _OF_MANY} | {"nproc": 1}

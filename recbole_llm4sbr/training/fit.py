@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from recbole_llm4sbr.base.recbole import init_seed
-from recbole_llm4sbr.base.records import Fitted
+from recbole_llm4sbr.base.records import Budget, Fitted
 from recbole_llm4sbr.model import SessionIntents, build_model
 from recbole_llm4sbr.model.training_graphs import training_sessions
 from recbole_llm4sbr.training.config import SessionConfig
@@ -74,7 +74,7 @@ def fit(
     )
     seconds = time.perf_counter() - started
     bigger = config["valid_metric_bigger"]
-    return trainer, Fitted(
+    fitted = Fitted(
         best_valid_score=float(best_score),
         valid_score_bigger=bigger,
         best_valid_result={key: float(value) for key, value in (best_valid or {}).items()},
@@ -88,6 +88,10 @@ def fit(
         seconds_per_epoch=[round(each, 4) for each in trainer.epoch_seconds],
         parameters=sum(each.numel() for each in model.parameters() if each.requires_grad),
     )
+    budget = Budget(config["epochs"], config["eval_step"])
+    if config["local_rank"] == 0 and budget.ended(fitted.best_epoch, fitted.parameters):  # one of several processes says it
+        logger.warning("%s: %s", config["model"], budget.advice())
+    return trainer, fitted
 
 
 def shows_progress(config: SessionConfig) -> bool:

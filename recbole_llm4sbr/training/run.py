@@ -16,7 +16,9 @@ from recbole_llm4sbr.base.files import make_folder
 from recbole_llm4sbr.base.recbole import data_preparation, init_seed
 from recbole_llm4sbr.base.records import IntentCounts, PreparedCounts, RunResult, Tested
 from recbole_llm4sbr.base.settings import class_name
-from recbole_llm4sbr.data.checks import RunFiles, check_run_files, run_checksums
+from recbole_llm4sbr.data.checks import PREPARED, RunFiles, check_run_files, run_checksums, settled
+from recbole_llm4sbr.data.folders import dataset_folder
+from recbole_llm4sbr.data.manifest import Manifest
 from recbole_llm4sbr.training.config import SessionConfig, check_runnable
 from recbole_llm4sbr.training.dataset import SessionDataset
 from recbole_llm4sbr.training.environment import peak_memory_mb, versions
@@ -33,7 +35,8 @@ def load_data(settings: Mapping[str, Any]) -> tuple[SessionConfig, SessionDatase
 
     The config's `trained_on` (the checksums of the files, and the items in the order of their numbers) goes into checkpoints.
     """
-    config = SessionConfig(settings)
+    prepared = Manifest.read(dataset_folder(settings) / PREPARED)
+    config = SessionConfig(settled(settings, prepared) if prepared else settings)
     init_seed(config["seed"], config["reproducibility"])
     dataset = SessionDataset(config)
     items = dataset.field2id_token[dataset.iid_field].tolist()
@@ -64,6 +67,7 @@ def train(
     """
     check_runnable(settings)
     files = files or check_run_files(settings)
+    settings = settled(settings, files.prepared)
     if files.intents is not None and counts is None:
         counts = IntentCounts.from_json(files.intents.counts)
         counts = IntentCounts(**counts.of_files(), reused=counts.distinct_prompts)

@@ -62,8 +62,14 @@ class _SessionTrainer:
         return super().evaluate(*args, **kwargs)  # type: ignore[misc]
 
     def _full_sort_batch_eval(self, batched_data: Any) -> Any:
-        self._rows.append(batched_data[0][self.config["USER_ID_FIELD"]].cpu())  # type: ignore[attr-defined]
-        return super()._full_sort_batch_eval(batched_data)  # type: ignore[misc]
+        interaction, history, *positive = batched_data
+        config = self.config  # type: ignore[attr-defined]
+        self._rows.append(interaction[config["USER_ID_FIELD"]].cpu())
+        if config["repeatable"] is False:  # RecBole leaves out of the ranking what it is handed as history
+            clicks = interaction[config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]]
+            rows, places = clicks.nonzero(as_tuple=True)
+            history = (rows, clicks[rows, places])
+        return super()._full_sort_batch_eval((interaction, history, *positive))  # type: ignore[misc]
 
     def _train_epoch(self, train_data: Any, epoch: int, *args: Any, **kwargs: Any) -> Any:
         if every := self.config["learning_rate_step"]:  # type: ignore[attr-defined]

@@ -44,7 +44,7 @@ class DHCN(SessionRecommender):
         """Local and global embedding; `memo` holds the convolved item table and the graph."""
         graph = packed_graph(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
         items = self._convolved_items()
-        clicks = items[graph.node_item][graph.click_node]  # [N, H]
+        clicks = self.dropped(items[graph.node_item], self.embedding_dropout)[graph.click_node]  # [N, H]
         placed = torch.tanh(self.linear_place(torch.cat([clicks, self.position_embedding(graph.click_back)], -1)))  # eq. 6
         mean = self.linear_mean(graph.session_mean(clicks))[graph.click_row]
         attention = self.attend(torch.sigmoid(mean + self.linear_click(placed)))  # eq. 7

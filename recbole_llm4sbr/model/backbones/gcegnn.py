@@ -87,7 +87,7 @@ class GCEGNN(SessionRecommender):
     def encode(self, interaction: Any) -> SessionEmbeddings:
         """Local and global embedding."""
         graph = packed_graph(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
-        own = self.item_embedding(graph.node_item)  # [V, H]
+        own = self.embed(graph.node_item)  # [V, H]
         mean = graph.session_mean(own[graph.click_node])  # [B, H]
         in_session = self.dropout_local(self._session_level(graph, own))
         context = self.dropout_global(self._global_level(graph.node_item, mean[graph.node_row]))

@@ -74,7 +74,7 @@ class SRGNN(SessionRecommender):
     def encode(self, interaction: Any) -> SessionEmbeddings:
         """Local and global embedding; `memo` holds the packed graph and the node states."""
         graph = packed_graph(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
-        hidden = self.gnn(graph, self.item_embedding(graph.node_item))  # [V, H]
+        hidden = self.gnn(graph, self.embed(graph.node_item))  # [V, H]
         local_emb = hidden[graph.last_node]  # [B, H]
         # linear_two is taken per node and not per click: a repeated item has one state
         seen = self.linear_one(local_emb)[graph.click_row] + self.linear_two(hidden)[graph.click_node]  # [N, H]

@@ -1,0 +1,257 @@
+"""Ensembles: trained models whose log-probabilities of the candidates are added (docs/comparison.md).
+
+Members are trained apart, on the same files; each scores with its own intents. Weights are equal, given, or those under which the targets
+of the validation part are most likely.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.recbole import SequentialRecommender
+from recbole_llm4sbr.base.records import IntentCounts, Member, PreparedCounts, RunResult
+from recbole_llm4sbr.base.settings import class_name
+from recbole_llm4sbr.data.checks import check_run_files
+from recbole_llm4sbr.model.candidates import exclude_clicked
+from recbole_llm4sbr.training.environment import peak_memory_mb, versions
+from recbole_llm4sbr.training.fit import TestRows, shows_progress, test_rows
+from recbole_llm4sbr.training.loading import Loaded, load_model
+from recbole_llm4sbr.training.trainer import plain, read_checkpoint, session_trainer
+
+Weights = Literal["equal", "valid"] | Sequence[float]
+
+_STEPS, _ENOUGH = 30, 1e-7  # of Newton's method on the weights; a smaller gain in mean log-likelihood ends it
+
+
+class Ensemble(SequentialRecommender):  # type: ignore[misc]
+    """The weighted sum of its members' log-probabilities.
+
+    Args:
+        config: RecBole's config of the first member.
+        dataset: RecBole's dataset.
+        members: models with `full_sort_predict`, over the same items in the same order.
+        weights: of the members; by default equal, with the sum 1.
+    """
+
+    weights: Tensor
+
+    def __init__(self, config: Any, dataset: Any, members: Sequence[nn.Module], weights: Sequence[float] | None = None) -> None:
+        super().__init__(config, dataset)
+        self.repeatable = config["repeatable"]
+        self.members = nn.ModuleList(members)
+        given = [1 / len(members)] * len(members) if weights is None else weights
+        self.register_buffer("weights", torch.tensor(given, dtype=torch.float32))
+
+    def log_probabilities(self, interaction: Any) -> Tensor:
+        """Of each member over the candidates, -inf for what is none, [members, B, n_items]."""
+        found = []
+        for member in self.members:
+            scores = member.full_sort_predict(interaction).view(len(interaction[self.ITEM_SEQ]), -1)  # type: ignore[operator]
+            scores[:, 0] = -torch.inf  # padding, as RecBole's evaluator has it
+            found.append((scores if self.repeatable else exclude_clicked(scores, interaction[self.ITEM_SEQ])).log_softmax(-1))
+        return torch.stack(found)
+
+    def full_sort_predict(self, interaction: Any) -> Tensor:
+        """Scores of all items, [B, n_items]; -inf for what is no candidate."""
+        return pooled(self.log_probabilities(interaction), self.weights)
+
+
+def pooled(logs: Tensor, weights: Tensor) -> Tensor:
+    """The weighted sum of log-probabilities [members, ...], -inf where all are, [...]; a member of weight 0 does not count."""
+    candidates = logs.isfinite().any(0)
+    summed = torch.tensordot(weights.to(logs.dtype), logs.nan_to_num(neginf=_NEVER), 1)
+    return torch.where(candidates, summed, -torch.inf)
+
+
+_NEVER = -1e4  # the logarithm of a probability that is 0 in float32, but finite, so that 0 times it is 0
+
+
+@torch.no_grad()
+def fit_weights(ensemble: Ensemble, valid_data: Any, device: Any) -> list[float]:
+    """The weights under which the targets of the validation part are most likely, none negative.
+
+    The log-likelihood of a log-linear pool is concave in its weights (Genest & Zidek 1986), so that Newton's method finds its one best
+    point; its gradient and curvature are means and covariances of the members' log-probabilities under the pool.
+
+    Args:
+        ensemble: its members are asked again at every step, so that no scores of the whole part are kept.
+        valid_data: RecBole's dataloader of the validation part.
+        device: of the models.
+    """
+    count = len(ensemble.members)
+    weights = torch.full((count,), 1 / count, dtype=torch.float64, device=device)
+    best, step, last = weights, torch.zeros_like(weights), -torch.inf
+    for _ in range(_STEPS):
+        likelihood, gradient, curvature = _likelihood(ensemble, valid_data, weights, device)
+        if likelihood <= last:  # too far: half of the step
+            step = step / 2
+            if (step.abs().max() < 1e-4).item():
+                break
+        else:
+            if likelihood - last < _ENOUGH:
+                best = weights
+                break
+            best, last = weights, likelihood
+            step = torch.linalg.solve(curvature + 1e-6 * torch.eye(count, device=device, dtype=torch.float64), gradient)
+        weights = (best + step).clamp(min=0)
+    total = best.sum().clamp(min=1e-12)
+    return [round(float(each), 4) for each in best / total]
+
+
+def _likelihood(ensemble: Ensemble, valid_data: Any, weights: Tensor, device: Any) -> tuple[float, Tensor, Tensor]:
+    """Mean log-probability of the targets under the pool, its gradient [members] and its negative second derivative."""
+    count, rows = len(weights), 0
+    total, gradient, curvature = 0.0, weights.new_zeros(count), weights.new_zeros(count, count)
+    for interaction, _, row, target in valid_data:
+        logs = ensemble.log_probabilities(interaction.to(device)).double()
+        logs = logs[:, row.to(device)]  # a row for each target
+        shares = pooled(logs, weights).log_softmax(-1)
+        finite = logs.nan_to_num(neginf=_NEVER)
+        at = target.to(device)[None, :, None].expand(count, -1, 1)
+        found = shares.gather(1, at[0]).squeeze(1)  # [R]
+        known = found.isfinite()  # a target that is no candidate says nothing of the weights
+        chance = shares.exp()
+        mean = torch.einsum("rv,mrv->mr", chance, finite)
+        total += float(found[known].sum())
+        gradient += (finite.gather(2, at).squeeze(2) - mean)[:, known].sum(1)
+        centred = finite - mean.unsqueeze(2)
+        curvature += torch.einsum("rv,mrv,nrv->mn", chance[known], centred[:, known], centred[:, known])
+        rows += int(known.sum())
+    rows = max(rows, 1)
+    return total / rows, gradient / rows, curvature / rows
+
+
+def load_ensemble(checkpoints: Sequence[str | Path], weights: Weights = "equal", **changed: Any) -> Loaded:
+    """Load checkpoints as one model, ready to score.
+
+    Args:
+        checkpoints: files that `train` named, of models trained on the same session files.
+        weights: `equal`, `valid` (found on the validation part), or a number for each checkpoint.
+        changed: settings that differ now, as for `load_model`.
+
+    Returns:
+        The ensemble with the config, dataset and dataloaders of the first member.
+
+    Raises:
+        UserError: no checkpoint, one that `load_model` refuses, models of other sessions, items or candidates, or wrong weights.
+    """
+    if not checkpoints:
+        raise UserError("an ensemble needs at least one checkpoint")
+    given = None if isinstance(weights, str) else [float(each) for each in weights]
+    if isinstance(weights, str) and weights not in ("equal", "valid"):
+        raise UserError(f"weights={weights!r} are unknown; choose equal, valid, or a number for each checkpoint")
+    if given is not None and (len(given) != len(checkpoints) or min(given) < 0 or not 0 < sum(given) < float("inf")):
+        raise UserError(
+            f"weights={given!r} must be a number from 0 on for each of the {len(checkpoints)} checkpoints, not all 0"
+        )
+    members = [load_model(each, **changed) for each in checkpoints]
+    first = members[0]
+    for path, member in zip(checkpoints[1:], members[1:]):
+        _check_alike(checkpoints[0], first, path, member)
+    ensemble = Ensemble(first.config, first.dataset, [each.model for each in members], given).to(first.config["device"]).eval()
+    if weights == "valid":
+        found = fit_weights(ensemble, first.valid_data, first.config["device"])
+        ensemble.weights = torch.tensor(found, device=first.config["device"])
+    return replace(first, model=ensemble)
+
+
+def _check_alike(one: str | Path, first: Loaded, two: str | Path, other: Loaded) -> None:
+    """Refuse a member whose scores cannot be added to the first one's.
+
+    Raises:
+        UserError: names the two checkpoints and what differs.
+    """
+    kinds = {
+        "session files": [
+            {name: each for name, each in loaded.config["trained_on"]["files"].items() if name.endswith(".inter")}
+            for loaded in (first, other)
+        ],
+        "items": [loaded.config["trained_on"]["items"] for loaded in (first, other)],
+        "MAX_ITEM_LIST_LENGTH": [loaded.config["MAX_ITEM_LIST_LENGTH"] for loaded in (first, other)],
+        "repeatable": [loaded.config["repeatable"] for loaded in (first, other)],
+    }
+    for what, (here, there) in kinds.items():
+        if here != there:
+            said = f" ({here!r} and {there!r})" if not isinstance(here, dict | list) else ""
+            raise UserError(
+                f"{str(one)!r} and {str(two)!r} differ in their {what}{said}, so that their scores cannot be added; train them alike"
+            )
+
+
+def run_ensemble(
+    checkpoints: Sequence[str | Path],
+    weights: Weights = "equal",
+    results: Sequence[RunResult] = (),
+    names: Sequence[str] = (),
+    on_test: Any = None,
+    **changed: Any,
+) -> RunResult:
+    """Validate and test an ensemble as a model is validated and tested, by RecBole's evaluator.
+
+    Args:
+        checkpoints, weights, changed: as for `load_ensemble`.
+        results: of the members' runs where they are known: they say what training cost, and whether it was finished.
+        names: of the members, for the report.
+        on_test: called with the test rows, as by `train`.
+
+    Raises:
+        UserError: as `load_ensemble`.
+    """
+    started = time.perf_counter()
+    loaded = load_ensemble(checkpoints, weights, **changed)
+    config, ensemble = loaded.config, cast(Ensemble, loaded.model)
+    trainer = session_trainer(config, ensemble)
+    progress = shows_progress(config)
+    valid = trainer.evaluate(loaded.valid_data, load_best_model=False, show_progress=progress)
+    test = trainer.evaluate(loaded.test_data, load_best_model=False, show_progress=progress)
+    if on_test and (found := trainer.ranks()):
+        sessions, ranks = found
+        on_test(test_rows(sessions, ranks, config, ensemble, loaded.train_data.dataset, loaded.test_data.dataset))
+    settings = config["given"]
+    files = check_run_files(settings)
+    asked = IntentCounts.from_json(files.intents.counts) if files.intents else None
+    known: list[RunResult | None] = list(results) or [None] * len(checkpoints)
+    members = [
+        Member(name, str(path), round(weight, 4), result.unfinished if result else False)
+        for name, path, weight, result in zip(
+            names or map(_describe, checkpoints), checkpoints, ensemble.weights.tolist(), known
+        )
+    ]
+    return RunResult(
+        best_valid_score=float(valid[config["valid_metric"].lower()]),
+        valid_score_bigger=config["valid_metric_bigger"],
+        best_valid_result={key: float(value) for key, value in valid.items()},
+        valid_metric=config["valid_metric"],
+        best_epoch=None,
+        epochs=sum(each.epochs for each in results),
+        valid_scores=[],
+        train_losses=[],
+        seconds_training=round(sum(each.seconds_training for each in results) + time.perf_counter() - started, 3),
+        seconds_per_epoch=[],
+        parameters=sum(each.numel() for each in ensemble.parameters() if each.requires_grad),
+        test_result={key: float(value) for key, value in test.items()},
+        peak_memory_mb=peak_memory_mb(config["device"]),
+        checkpoint=None,
+        prepare=PreparedCounts.from_json(files.prepared.counts),
+        infer=replace(asked, reused=asked.distinct_prompts) if asked else None,
+        settings=plain(dict(settings)),
+        versions=versions(),
+        members=members,
+    )
+
+
+def _describe(checkpoint: str | Path) -> str:
+    """A member in words: its model, and whether and by which intents it is enhanced."""
+    given = read_checkpoint(checkpoint)["config"]["given"]
+    name = class_name(given["model"])
+    return (
+        f"LLM4SBR({name}), {given['intent_source']}, seed {given.get('seed', 2020)}"
+        if given["llm4sbr"]
+        else f"{name}, seed {given.get('seed', 2020)}"
+    )
