@@ -4,7 +4,7 @@
     python benchmarks/aa.py OUT [--markdown FILE]
 
 All ways to take two groups of 1, 2, 3 and 5 of the runs are compared as two variants would be: the verdict of `report.statistics`, and,
-beside it, what the test over sessions alone would say.
+beside it, what the test over sessions alone would say. Unfinished runs get no verdict and are left out; single runs get none either.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import itertools
 from pathlib import Path
 
 from recbole_llm4sbr.report.reading import main_metrics, read_grids
-from recbole_llm4sbr.report.statistics import LEVEL, improvement, paired_p, verdict
+from recbole_llm4sbr.report.statistics import LEVEL, ONE_SEED, improvement, paired_p, verdict
 from recbole_llm4sbr.report.tables import by_session
 
 MOST = 400  # pairs of groups of a size; further ones repeat the same runs
@@ -24,10 +24,10 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
     line = read_grids([options.out])[0].lines[0]
-    seeds = sorted(line.ranks)
-    unfinished = [seed for seed in seeds if line.results[seed].best_epoch == line.results[seed].settings["epochs"] - 1]
+    seeds = sorted(set(line.ranks) - set(line.unfinished))
     text = [
-        f"{line.model}, {line.variant}, {len(seeds)} runs, {len(line.sessions):,} test rows; unfinished runs: {len(unfinished)}",
+        f"{line.model}, {line.variant}, {len(seeds)} runs, {len(line.sessions):,} test rows; unfinished runs, left out: "
+        f"{len(line.unfinished)}",
         "",
     ]
     text += [
@@ -39,6 +39,8 @@ def main() -> None:
         pairs = [(one, two) for one, two in itertools.combinations(groups, 2) if not set(one) & set(two)]
         pairs = pairs[:: max(1, len(pairs) // MOST)]
         for metric in main_metrics([line]):
+            if not pairs:
+                continue
             called = alone = 0
             for one, two in pairs:
                 a, b = (by_session(line, metric, each) for each in (one, two))
@@ -46,9 +48,8 @@ def main() -> None:
                 p = paired_p(a.mean(0), b.mean(0))
                 called += verdict(low, high, p, size) in ("better", "worse")
                 alone += p < LEVEL
-            text.append(
-                f"| {size} | {metric} | {len(pairs)} | {called} ({100 * called / len(pairs):.1f} %) | {100 * alone / len(pairs):.1f} % |"
-            )
+            said = f"{called} ({100 * called / len(pairs):.1f} %)" if size > 1 else ONE_SEED
+            text.append(f"| {size} | {metric} | {len(pairs)} | {said} | {100 * alone / len(pairs):.1f} % |")
             print(text[-1], flush=True)
     if options.markdown:
         options.markdown.write_text("\n".join(text) + "\n")

@@ -1,8 +1,9 @@
-"""What LLM4SBR adds to a training step: seconds and peak memory, plain and enhanced, in one run.
+"""What LLM4SBR, and the mask of `repeatable: false`, add to a training step: seconds and peak memory, in one run.
 
     python benchmarks/step.py [--model SRGNN] [--json FILE]
 
-Each kind is trained in a process of its own on the same synthetic sessions; the two take turns, and the median step counts.
+Each kind is trained in a process of its own on the same synthetic sessions; they take turns, and the median step counts. The mask's ratio
+is the median over the turns of one kind's step with it to the same kind's step without it right before.
 """
 
 import argparse
@@ -15,6 +16,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+
+MASKED = ", masked"  # what the name of a kind that trains under `repeatable: false` ends with
+KINDS = ("plain", "plain, masked", "enhanced", "enhanced, masked")
 
 
 class Dataset:
@@ -35,13 +39,14 @@ def make(kind: str, options: argparse.Namespace) -> tuple[torch.nn.Module, list[
     from recbole_llm4sbr.model import AdaptedRecommender, LLM4SBRWrapper, SessionIntents, SessionRecommender, model_class
     from recbole_llm4sbr.training.config import SessionConfig
 
-    settings = load_settings(options.model, "synthetic", overrides={"MAX_ITEM_LIST_LENGTH": options.length})
+    given = {"MAX_ITEM_LIST_LENGTH": options.length, "repeatable": not kind.endswith(MASKED)}
+    settings = load_settings(options.model, "synthetic", overrides=given)
     config = SessionConfig(settings)
     torch.manual_seed(0)
     dataset: Any = Dataset(options.items, options.sessions)
     model = model_class(options.model)(config, dataset)
     generator = torch.Generator().manual_seed(1)
-    if kind == "enhanced":
+    if kind.startswith("enhanced"):
         shape = (options.sessions, 2, settings["intent_k"])
         intents = SessionIntents(
             torch.randn(options.items, options.dim, generator=generator),
@@ -102,17 +107,18 @@ def main() -> None:
     options = parser.parse_args()
     context = mp.get_context("spawn")
     kinds = {}
-    for kind in ("plain", "enhanced"):
+    for kind in KINDS:
         ours, theirs = context.Pipe()
         process = context.Process(target=worker, args=(kind, options, theirs), daemon=True)
         process.start()
-        kinds[kind] = SimpleNamespace(pipe=ours, process=process, seconds=[])
+        kinds[kind] = SimpleNamespace(pipe=ours, process=process, seconds=[], turns=[])
     for turn in range(options.rounds + 1):  # the first turn warms up
         for kind in kinds.values():
             kind.pipe.send(options.steps)
             seconds = kind.pipe.recv()
             if turn:
                 kind.seconds += seconds
+                kind.turns.append(statistics.median(seconds))
     result: dict[str, Any] = {"setting": vars(options), "device": "cuda" if torch.cuda.is_available() else "cpu"}
     for name, kind in kinds.items():
         kind.pipe.send(None)
@@ -123,10 +129,14 @@ def main() -> None:
         kind.process.join()
     for figure in ("step_ms", "peak_memory_mb"):
         result[f"{figure}_ratio"] = round(result["enhanced"][figure] / result["plain"][figure], 3)
+    for name in ("plain", "enhanced"):
+        pairs = zip(kinds[name + MASKED].turns, kinds[name].turns)
+        result[f"mask_ratio_{name}"] = round(statistics.median(masked / bare for masked, bare in pairs), 3)
     print(f"{options.model}, {result['device']}, batch {options.batch}, {options.items} items, length up to {options.length}")
     for name in kinds:
-        print(f"  {name:9} {result[name]['step_ms']:8.2f} ms per step   {result[name]['peak_memory_mb']:8.1f} MB peak")
-    print(f"  ratio     {result['step_ms_ratio']:8.3f}               {result['peak_memory_mb_ratio']:8.3f}")
+        print(f"  {name:16} {result[name]['step_ms']:8.2f} ms per step   {result[name]['peak_memory_mb']:8.1f} MB peak")
+    print(f"  enhanced / plain {result['step_ms_ratio']:8.3f}               {result['peak_memory_mb_ratio']:8.3f}")
+    print(f"  with the mask / without: plain {result['mask_ratio_plain']:.3f}, enhanced {result['mask_ratio_enhanced']:.3f}")
     if options.json:
         with open(options.json, "w", encoding="utf-8") as handle:
             json.dump(result, handle, indent=2)

@@ -7,10 +7,9 @@ from conftest import session_rows
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from test_contract import ADAPTED, SMALL
+from test_contract import ADAPTED, built
 
 from recbole_llm4sbr.base.records import PreparedCounts
-from recbole_llm4sbr.base.schema import model_defaults
 from recbole_llm4sbr.base.settings import load_settings
 from recbole_llm4sbr.data.checks import PREPARED, settled
 from recbole_llm4sbr.data.features import read_vectors
@@ -19,19 +18,12 @@ from recbole_llm4sbr.data.manifest import Manifest
 from recbole_llm4sbr.data.prepare import prepare
 from recbole_llm4sbr.intent.infer import infer
 from recbole_llm4sbr.intent.localization import ItemIndex
-from recbole_llm4sbr.model import AdaptedRecommender, SessionRecommender, build_model
+from recbole_llm4sbr.model import AdaptedRecommender, SessionRecommender
 from recbole_llm4sbr.model.backbones import BACKBONES
 from recbole_llm4sbr.model.candidates import cross_entropy, exclude_clicked
 from recbole_llm4sbr.training.loading import load_model
-from recbole_llm4sbr.training.run import load_data, train
+from recbole_llm4sbr.training.run import train
 from recbole_llm4sbr.training.trainer import session_trainer
-
-
-def built(settings, name, **changed):
-    settings = settings | model_defaults(name) | {"model": name} | SMALL | changed
-    config, _, (train_data, _, test_data) = load_data(settings)
-    torch.manual_seed(3)
-    return build_model(config, train_data.dataset), config, train_data, test_data
 
 
 def of_cross_entropy(model, batch):

@@ -172,3 +172,10 @@ def test_a_real_difference_is_found():
     a = (rng.random(3000) < 0.10).astype(float)
     b = np.maximum(a, rng.random(3000) < 0.05)
     assert paired_p(a, b) < 1e-6
+
+
+@pytest.mark.parametrize("seeds", [1, 5])
+def test_whatever_the_numbers_say_an_unfinished_run_and_a_single_one_are_not_judged(seeds):
+    for low, high, p in ((1.0, 4.0, 1e-9), (-4.0, -1.0, 1e-9), (-1.0, 4.0, 0.9), (math.nan, math.nan, 1.0)):
+        assert verdict(low, high, p, seeds, unfinished=True) == "unfinished: not judged"
+        assert verdict(low, high, p, 1) == "one seed: not judged"

@@ -54,6 +54,10 @@ class PreparedCounts(Record):
         """What `repeatable: auto` stands for: whether at least one in a thousand training targets occurs earlier in its session."""
         return 1000 * self.repeated.get("train", 0) >= self.rows["train"]
 
+    def to_json(self) -> dict[str, Any]:
+        """Fields by name, and what `repeatable: auto` stands for."""
+        return {**super().to_json(), "repeatable": self.repeatable}
+
 
 @dataclass(frozen=True)
 class IntentCounts(Record):
@@ -230,6 +234,11 @@ class RunResult(Tested):
     def budget(self) -> Budget:
         """The epochs that the run was allowed."""
         return Budget.of(self.settings, self.epochs)
+
+    def advice(self) -> str:
+        """What is said of an unfinished run, and the setting to raise; of an ensemble, which members it is of."""
+        members = ", ".join(each.name for each in self.members if each.unfinished)
+        return f"training of its members is unfinished ({members}); raise --epochs" if members else self.budget.advice()
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:

@@ -24,8 +24,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,), "list": (list,), "dict": (dict,), "int": (int,), "bool": (bool,), "number": (float, int), "names": (str, list),
     "gpus": (str, int, list),
 }  # fmt: skip
-_PARTS = {"default", "decides", "also", "help", "type", "nullable", "choices", "at_least", "at_most", "form", "empty", "each", "each_of", "count",
-          "keys", "when", "per_grid", "shown"}  # fmt: skip
+_PARTS = {"default", "decides", "also", "help", "type", "nullable", "choices", "at_least", "at_most", "form", "empty", "each", "each_of",
+          "count", "keys", "when", "per_grid", "shown"}  # fmt: skip
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]

@@ -82,7 +82,7 @@ def load_settings(
     Args:
         model: name of a model, or `package.module:Class`; may also stand in a file or in `overrides`.
         dataset: name of a dataset, likewise.
-        config_files: YAML files, later ones win.
+        config_files: YAML files or names of shipped recipes, later ones win.
         overrides: settings that win over all files (the command line).
 
     Returns:
@@ -93,7 +93,7 @@ def load_settings(
     """
     external: dict[str, Any] = {}
     for path in config_files:
-        external.update(read_yaml(path))
+        external.update(read_yaml(recipe_path(path)))
     external.update(overrides or {})
     external.update({key: value for key, value in (("model", model), ("dataset", dataset)) if value is not None})
     external.setdefault("model", schema()["model"].default)
@@ -112,6 +112,16 @@ def load_settings(
     settings.update(external)
     check_values(settings)
     return settings
+
+
+def recipe_path(name: str | Path) -> Path:
+    """The file of settings that is meant: a shipped recipe by its name, or a path.
+
+    >>> recipe_path("paper").name, recipe_path("mine/paper.yaml").as_posix()
+    ('paper.yaml', 'mine/paper.yaml')
+    """
+    shipped = PROPERTIES / "recipe" / f"{name}.yaml"
+    return shipped if shipped.is_file() else Path(name)
 
 
 def class_name(model: str) -> str:

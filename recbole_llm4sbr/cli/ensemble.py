@@ -9,8 +9,8 @@ from recbole_llm4sbr.cli.parsing import Arguments, Option, Verb
 USAGE = """\
 usage: recbole-llm4sbr ensemble CHECKPOINT... [--weights=equal] [--result_file=FILE.json] [--key=value ...]
 
-Adds the log-probabilities of trained models, validates and tests the sum as any model. The models must be trained on the same session files;
-backbones, intents and all other settings may differ. Compare an ensemble with an ensemble of plain models: two seeds of one model gain too
+Adds the log-probabilities of trained models, validates and tests the sum as any model. The models must be trained on the same session
+files; backbones, intents and all other settings may differ. Compare an ensemble with one of plain models: two seeds of one model gain too
 (`compare --variants="plain,ensemble(plain,text-init)"` does it for you).
 
   recbole-llm4sbr ensemble saved/SRGNN-*/SRGNN.pth saved/GCEGNN-*/GCEGNN.pth

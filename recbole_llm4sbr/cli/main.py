@@ -50,7 +50,8 @@ examples
 
 --model: SRGNN, TAGNN, GCEGNN, DHCN (native), or a sequential model of RecBole (GRU4Rec, SASRec, NARM, STAMP, ...), or package.module:Class;
 baselines: LLMInfer, LLMSeqSim, LLM2SRGNN (LLM2 + any backbone).
---config_files=a.yaml,b.yaml: settings from files; the command line wins over them. `--key=value` and `--key value` both work.
+--config_files=a.yaml,b.yaml: settings from files, or from the shipped recipes `paper` (as the paper has it) and `strong` (what wins on
+validation); the command line wins over them. `--key=value` and `--key value` both work.
 --verbose: an error shows its traceback.
 Every setting of RecBole can be given too. The settings of this package and their defaults:
 """

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.schema import describe_settings, schema
-from recbole_llm4sbr.base.settings import parse_value, recbole_keys
+from recbole_llm4sbr.base.settings import parse_value, recbole_keys, recipe_path
 from recbole_llm4sbr.base.wording import split_names
 
 Kind = Literal["text", "names", "whole", "number", "value", "flag"]
@@ -131,7 +131,9 @@ class Verb:
             default = "" if option.default in (None, False, "") else f"  (default: {_typed(option.default)})"
             lines.append(f"  --{option.name:15} {option.help}{default}")
         if self.takes_settings:
-            lines.append(f"  --{'config_files':15} settings from files, a.yaml,b.yaml; the command line wins over them")
+            lines.append(
+                f"  --{'config_files':15} settings from files, a.yaml,b.yaml, or from shipped recipes, paper or strong; the command line wins"
+            )
             lines.append(f"  --{'key=value':15} any setting of this package or of RecBole; `recbole-llm4sbr --help` lists ours")
         sections = [each.strip() for each in describe_settings().split("\n\n")] if self.shows else []
         lines += [f"\n{section}" for section in sections if section.startswith(self.shows)]
@@ -160,7 +162,7 @@ def parse_arguments(verb: Verb, arguments: Sequence[str]) -> Arguments:
         else:
             settings[key] = parse_value(text, key)
     files = settings.pop("config_files", None)
-    config_files = names_in(files, "config_files") if files else []
+    config_files = [str(recipe_path(name)) for name in names_in(files, "config_files")] if files else []
     for key in settings:
         # An unknown setting is refused later, by `load_settings`; here only what looks like an option of the verb.
         if key not in schema() and key not in recbole_keys("") and (hint := _nearest(key, options, "", 0.8)):

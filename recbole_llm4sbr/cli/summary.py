@@ -20,6 +20,8 @@ def summary(result: RunResult) -> str:
     if not settings["repeatable"]:
         lines.append("the items of a session are no candidates in it (repeatable=false)")
     lines += [f"{each.weight:6.3f}  {each.name}: {each.checkpoint}" for each in result.members] or _of_training(result)
+    if result.unfinished:
+        lines.append(result.advice())
     return "\n".join(lines)
 
 
@@ -31,8 +33,6 @@ def _of_training(result: RunResult) -> list[str]:
         f"{sum(per_epoch) / max(len(per_epoch), 1):.2f} s per epoch, {result.seconds_training:.0f} s training, "
         f"peak memory {result.peak_memory_mb:,.0f} MB",
     ]
-    if result.unfinished:
-        lines.append(result.budget.advice())
     if intents:
         lines.append(
             f"intents from {settings['intent_source']}: {intents.prompts:,} prompts, {intents.distinct_prompts:,} distinct; "

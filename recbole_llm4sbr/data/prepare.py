@@ -54,8 +54,8 @@ def prepare(settings: Mapping[str, Any]) -> Manifest:
     if made is not None:
         changed = made.differences(wanted, {"source": source}) or made.damage()
         if not changed:
-            log.info("prepare: %s (there already)", describe_counts(PreparedCounts.from_json(made.counts)))
-            _say_repeatable(settings, PreparedCounts.from_json(made.counts))
+            numbers = PreparedCounts.from_json(made.counts)
+            log.info("prepare: %s; %s (there already)", describe_counts(numbers), describe_repeatable(settings, numbers))
             return made
         if not settings["rebuild"]:
             raise UserError(
@@ -71,8 +71,13 @@ def prepare(settings: Mapping[str, Any]) -> Manifest:
         if (stale := Manifest.read(folder / name)) is not None and stale.files:
             stale.remove()
     manifest = manifest.write(tables)
-    log.info("prepare: %s", describe_counts(numbers))
-    _say_repeatable(settings, numbers)
+    log.info("prepare: %s; %s", describe_counts(numbers), describe_repeatable(settings, numbers))
+    if lost := 0 if _is_repeatable(settings, numbers) else numbers.repeated["valid"] + numbers.repeated["test"]:
+        log.warning(
+            "prepare: with repeatable=false a session's items are never recommended again, so that %s rows of valid and test count as "
+            "misses; --repeatable=true keeps these items as candidates",
+            f"{lost:,}",
+        )
     return manifest
 
 
@@ -86,23 +91,15 @@ def describe_counts(numbers: PreparedCounts) -> str:
     )
 
 
-def _say_repeatable(settings: Mapping[str, Any], numbers: PreparedCounts) -> None:
-    """Say whether a session's items may be recommended again, why, and how many rows that costs."""
-    chosen = settings["repeatable"]
-    repeatable = numbers.repeatable if chosen == "auto" else chosen
-    counts = ", ".join(f"{part} {numbers.repeated[part]:,} of {numbers.rows[part]:,}" for part in PARTS)
-    log.info(
-        "prepare: repeatable=%s%s; rows whose target occurs earlier in its session: %s",
-        str(repeatable).lower(),
-        " (auto, by the training part)" if chosen == "auto" else "",
-        counts,
-    )
-    if lost := 0 if repeatable else numbers.repeated["valid"] + numbers.repeated["test"]:
-        log.warning(
-            "prepare: with repeatable=false a session's items are never recommended again, so that %s rows of valid and test count as "
-            "misses; --repeatable=true keeps these items as candidates",
-            f"{lost:,}",
-        )
+def describe_repeatable(settings: Mapping[str, Any], numbers: PreparedCounts) -> str:
+    """Whether a session's items may be recommended again, and what says so."""
+    chosen = " (auto: by the training part)" if settings["repeatable"] == "auto" else ""
+    counts = ", ".join(f"{part} {numbers.repeated[part]:,}" for part in PARTS)
+    return f"targets that occur earlier in their session: {counts}, repeatable={str(_is_repeatable(settings, numbers)).lower()}{chosen}"
+
+
+def _is_repeatable(settings: Mapping[str, Any], numbers: PreparedCounts) -> bool:
+    return numbers.repeatable if settings["repeatable"] == "auto" else bool(settings["repeatable"])
 
 
 def _make(

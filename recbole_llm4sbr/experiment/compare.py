@@ -264,6 +264,6 @@ def _outcome(cell: CellResult) -> str:
         return f"failed ({cell.reason})"
     result = cell.result
     score = 100 * result.test_result.get(result.valid_metric.lower(), float("nan"))
-    unfinished = f"; {result.budget.advice()}" if result.unfinished else ""
+    unfinished = f"; {result.advice()}" if result.unfinished else ""
     seconds = duration(result.seconds_training)
     return f"{result.valid_metric} {score:.2f} on test, best epoch {result.best_epoch}, {seconds}{unfinished}"

@@ -210,7 +210,9 @@ def _localized(
         asked = np.flatnonzero(column >= 0)
         lengths = np.diff(starts)[asked]
         of_asked = clicks[ranges(starts[asked], lengths)]
-        near, sims = index.nearest_outside(intents.vectors, column[asked].astype(np.int64), of_asked, np.r_[0, lengths.cumsum()], k)
+        near, sims = index.nearest_outside(
+            intents.vectors, column[asked].astype(np.int64), of_asked, np.r_[0, lengths.cumsum()], k
+        )
         some = near[:, 0] >= 0
         places[view] = np.full(len(column), -1, np.int32)
         places[view][asked[some]] = np.arange(some.sum()) + sum(len(items) for items, _ in found)

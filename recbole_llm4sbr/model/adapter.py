@@ -1,22 +1,27 @@
-"""Any RecBole sequential model whose score is session embedding times item table, as a backbone of ours.
+"""Any RecBole sequential model that compares a session embedding with its item table, as a backbone of ours.
 
-Global is what the model's `forward` returns, local the embedding of the last click; unwrapped it scores as the original does.
+Global is what the model's `forward` returns, local the embedding of the last click; unwrapped it scores as the original does. What a model
+has of its own beyond that (CORE's cosine, FEARec's contrastive losses, penalties) stands in one table, `_OWN`.
 """
 
 import inspect
+import math
 from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.recbole import MODELS, import_models
 from recbole_llm4sbr.model.contract import SessionEmbeddings, SessionRecommender
+from recbole_llm4sbr.model.fearec import FEARecContrast
 
 _REMEDY = "write it as a SessionRecommender (docs/backbones.md), or train it plain with --llm4sbr=false"
 # Models of RecBole that cannot be adapted, and why.
 REFUSED = {
-    "CORE": "it scores by cosine with a temperature",
     "HGN": "its score has three parts",
     "NPE": "its score has two parts",
     "TransRec": "it scores by distance",
@@ -28,16 +33,37 @@ REFUSED = {
     "FPMC": "it scores pairs of items",
     "GRU4RecKG": "it needs a knowledge graph",
     "KSR": "it needs a knowledge graph",
-    "FEARec": "its loss contrasts augmented sessions, which would be lost",
     "SHAN": "its loss needs a reversed session from RecBole's data augmentation",
 }
-# What the calculate_loss of some models adds to cross-entropy, by name of the model.
-_EXTRA: dict[str, Callable[[Any], Tensor]] = {
-    "GCSAN": lambda m: m.reg_weight * m.reg_loss(m.item_embedding.weight),
-    "NextItNet": lambda m: m.reg_weight * m.reg_loss([m.item_embedding.weight, m.final_layer.weight]) + m.reg_loss_rb(),
-    "SINE": lambda m: m.calculate_reg_loss() * m.reg_loss_ratio * (m.loss_type not in ("CE", "BPR")),
-}
 _SEQUENCE, _LENGTH = ("item_seq", "seq_item"), ("item_seq_len", "seq_item_len")
+
+
+@dataclass(frozen=True)
+class _Own:
+    """What a model of RecBole has of its own.
+
+    Attributes:
+        temperature: of the cosine by which it scores; None where it scores by dot product.
+        items: the item embeddings that it scores, [n_items, H].
+        penalty: what its loss adds to cross-entropy for its parameters, a scalar.
+        contrast: what its loss adds for the batch, made of model and training part.
+    """
+
+    temperature: Callable[[Any], float] | None = None
+    items: Callable[[Any], Tensor] = lambda m: m.item_embedding.weight
+    penalty: Callable[[Any], Tensor] | None = None
+    contrast: type[FEARecContrast] | None = None
+
+
+_OWN = {
+    "CORE": _Own(temperature=lambda m: m.temperature, items=lambda m: m.item_dropout(m.item_embedding.weight)),
+    "FEARec": _Own(contrast=FEARecContrast),
+    "GCSAN": _Own(penalty=lambda m: m.reg_weight * m.reg_loss(m.item_embedding.weight)),
+    "NextItNet": _Own(
+        penalty=lambda m: m.reg_weight * m.reg_loss([m.item_embedding.weight, m.final_layer.weight]) + m.reg_loss_rb()
+    ),
+    "SINE": _Own(penalty=lambda m: m.calculate_reg_loss() * m.reg_loss_ratio * (m.loss_type not in ("CE", "BPR"))),
+}
 
 
 def check_adaptable(model: type) -> None:
@@ -61,21 +87,32 @@ class AdaptedRecommender(SessionRecommender):
 
     Args:
         config: RecBole's config.
-        dataset: RecBole's dataset.
+        dataset: RecBole's dataset of the training part.
         model: the model; its `item_embedding` is the item table.
 
     Raises:
-        UserError: it has no `item_embedding`, or `check_adaptable` refuses it.
+        UserError: it has no `item_embedding`, `check_adaptable` refuses it, or it scores by cosine and `similarity` asks for that too.
     """
 
     def __init__(self, config: Any, dataset: Any, model: nn.Module) -> None:
         super().__init__(config, dataset)
+        name = type(model).__name__
         check_adaptable(type(model))
         if not isinstance(getattr(model, "item_embedding", None), nn.Embedding):
-            raise UserError(f"{type(model).__name__} cannot be wrapped: it has no item_embedding table; {_REMEDY}")
+            raise UserError(f"{name} cannot be wrapped: it has no item_embedding table; {_REMEDY}")
         self.model = model
         self._arguments = list(inspect.signature(model.forward).parameters)
-        self._extra = _EXTRA.get(type(model).__name__)
+        of_recbole = [kind.__name__ for kind in type(model).__mro__ if kind.__module__.startswith("recbole.")]
+        self._own = next((_OWN[kind] for kind in of_recbole if kind in _OWN), _Own())
+        self._contrast = self._own.contrast(model, dataset) if self._own.contrast else None
+        if self._own.temperature:
+            if self.temperature is not None:
+                raise UserError(f"{name} scores by cosine as it is, over its temperature; leave similarity=dot")
+            self.temperature = self._own.temperature(model)
+        if self.embedding_dropout:
+            model.item_embedding.register_forward_hook(  # type: ignore[union-attr]
+                lambda _, __, values: self.dropped(values, self.embedding_dropout)
+            )
 
     @property
     def item_table(self) -> Tensor:
@@ -94,6 +131,66 @@ class AdaptedRecommender(SessionRecommender):
         """The model's own session embedding, [B, H]."""
         return embeddings.global_emb
 
+    def score(self, session: Tensor, embeddings: SessionEmbeddings) -> Tensor:
+        """Scores of all items as the model's own loss has them, [B, n_items]; under a cosine `session` is normalised here."""
+        return self.compare(session, self._own.items(self.model))
+
     def extra_loss(self, embeddings: SessionEmbeddings, interaction: Any) -> Tensor | None:
         """What the model's own loss adds to cross-entropy, a scalar; None for most models."""
-        return self._extra(self.model) if self._extra else None
+        if self._contrast:
+            fields = (self.ITEM_SEQ, self.ITEM_SEQ_LEN, self.USER_ID)
+            return self._contrast(embeddings.global_emb, *(interaction[field] for field in fields))
+        return self._own.penalty(self.model) if self._own.penalty else None
+
+
+class CORE(AdaptedRecommender):
+    """RecBole's CORE behind our contract also when it is plain: its own `predict` leaves the item's length in the score, its full sort not.
+
+    Args:
+        config: RecBole's config.
+        dataset: RecBole's dataset of the training part.
+    """
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset, import_models(f"{MODELS}.core").CORE(config, dataset))
+
+
+class FEARec(AdaptedRecommender):
+    """RecBole's FEARec behind our contract also when it is plain: on session files RecBole's own training loss may never return.
+
+    Args:
+        config: RecBole's config.
+        dataset: RecBole's dataset of the training part.
+
+    """
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        self.check_settings(config)
+        original = import_models(f"{MODELS}.fearec").FEARec
+        # Its list of sessions by target takes time that grows with their square; `SameTarget` stands in its place.
+        kind = type("FEARec", (original,), {"get_same_item_index": lambda *_: {}})
+        with redirect_stdout(None):  # it prints its frequencies
+            model = kind(config, dataset)
+        super().__init__(config, dataset, model)
+
+    @staticmethod
+    def check_settings(settings: Any) -> None:
+        """Refuse settings under which RecBole's code breaks off.
+
+        Raises:
+            UserError: names the setting and what to set instead.
+        """
+        width, factor = settings["MAX_ITEM_LIST_LENGTH"], settings["topk_factor"]
+        if settings["n_layers"] < 2:
+            raise UserError(f"FEARec with n_layers={settings['n_layers']}: it divides by n_layers - 1; set it to 2 or more")
+        if settings["dual_domain"] and width % 2:
+            raise UserError(
+                f"FEARec with dual_domain=true loses a place of the odd MAX_ITEM_LIST_LENGTH={width}; make it {width + 1}, or set "
+                f"dual_domain=false"
+            )
+        delays, most = int(factor * math.log(width)), width // 2 * 2
+        if not 1 <= delays <= most:
+            raise UserError(
+                f"FEARec with topk_factor={factor} and MAX_ITEM_LIST_LENGTH={width} adds up {delays} delays; change one of them so that "
+                f"int(topk_factor x ln MAX_ITEM_LIST_LENGTH) is from 1 to {most}"
+            )

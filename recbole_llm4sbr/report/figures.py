@@ -12,6 +12,7 @@ from plotly.subplots import make_subplots
 from recbole_llm4sbr.report.reading import Block, Line, is_per_session, main_metrics
 from recbole_llm4sbr.report.search_figures import figures_of_search
 from recbole_llm4sbr.report.style import COLOURS, DASHES, PATTERNS, SYMBOLS
+from recbole_llm4sbr.report.unfinished import in_legend, note
 
 Figure = tuple[str, str, str]  # title, how it was made, HTML
 
@@ -41,6 +42,7 @@ def figures_of(block: Block) -> Iterator[Figure]:
         metrics = main_metrics(lines)
         swept = [_swept(line) for line in lines]
         how = "Test, in percent; bars and whiskers: mean and standard deviation over the seeds (none with one seed)."
+        how += note(lines)
         if len({key for key, _ in filter(None, swept)}) == 1 and all(swept) and len(lines) > 1:
             key = swept[0][0]  # type: ignore[index]
             yield ready(
@@ -57,10 +59,11 @@ def figures_of(block: Block) -> Iterator[Figure]:
     metric = next(iter(main[0].results.values())).valid_metric
     lines_said = ", ".join(f"{variant}: {DASHES[number % 6]}" for number, variant in enumerate(_names(main)[1]))
     said = f" Lines: {lines_said}." if len(_names(main)[0]) > 1 else ""
-    yield ready("Validation by epoch", f"{metric} in percent, first seed.{said}", _training(main), 480)
-    yield ready("Time and memory", "Median seconds of a training epoch and peak memory, mean over the seeds.", _cost(main), 560)
+    yield ready("Validation by epoch", f"{metric} in percent, first seed.{said}{note(main)}", _training(main), 480)
+    how = "Median seconds of a training epoch and peak memory, mean over the seeds." + note(main)
+    yield ready("Time and memory", how, _cost(main), 560)
     if all(line.ranks for line in main) and len(main) > 1 and is_per_session(metrics[0]):
-        how = f"{metrics[0]} in percent; head: the 20 % of items that the training part clicks most."
+        how = f"{metrics[0]} in percent; head: the 20 % of items that the training part clicks most." + note(main)
         yield ready("Popular and rare targets", how, _popularity(main, metrics[0]), 560)
 
 
@@ -92,11 +95,12 @@ def _bars(lines: Sequence[Line], metrics: Sequence[str]) -> go.Figure:
         for number, variant in enumerate(variants):
             there = [model for model in models if (model, variant) in of]
             moments = [_moments(of[model, variant], metrics[0]) for model in there]
-            figure.add_trace(_bar(variant, number, there, *zip(*moments)))
+            name = in_legend(variant, {model: of[model, variant] for model in there})
+            figure.add_trace(_bar(name, number, there, *zip(*moments)))
         return figure.update_yaxes(title=metrics[0])
     for number, line in enumerate(lines):
         moments = [_moments(line, metric) for metric in metrics]
-        figure.add_trace(_bar(line.variant, number, metrics, *zip(*moments)))
+        figure.add_trace(_bar(in_legend(line.variant, {line.variant: line}), number, metrics, *zip(*moments)))
     return figure
 
 
@@ -112,10 +116,11 @@ def _curve(lines: Sequence[Line], key: str, metrics: Sequence[str]) -> go.Figure
         own = [line for line in lines if line.model == model and line.variant.partition("+")[0] == variant]
         points = [(_swept(line)[1], line) for line in own]  # type: ignore[index]
         points.sort(key=lambda point: point[0])
+        name = in_legend(f"{model} {variant}", {f"{value:g}": line for value, line in points})
         for row, metric in enumerate(metrics, 1):
             moments = [_moments(line, metric) for _, line in points]
             trace = go.Scatter(
-                x=[f"{value:g}" for value, _ in points], y=[mean for mean, _ in moments], name=f"{model} {variant}",
+                x=[f"{value:g}" for value, _ in points], y=[mean for mean, _ in moments], name=name,
                 legendgroup=f"{model} {variant}", showlegend=row == 1,
                 error_y={"type": "data", "array": [spread for _, spread in moments], "visible": any(spread for _, spread in moments)},
                 mode="lines+markers", line={"color": COLOURS[number % 8], "dash": DASHES[number % 6]},
@@ -133,13 +138,14 @@ def _training(lines: Sequence[Line]) -> go.Figure:
     for line in lines:
         scores = line.results[min(line.results)].valid_scores
         model, variant = models.index(line.model), variants.index(line.variant)
-        name = line.model if len(models) > 1 else line.variant
-        first = len(models) == 1 or line is next(each for each in lines if each.model == line.model)
+        own = [each for each in lines if each.model == line.model] if len(models) > 1 else [line]
+        name = in_legend(line.model if len(models) > 1 else line.variant, {each.variant: each for each in own})
+        first = line is own[0]
         colour, dash = (model, variant) if len(models) > 1 else (variant, 0)
         figure.add_trace(
             go.Scatter(
                 x=list(range(len(scores))), y=[100 * score for score in scores], name=name, mode="lines+markers",
-                legendgroup=line.model if len(models) > 1 else name, showlegend=first,
+                legendgroup=line.model if len(models) > 1 else line.variant, showlegend=first,
                 line={"color": COLOURS[colour % 8], "dash": DASHES[dash % 6]}, marker={"symbol": SYMBOLS[colour % 8], "size": 6},
             )
         )  # fmt: skip
@@ -151,12 +157,13 @@ def _cost(lines: Sequence[Line]) -> go.Figure:
     figure = make_subplots(rows=2, cols=1, vertical_spacing=0.12)
     for number, variant in enumerate(_names(lines)[1]):
         there = [line for line in lines if line.variant == variant]
+        name = in_legend(variant, {line.model: line for line in there})
         for row in (1, 2):
             values = [
                 np.mean([np.median(r.seconds_per_epoch) if row == 1 else r.peak_memory_mb for r in line.results.values()])
                 for line in there
             ]
-            trace = _bar(variant, number, [line.model for line in there], [float(value) for value in values])
+            trace = _bar(name, number, [line.model for line in there], [float(value) for value in values])
             figure.add_trace(trace.update(legendgroup=variant, showlegend=row == 1), row=row, col=1)
     figure.update_yaxes(title="s per epoch", row=1, col=1)
     return figure.update_yaxes(title="peak MB", row=2, col=1)
@@ -167,6 +174,7 @@ def _popularity(lines: Sequence[Line], metric: str) -> go.Figure:
     figure = make_subplots(rows=2, cols=1, vertical_spacing=0.16, subplot_titles=("head targets", "tail targets"))
     for number, variant in enumerate(_names(lines)[1]):
         there = [line for line in lines if line.variant == variant]
+        name = in_legend(variant, {line.model: line for line in there})
         for row in (1, 2):
             values = []
             for line in there:
@@ -174,6 +182,6 @@ def _popularity(lines: Sequence[Line], metric: str) -> go.Figure:
                 head = rows["head"][np.argsort(rows["session"], kind="stable")]
                 where = head if row == 1 else ~head
                 values.append(100 * float(line.by_seed(metric, sorted(line.ranks))[:, where].mean()))
-            trace = _bar(variant, number, [line.model for line in there], values)
+            trace = _bar(name, number, [line.model for line in there], values)
             figure.add_trace(trace.update(legendgroup=variant, showlegend=row == 1), row=row, col=1)
     return figure.update_yaxes(title=metric)

@@ -14,6 +14,7 @@ from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import read_json
 from recbole_llm4sbr.base.records import GridEntry, RunResult, Search, read_cell_results
 from recbole_llm4sbr.base.schema import schema
+from recbole_llm4sbr.base.wording import ENSEMBLE, control_of_ensemble
 from recbole_llm4sbr.report.statistics import PER_SESSION, session_metric
 
 CONTROLS = ("session_text", "shuffled", "random", "none")
@@ -43,6 +44,11 @@ class Line:
     def sessions(self) -> npt.NDArray[Any]:
         """Ids of the test rows, sorted."""
         return np.sort(next(iter(self.ranks.values()))["session"])
+
+    @property
+    def unfinished(self) -> list[int]:
+        """Seeds of the runs whose best epoch is the last that they were allowed."""
+        return sorted(seed for seed, result in self.results.items() if result.unfinished)
 
     def scores(self, metric: str) -> list[float]:
         """A metric of the test in percent, by seed."""
@@ -122,10 +128,16 @@ class Block:
         return max(results, key=lambda result: result.infer is not None)
 
     def pairs(self, group: str) -> list[tuple[Line, Line]]:
-        """What is tested against what: every variant against the model's reference, and LLM4SBR against its controls."""
+        """What is tested against what: every variant against the model's reference, LLM4SBR against its controls, and an ensemble against
+        as many plain models."""
         found = []
         for line in self.of(group):
             others = [each for each in self.of(group) if each.model == line.model]
+            if line.variant.startswith(ENSEMBLE):
+                control = control_of_ensemble(line.variant)
+                found += [(line, each) for each in others if each.variant == control and each is not line]
+                continue
+            others = [each for each in others if not each.variant.startswith(ENSEMBLE)]
             reference = next((each for name in REFERENCES for each in others if each.variant == name), others[0])
             if reference is not line:
                 found.append((line, reference))

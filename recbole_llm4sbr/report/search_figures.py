@@ -2,42 +2,44 @@
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
 from recbole_llm4sbr.base.records import Search, Trial
 from recbole_llm4sbr.base.wording import show
-from recbole_llm4sbr.report.searches import by_two, distinct
+from recbole_llm4sbr.report.searches import by_two, distinct, note_of_trials
 from recbole_llm4sbr.report.style import COLOURS
+from recbole_llm4sbr.report.unfinished import UNFINISHED
 
 
 def figures_of_search(search: Search) -> Iterator[tuple[str, str, go.Figure, int]]:
     """A curve per setting, a heat map where there are two, parallel coordinates where there are more."""
     metric, model = search.metric, search.model
     trials = [trial for trial in search.trials if trial.score is not None]
+    note = note_of_trials(search)
     for key in trials[0].setting:
         yield (
             f"Search: {key} ({model})",
-            f"{metric} on validation, in percent: each trial, and the best of each value.",
+            f"{metric} on validation, in percent: each trial, and the best of each value.{note}",
             _points(trials, key, search.bigger),
             400,
         )
     if found := by_two(search):
-        row_key, column_key, rows, columns, scores = found
+        row_key, column_key = found.row_key, found.column_key
+        texts = [[text.replace(" ", "<br>") for text in found.texts(number, "")] for number in range(len(found.rows))]
         figure = go.Figure(
             go.Heatmap(
-                z=scores, x=list(map(show, columns)), y=list(map(show, rows)), colorscale="Cividis",
-                text=[["" if np.isnan(score) else f"{score:.2f}" for score in line] for line in scores], texttemplate="%{text}",
-                hovertemplate=f"{row_key} %{{y}}, {column_key} %{{x}}: %{{z:.2f}}<extra></extra>", colorbar={"thickness": 12},
+                z=found.scores, x=list(map(show, found.columns)), y=list(map(show, found.rows)), colorscale="Cividis",
+                text=texts, texttemplate="%{text}", colorbar={"thickness": 12},
+                hovertemplate=f"{row_key} %{{y}}, {column_key} %{{x}}: %{{z:.2f}}<extra></extra>",
             )
         )  # fmt: skip
         figure.update_xaxes(title=column_key, type="category").update_yaxes(title=row_key, type="category")
-        yield f"Search: {row_key} and {column_key} ({model})", f"{metric} on validation, in percent.", figure, 420
+        yield f"Search: {row_key} and {column_key} ({model})", f"{metric} on validation, in percent.{note}", figure, 420
     elif len(trials[0].setting) > 1:
         yield (
             f"Search: all settings ({model})",
-            f"A line is a trial, the brighter the better; {metric} on validation, in percent.",
+            f"A line is a trial, the brighter the better, dotted where it is unfinished; {metric} on validation, in percent.{note}",
             _parallel(trials, metric, search.bigger),
             460,
         )
@@ -49,11 +51,13 @@ def _points(trials: Sequence[Trial], key: str, bigger: bool) -> go.Figure:
     different = distinct(values)
     listed = len(different) < len(values) or not all(isinstance(value, int | float) for value in values)
     x = list(map(show, values)) if listed else values
-    figure = go.Figure(
-        go.Scatter(
-            x=x, y=scores, mode="markers", name="a trial", marker={"color": COLOURS[4], "symbol": "circle-open", "size": 9}
-        )
-    )
+    figure = go.Figure()
+    for unfinished, name, symbol in ((False, "a trial", "circle-open"), (True, f"a trial ({UNFINISHED})", "x-open")):
+        shown = [place for place, trial in enumerate(trials) if trial.unfinished == unfinished]
+        if shown:
+            marker = {"color": COLOURS[4], "symbol": symbol, "size": 9}
+            places, heights = [x[place] for place in shown], [scores[place] for place in shown]
+            figure.add_trace(go.Scatter(x=places, y=heights, mode="markers", name=name, marker=marker))
     if listed:
         names = list(map(show, different))
         best = [(max if bigger else min)(score for at, score in zip(x, scores) if at == name) for name in names]
@@ -89,12 +93,17 @@ def _parallel(trials: Sequence[Trial], metric: str, bigger: bool) -> go.Figure:
     figure = go.Figure()
     order = sorted(range(len(trials)), key=lambda number: columns[metric][number], reverse=not bigger)  # the best on top
     for rank, number in enumerate(order):
+        unfinished = trials[number].unfinished
         said = "<br>".join(f"{key} {show(values[number], 4)}" for key, values in columns.items())
+        said += f"<br>{UNFINISHED}" * unfinished
         figure.add_trace(
             go.Scatter(
                 x=list(columns), y=[column[number] for column in places], mode="lines+markers", showlegend=False,
-                line={"color": sample_colorscale("Cividis", [rank / max(len(order) - 1, 1)])[0], "width": 2}, text=said,
-                hovertemplate="%{text}<extra></extra>",
+                line={
+                    "color": sample_colorscale("Cividis", [rank / max(len(order) - 1, 1)])[0], "width": 2,
+                    "dash": "dot" if unfinished else "solid",
+                },
+                text=said, hovertemplate="%{text}<extra></extra>",
             )
         )  # fmt: skip
     for key, (low, high) in zip(columns, ticks):

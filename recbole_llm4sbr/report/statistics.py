@@ -12,6 +12,8 @@ LEVEL = 0.05
 _EXACT = 13  # pairs whose 2 ** n signs are all looked at
 _DIGITS = 12  # of a difference of metrics; what is smaller is rounding
 PER_SESSION = ("hit", "mrr", "ndcg")  # RecBole's metrics that have a value for each session
+UNFINISHED_RUN = "unfinished: not judged"
+ONE_SEED = "one seed: not judged"
 
 
 def session_metric(rank: npt.NDArray[np.int32], name: str) -> Numbers:
@@ -103,20 +105,25 @@ def _resampled_seeds(means: Numbers, rng: np.random.Generator) -> Numbers:
     return widened
 
 
-def verdict(low: float, high: float, p: float, seeds: int, level: float = LEVEL) -> str:
-    """`better` or `worse` where the interval and the test agree that there is a difference; `open` for a single training run.
+def verdict(low: float, high: float, p: float, seeds: int, level: float = LEVEL, *, unfinished: bool = False) -> str:
+    """`better` or `worse` where the interval and the test agree that there is a difference, else `no`.
 
     Args:
         low, high: interval of the improvement in percent, over seeds and sessions.
         p: of the test over sessions, corrected.
-        seeds: training runs of each of the two.
+        seeds: training runs of each of the two; a single one is not judged.
         level: of the test.
+        unfinished: whether a run of either is unfinished; they are not judged then, whatever the numbers say.
 
-    >>> verdict(1.0, 4.0, 0.01, 5), verdict(-4.0, -1.0, 0.01, 5), verdict(-1.0, 4.0, 1e-8, 5), verdict(1.0, 4.0, 0.01, 1)
-    ('better', 'worse', 'no', 'open')
+    >>> verdict(1.0, 4.0, 0.01, 5), verdict(-4.0, -1.0, 0.01, 5), verdict(-1.0, 4.0, 1e-8, 5)
+    ('better', 'worse', 'no')
+    >>> verdict(1.0, 4.0, 0.01, 1), verdict(1.0, 4.0, 0.01, 5, unfinished=True)
+    ('one seed: not judged', 'unfinished: not judged')
     """
+    if unfinished:
+        return UNFINISHED_RUN
     if seeds < 2:
-        return "open"
+        return ONE_SEED
     if not p < level:
         return "no"
     return "better" if low > 0 else "worse" if high < 0 else "no"

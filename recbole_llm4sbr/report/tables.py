@@ -12,6 +12,7 @@ from recbole_llm4sbr.report.reading import Block, Line, buckets_of, common_setti
 from recbole_llm4sbr.report.searches import search_tables
 from recbole_llm4sbr.report.statistics import holm, improvement, paired_p, verdict
 from recbole_llm4sbr.report.table import Table
+from recbole_llm4sbr.report.unfinished import marked, note
 
 _SMALLER = ("averagepopularity", "giniindex")  # RecBole's metrics of which less is better
 
@@ -48,7 +49,9 @@ def _mean(values: Sequence[float], form: str = "{:.2f}") -> str:
 
 
 def _metrics_table(block: Block, group: str, lines: Sequence[Line], metrics: Sequence[str]) -> Table:
+    finished = np.array([not line.unfinished for line in lines])
     means = np.array([[np.mean(line.scores(metric)) for metric in metrics] for line in lines])
+    means[~finished] = np.nan  # none of these is the best
     best = set()
     for column, metric in enumerate(metrics):
         if np.isfinite(means[:, column]).any():
@@ -59,11 +62,13 @@ def _metrics_table(block: Block, group: str, lines: Sequence[Line], metrics: Seq
     for line in lines:
         fewer = f" ({len(line.results)} of {len(seeds)} seeds)" if len(line.results) < len(seeds) else ""
         rows.append([line.model, line.variant + fewer, *(_mean(line.scores(metric)) for metric in metrics)])
-    how = f"Test, in percent, the whole catalogue ranked; {_seeds(seeds)}; the best of each column in bold."
+    bold = "the best of each column in bold" if finished.all() else "the best finished one of each column in bold"
+    bold = bold if finished.any() else "none in bold, since none is finished"
+    how = f"Test, in percent, the whole catalogue ranked; {_seeds(seeds)}; {bold}."
     usual, here = common_settings(block), common_settings(block, group)
     own = ", ".join(f"{key} {show(here[key])}" for key in shown_settings() if key in here and key not in usual)
     how += f" Of this table: {own}." if own else ""
-    return Table(group, how, ["model", "variant", *metrics], rows, 2, best)
+    return marked(Table(group, how, ["model", "variant", *metrics], rows, 2, best), lines)
 
 
 def _seeds(seeds: Sequence[int]) -> str:
@@ -74,7 +79,7 @@ def _seeds(seeds: Sequence[int]) -> str:
 
 def _tests_table(block: Block, group: str, tested: Sequence[str]) -> Table:
     rows: list[list[str]] = []
-    found: list[tuple[float, float, float, int]] = []
+    found: list[tuple[float, float, float, int, bool]] = []
     for line, reference in block.pairs(group):
         seeds = sorted(set(line.ranks) & set(reference.ranks))
         if not seeds:
@@ -83,17 +88,20 @@ def _tests_table(block: Block, group: str, tested: Sequence[str]) -> Table:
             a, b = (by_session(each, metric, seeds) for each in (reference, line))
             percent, low, high = improvement(a, b)
             p = paired_p(a.mean(0), b.mean(0))
-            found.append((low, high, p, len(seeds)))
+            found.append((low, high, p, len(seeds), bool(line.unfinished or reference.unfinished)))
             text = "-" if np.isnan(percent) else f"{percent:+.1f} % [{low:+.1f}, {high:+.1f}]"
             rows.append([line.model, f"{line.variant} against {reference.variant}", metric, text, f"{p:.3g}"])
-    for row, (low, high, _, seeds_each), adjusted in zip(rows, found, holm([p for _, _, p, _ in found])):
-        row += [f"{adjusted:.3g}", verdict(low, high, adjusted, seeds_each)]
+    for row, (low, high, _, seeds_each, unfinished), adjusted in zip(rows, found, holm([p for _, _, p, _, _ in found])):
+        row += [f"{adjusted:.3g}", verdict(low, high, adjusted, seeds_each, unfinished=unfinished)]
     how = (
         "Over the same test sessions (all prefixes of a session together). Improvement with a 95 % interval by a bootstrap over seeds and "
         "sessions (2,000 resamples, widened for few seeds); Wilcoxon's signed-rank test over sessions, two-sided, each metric averaged "
         "over the seeds, and its p-value after Holm's correction over this table. Different is what both say: better or worse. "
-        "With one seed the question stays open: the interval knows the sessions only, and training again may turn it round."
+        "One seed is not judged: the interval knows the sessions only, and training again may turn it round. Nor is a comparison in which "
+        "a run of either side is unfinished (its best epoch is the last that it was allowed). Rows that are not judged stay in the family "
+        "of the correction, so that they make no other verdict easier."
     )
+    how += note(block.of(group))
     head = ["model", "variants", "metric", "improvement", "p", "p (Holm)", "different?"]
     return Table(f"Is it more than chance? {group}", how, head, rows, 3)
 
@@ -123,7 +131,7 @@ def _buckets_table(lines: Sequence[Line], tested: Sequence[str]) -> Table:
         "an intent: at least one view's answer named nothing, or its call failed."
     )
     head = ["model", "variant", *(f"{name} ({where.sum():,})" for name, where in buckets.items())]
-    return Table("By popularity, session length and intent", how, head, rows)
+    return marked(Table("By popularity, session length and intent", how, head, rows), lines)
 
 
 def _distinct(block: Block) -> list[Line]:
@@ -147,13 +155,16 @@ def _cost_table(lines: Sequence[Line]) -> Table:
             (lambda r: r.peak_memory_mb, "{:,.0f}"),
             (lambda r: r.parameters, "{:,.0f}"),
         ]
-        rows.append([line.model, line.variant, *(form.format(np.mean([get(r) for r in results])) for get, form in columns)])
+        own = columns[3:] if any(result.members for result in results) else columns  # an ensemble has no epochs of its own
+        cells = [form.format(np.mean([get(r) for r in results])) for get, form in own]
+        rows.append([line.model, line.variant, *["-"] * (len(columns) - len(own)), *cells])
     how = (
         "Mean over the seeds: the median training epoch, epochs and training seconds until the best one, all seconds with validation, peak "
-        "memory of the process (of the GPU where one trains), trained numbers. Cells that ran beside others share the machine."
+        "memory of the process (of the GPU where one trains), trained numbers. Cells that ran beside others share the machine. The seconds of an "
+        "ensemble are those of its members and of its own validation and test."
     )
     head = ["model", "variant", "s per epoch", "epochs to best", "s to best", "s in all", "peak MB", "parameters"]
-    return Table("Time and memory (the paper's Table 5)", how, head, rows)
+    return marked(Table("Time and memory (the paper's Table 5)", how, head, rows), lines)
 
 
 def _variants_table(block: Block) -> Table:

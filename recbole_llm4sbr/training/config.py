@@ -80,7 +80,9 @@ def file_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 def check_runnable(settings: Mapping[str, Any]) -> None:
     """Refuse before long work: an unknown model, one that cannot be wrapped or scored so, a model that ranks by intents without any."""
     model = model_class(settings["model"])
-    SessionConfig(settings)  # what RecBole says of it
+    config = SessionConfig(settings)  # what RecBole says of it
+    if hasattr(model, "check_settings"):
+        model.check_settings(config)
     check_folder(settings["checkpoint_dir"], "checkpoint_dir")
     for name in ("log", "log_tensorboard"):  # RecBole's, in the working folder
         check_folder(name, "the folder of logs")

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.recbole import SequentialRecommender
-from recbole_llm4sbr.base.records import IntentCounts, Member, PreparedCounts, RunResult
+from recbole_llm4sbr.base.records import Budget, IntentCounts, Member, PreparedCounts, RunResult
 from recbole_llm4sbr.base.settings import class_name
 from recbole_llm4sbr.data.checks import check_run_files
 from recbole_llm4sbr.model.candidates import exclude_clicked
 from recbole_llm4sbr.training.environment import peak_memory_mb, versions
-from recbole_llm4sbr.training.fit import TestRows, shows_progress, test_rows
+from recbole_llm4sbr.training.fit import shows_progress, test_rows
 from recbole_llm4sbr.training.loading import Loaded, load_model
 from recbole_llm4sbr.training.trainer import plain, read_checkpoint, session_trainer
 
@@ -196,7 +196,7 @@ def run_ensemble(
 
     Args:
         checkpoints, weights, changed: as for `load_ensemble`.
-        results: of the members' runs where they are known: they say what training cost, and whether it was finished.
+        results: of the members' runs where they are known: they say what training cost.
         names: of the members, for the report.
         on_test: called with the test rows, as by `train`.
 
@@ -216,12 +216,10 @@ def run_ensemble(
     settings = config["given"]
     files = check_run_files(settings)
     asked = IntentCounts.from_json(files.intents.counts) if files.intents else None
-    known: list[RunResult | None] = list(results) or [None] * len(checkpoints)
+    read = [_member(path) for path in checkpoints]
     members = [
-        Member(name, str(path), round(weight, 4), result.unfinished if result else False)
-        for name, path, weight, result in zip(
-            names or map(_describe, checkpoints), checkpoints, ensemble.weights.tolist(), known
-        )
+        replace(member, name=name or member.name, weight=round(weight, 4))
+        for member, name, weight in zip(read, names or [""] * len(read), ensemble.weights.tolist())
     ]
     return RunResult(
         best_valid_score=float(valid[config["valid_metric"].lower()]),
@@ -246,12 +244,11 @@ def run_ensemble(
     )
 
 
-def _describe(checkpoint: str | Path) -> str:
-    """A member in words: its model, and whether and by which intents it is enhanced."""
-    given = read_checkpoint(checkpoint)["config"]["given"]
-    name = class_name(given["model"])
-    return (
-        f"LLM4SBR({name}), {given['intent_source']}, seed {given.get('seed', 2020)}"
-        if given["llm4sbr"]
-        else f"{name}, seed {given.get('seed', 2020)}"
-    )
+def _member(checkpoint: str | Path) -> Member:
+    """What a checkpoint says of itself: its model, whether and by which intents it is enhanced, whether its training was finished."""
+    state = read_checkpoint(checkpoint)
+    given = state["config"]["given"]
+    model, seed = class_name(given["model"]), given.get("seed", 2020)
+    name = f"LLM4SBR({model}), {given['intent_source']}" if given["llm4sbr"] else f"{model}, plain"
+    parameters = sum(each.numel() for each in state["state_dict"].values())
+    return Member(f"{name}, seed {seed}", str(checkpoint), 1.0, Budget.of(given).ended(state.get("epoch"), parameters))
