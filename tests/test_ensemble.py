@@ -145,8 +145,9 @@ def test_names_of_ensembles_are_read_and_bad_ones_refused():
         ("w/o AU", None, 0), ("text-init+fusion=gate+late", "GCEGNN", 2)
     ]  # fmt: skip
     assert found.weights == "valid" and EnsembleName.read("plain") is None
-    for name, said in (("ensemble(plain", "not understood"), ("ensemble(plain,plain)", "names a member twice"),
-                       ("ensemble(plain)+weights=best", "not understood"), ("ensemble(ensemble(plain),plain)", "not understood")):  # fmt: skip
+    wrong = {"ensemble(plain": "not understood", "ensemble(plain,plain)": "names a member twice"}
+    wrong |= dict.fromkeys(["ensemble(plain)+weights=best", "ensemble(ensemble(plain),plain)"], "not understood")
+    for name, said in wrong.items():
         with pytest.raises(UserError, match=said):
             EnsembleName.read(name)
 

@@ -12,8 +12,8 @@ from recbole_llm4sbr.base.schema import model_defaults
 from recbole_llm4sbr.base.settings import class_name, deciding
 from recbole_llm4sbr.data.folders import dataset_folder
 from recbole_llm4sbr.model import AdaptedRecommender, build_model
-from recbole_llm4sbr.model.adapter import FEARecContrast, SameTarget, info_nce
 from recbole_llm4sbr.model.backbones.bsarec import slow_waves
+from recbole_llm4sbr.model.fearec import FEARecContrast, SameTarget, info_nce
 from recbole_llm4sbr.training.run import load_data
 
 HAND = [[1], [2, 2], [1, 2, 1], [3, 1, 4, 1, 5], [4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]]

@@ -132,7 +132,7 @@ class Verb:
             lines.append(f"  --{option.name:15} {option.help}{default}")
         if self.takes_settings:
             lines.append(
-                f"  --{'config_files':15} settings from files, a.yaml,b.yaml, or from shipped recipes, paper or strong; the command line wins"
+                f"  --{'config_files':15} settings from files or shipped recipes, as paper,mine.yaml; the command line wins"
             )
             lines.append(f"  --{'key=value':15} any setting of this package or of RecBole; `recbole-llm4sbr --help` lists ours")
         sections = [each.strip() for each in describe_settings().split("\n\n")] if self.shows else []

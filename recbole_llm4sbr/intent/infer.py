@@ -199,7 +199,7 @@ def describe_counts(counts: IntentCounts) -> str:
 def _localized(
     intents: Intents, rows: SessionRows, tokens: Sequence[str], index: ItemIndex, settings: Mapping[str, Any]
 ) -> Localized:
-    """The items nearest to each session's intents: of the whole catalogue, or under `repeatable: false` of the items outside the session."""
+    """The items nearest to each session's intents: of all items, or under `repeatable: false` of those outside the session."""
     k = settings["intent_k_max"]
     if settings["repeatable"]:
         return Localized(*index.nearest(intents.vectors, k), intents.rows)

@@ -1,4 +1,5 @@
-"""The losses that FEARec (Du et al., SIGIR 2023) adds to cross-entropy: embeddings of one session, or of two with the same target, must agree."""
+"""The losses that FEARec (Du et al., SIGIR 2023) adds to cross-entropy: two embeddings of a session must agree, and those of two sessions
+with the same target."""
 
 from typing import Any
 

@@ -159,9 +159,9 @@ def _cost_table(lines: Sequence[Line]) -> Table:
         cells = [form.format(np.mean([get(r) for r in results])) for get, form in own]
         rows.append([line.model, line.variant, *["-"] * (len(columns) - len(own)), *cells])
     how = (
-        "Mean over the seeds: the median training epoch, epochs and training seconds until the best one, all seconds with validation, peak "
-        "memory of the process (of the GPU where one trains), trained numbers. Cells that ran beside others share the machine. The seconds of an "
-        "ensemble are those of its members and of its own validation and test."
+        "Mean over the seeds: the median training epoch, epochs and training seconds until the best one, all seconds with validation, "
+        "peak memory of the process (of the GPU where one trains), trained numbers. Cells that ran beside others share the machine. The "
+        "seconds of an ensemble are those of its members and of its own validation and test."
     )
     head = ["model", "variant", "s per epoch", "epochs to best", "s to best", "s in all", "peak MB", "parameters"]
     return marked(Table("Time and memory (the paper's Table 5)", how, head, rows), lines)
