@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -199,3 +200,26 @@ def test_a_lost_checkpoint_of_a_member_is_trained_again_and_a_failed_member_is_s
     assert again[0].ok and first[1].result.test_result == again[1].result.test_result
     failed = grid(given, ["ensemble(plain,plain-cosine@TAGNN)"], out="other")
     assert not failed[0].ok and "a member has no result" in failed[0].reason
+
+
+def test_a_weight_that_would_be_negative_is_nothing_and_the_others_are_still_the_best(monkeypatch):
+    torch.manual_seed(5)
+    target = torch.randint(1, 12, (80,))
+    good = torch.randn(80, 12) + 2.0 * torch.nn.functional.one_hot(target, 12)
+    fair = torch.randn(80, 12) + 1.0 * torch.nn.functional.one_hot(target, 12)
+    wrong = torch.randn(80, 12) - 1.5 * torch.nn.functional.one_hot(target, 12)
+    logs = torch.stack([wrong, good, fair]).log_softmax(-1)
+    ensemble = SimpleNamespace(members=[0, 1, 2], log_probabilities=lambda rows: logs[:, rows])
+    found = np.array(fit_weights(ensemble, [(torch.arange(80), None, torch.arange(80), target)], "cpu"))
+
+    def unlikely(weights):
+        return (
+            -torch.tensordot(torch.tensor(weights), logs.double(), 1)
+            .log_softmax(-1)[range(80), target]
+            .sum()
+            .item()
+        )
+
+    best = minimize(unlikely, np.full(3, 1 / 3), bounds=[(0, 50)] * 3, method="L-BFGS-B").x
+    assert found[0] == 0
+    assert found == pytest.approx(best / best.sum(), abs=0.02)

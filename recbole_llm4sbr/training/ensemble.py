@@ -98,7 +98,9 @@ def fit_weights(ensemble: Ensemble, valid_data: Any, device: Any) -> list[float]
                 best = weights
                 break
             best, last = weights, likelihood
-            step = torch.linalg.solve(curvature + 1e-6 * torch.eye(count, device=device, dtype=torch.float64), gradient)
+            free = ((weights > 0) | (gradient > 0)).nonzero().squeeze(1)  # the others stay 0: they would fall further
+            bent = curvature[free][:, free] + 1e-6 * torch.eye(len(free), device=device, dtype=torch.float64)
+            step = torch.zeros_like(weights).index_copy(0, free, torch.linalg.solve(bent, gradient[free]))
         weights = (best + step).clamp(min=0)
     total = best.sum().clamp(min=1e-12)
     return [round(float(each), 4) for each in best / total]
