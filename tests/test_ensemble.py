@@ -213,12 +213,7 @@ def test_a_weight_that_would_be_negative_is_nothing_and_the_others_are_still_the
     found = np.array(fit_weights(ensemble, [(torch.arange(80), None, torch.arange(80), target)], "cpu"))
 
     def unlikely(weights):
-        return (
-            -torch.tensordot(torch.tensor(weights), logs.double(), 1)
-            .log_softmax(-1)[range(80), target]
-            .sum()
-            .item()
-        )
+        return -torch.tensordot(torch.tensor(weights), logs.double(), 1).log_softmax(-1)[range(80), target].sum().item()
 
     best = minimize(unlikely, np.full(3, 1 / 3), bounds=[(0, 50)] * 3, method="L-BFGS-B").x
     assert found[0] == 0

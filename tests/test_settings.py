@@ -1,7 +1,8 @@
 import pytest
 
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.schema import describe_settings, model_schema, models_with_settings, schema
+from recbole_llm4sbr.base.files import PROPERTIES
+from recbole_llm4sbr.base.schema import describe_settings, model_schema, models_with_settings, read_yaml, schema
 from recbole_llm4sbr.base.settings import load_settings, parse_value, recbole_keys
 from recbole_llm4sbr.cli.main import VERBS
 from recbole_llm4sbr.cli.parsing import parse_arguments
@@ -142,3 +143,23 @@ def test_help_explains_every_setting_and_every_choice_is_documented():
         line = text.split(f"  --{setting.key}=")[1].split("\n  --")[0]
         assert setting.help in line
         assert all(str(choice) in line for choice in setting.choices), setting.key
+
+
+def test_a_shipped_recipe_is_named_like_a_file_and_the_command_line_wins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipes = {path.stem: read_yaml(path) for path in (PROPERTIES / "recipe").glob("*.yaml")}
+    assert set(recipes) == {"paper", "strong"}
+    for name, given in recipes.items():
+        settings = load_settings(dataset="ml-100k", config_files=[name])
+        assert {key: settings[key] for key in given} == given
+        assert set(given) <= set(schema())  # ours, every one
+    assert load_settings(dataset="ml-100k", config_files=["paper"], overrides={"intent_k": 1})["intent_k"] == 1
+    (tmp_path / "paper.yaml").write_text("intent_k: 2\n")
+    assert load_settings(dataset="ml-100k", config_files=["paper.yaml"])["intent_k"] == 2  # a file of one's own has an ending
+
+
+def test_repeatable_takes_auto_true_and_false_from_the_command_line():
+    assert [parse_value(text, "repeatable") for text in ("auto", "true", "false")] == ["auto", True, False]
+    for value in ("yes please", 7, None):
+        with pytest.raises(UserError, match="repeatable"):
+            load(repeatable=value)

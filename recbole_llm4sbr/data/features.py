@@ -39,7 +39,7 @@ class Localized:
         places: by view each session's row of the two, -1 without an intent, [S].
     """
 
-    items: npt.NDArray[np.int64]
+    items: npt.NDArray[np.int64] | npt.NDArray[np.int32]
     sims: Vectors
     places: Mapping[str, npt.NDArray[np.int32]]
 

@@ -21,7 +21,18 @@ ABLATIONS: dict[str, tuple[str, list[str]]] = {
     "controls": ("Controls: other vectors for the intents", ["plain", "llm4sbr", "session_text", "shuffled", "random", "none"]),
     "switches": (
         "Switches, for plain and enhanced",
-        ["plain", "plain-text-init", "plain-cosine", "llm4sbr", "text-init", "cosine", "residual", "concat"],
+        [
+            "plain",
+            "plain-text-init",
+            "plain-cosine",
+            "llm4sbr",
+            "text-init",
+            "cosine",
+            "residual",
+            "concat",
+            "late",
+            "gate+late",
+        ],
     ),
 }
 

@@ -21,7 +21,7 @@ from recbole_llm4sbr.data.sessions import PARTS
 from recbole_llm4sbr.intent.encoder import Encoder
 from recbole_llm4sbr.intent.item_vectors import encode_items, model_identities
 from recbole_llm4sbr.intent.llm_intents import REFRESH, Intents, ask_llm, describe_questions, refresh_since
-from recbole_llm4sbr.intent.localization import ItemIndex, Rows, ranges
+from recbole_llm4sbr.intent.localization import ItemIndex, Places, ranges
 from recbole_llm4sbr.intent.pretrained import identify
 from recbole_llm4sbr.intent.prompts import PromptTemplate
 from recbole_llm4sbr.intent.session_text import session_text
@@ -205,7 +205,7 @@ def _localized(
         return Localized(*index.nearest(intents.vectors, k), intents.rows)
     clicks, starts = rows.clicks_in(tokens), rows.starts
     places: dict[str, npt.NDArray[np.int32]] = {}
-    found: list[tuple[Rows, Vectors]] = []
+    found: list[tuple[Places, Vectors]] = []
     for view, column in intents.rows.items():
         asked = np.flatnonzero(column >= 0)
         lengths = np.diff(starts)[asked]

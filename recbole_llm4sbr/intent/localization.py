@@ -13,6 +13,7 @@ from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.data.features import Vectors
 
 Rows = npt.NDArray[np.int64]
+Places = npt.NDArray[np.int32]
 
 _TIES = 32  # neighbours fetched beyond k, so that equal similarities at the edge can be put into catalogue order
 _CELLS = 40_000_000  # of the table of sessions and items, true where an item is in a session
@@ -70,7 +71,7 @@ class ItemIndex:
         order = np.lexsort((rows, -np.round(sims, 6)), axis=1)[:, :k]
         return np.take_along_axis(rows, order, 1), np.take_along_axis(sims, order, 1)
 
-    def nearest_outside(self, answers: Vectors, answer: Rows, clicks: Rows, starts: Rows, k: int) -> tuple[Rows, Vectors]:
+    def nearest_outside(self, answers: Vectors, answer: Rows, clicks: Rows, starts: Rows, k: int) -> tuple[Places, Vectors]:
         """The `k` nearest items outside each session.
 
         An item of the session takes at most one place among the nearest, so the `k + n` nearest of an answer hold the `k` nearest
@@ -89,7 +90,7 @@ class ItemIndex:
         """
         k = min(k, len(self._known))
         lengths = np.diff(starts)
-        found, sims = np.full((len(answer), k), -1, np.int64), np.zeros((len(answer), k), np.float32)
+        found, sims = np.full((len(answer), k), -1, np.int32), np.zeros((len(answer), k), np.float32)
         size = int(np.clip(_CELLS // max(self.catalogue, 1), 64, _SESSIONS))
         by_length = np.argsort(lengths, kind="stable")
         pieces = [
