@@ -177,7 +177,7 @@ def test_help_of_train_lists_the_settings_of_training_as_the_long_help_does(caps
     everything = capsys.readouterr().out
     main(["train", "--help"])
     train = capsys.readouterr().out
-    for line in ("  --intent_lambda=0.1\n", "  --epochs=50\n", "Settings of GCEGNN\n"):
+    for line in ("  --intent_lambda=0.1\n", "  --epochs=200\n", "Settings of GCEGNN\n"):
         assert line in train
         assert line in everything
     assert "--session_gap=" not in train
