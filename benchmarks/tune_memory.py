@@ -46,7 +46,9 @@ def make_dataset(folder: Path, sessions: int, items: int, length: int) -> dict[s
     with open(home / "random.itememb", "w") as handle:
         handle.writelines(vector_lines("iid:token\titem_emb:float_seq", tokens, rng.random((items, 384), np.float32)))
     return load_settings(
-        "SRGNN", "random", overrides={"atomic_path": str(folder), "show_progress": False, "state": "error", "gpu_id": ""}
+        "SRGNN",
+        "random",
+        overrides={"atomic_path": str(folder), "show_progress": False, "state": "error", "gpu_id": ""} | {"repeatable": True},
     )
 
 

@@ -11,7 +11,9 @@ from scipy.optimize import minimize
 
 from recbole_llm4sbr import load_ensemble, load_model, run_ensemble
 from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.records import CellResult
 from recbole_llm4sbr.cli.main import main
+from recbole_llm4sbr.experiment import cells
 from recbole_llm4sbr.experiment.compare import compare
 from recbole_llm4sbr.experiment.variants import EnsembleName
 from recbole_llm4sbr.intent.infer import infer
@@ -136,7 +138,17 @@ def test_the_verb_tests_and_writes_the_result(tiny, trained, capsys):
     assert "ensemble of 2 models" in said and all(path in said for path in paths)
     written = json.loads(Path("out/e.json").read_text())
     assert written["test_result"] == pytest.approx(run_ensemble(paths, "valid").test_result)
-    assert main(["ensemble"]) == 2 and main(["ensemble", "nowhere.pth"]) == 2
+    assert main(["ensemble"]) == 2
+    for more in (
+        "--weights=1",
+        "--weights=true",
+        "--weights=",
+        "--weights=[a,b]",
+        "--embedding_size=9",
+        "--config_files=paper",
+    ):
+        assert main(["ensemble", *paths, more]) == 2, more
+    assert main(["ensemble", "nowhere.pth"]) == 2
     assert "there is no checkpoint 'nowhere.pth'" in capsys.readouterr().err
 
 
@@ -153,15 +165,17 @@ def test_names_of_ensembles_are_read_and_bad_ones_refused():
             EnsembleName.read(name)
 
 
-def grid(given, variants, seeds=1, out="out"):
-    return compare({"Comparison": variants}, ["SRGNN"], ["tiny"], seeds, given | {"epochs": 2, "repeatable": False}, out, 0)
+def grid(given, variants, seeds=1, out="out", workers=0):
+    given = given | {"epochs": 2, "repeatable": False}
+    return compare({"Comparison": variants}, ["SRGNN"], ["tiny"], seeds, given, out, workers)
 
 
 def test_a_grid_trains_what_an_ensemble_needs_once_and_tests_it_beside_its_control(given, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     caplog.set_level("INFO")
     given = given | {"atomic_path": str(tmp_path / "atomic")}
-    results = grid(given, ["plain", "llm4sbr", "ensemble(plain,llm4sbr)"])
+    results = grid(given, ["plain", "llm4sbr", "ensemble(plain,llm4sbr)"], workers=1)
+    assert not list(Path("out").glob("work-*"))
     assert all(each.ok for each in results), [each.reason for each in results]
     lines = [json.loads(line) for line in Path("out/cells.jsonl").read_text().splitlines()]
     assert len(lines) == 5  # plain, llm4sbr, plain', two ensembles
@@ -189,6 +203,18 @@ def test_a_grid_trains_what_an_ensemble_needs_once_and_tests_it_beside_its_contr
     )
 
 
+def test_a_result_that_is_there_outlives_a_member_that_fails_when_it_is_trained_again(given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = given | {"atomic_path": str(tmp_path / "atomic"), "llm4sbr": False}
+    before = grid(given, ["plain"])
+    original = cells.run_cell
+    monkeypatch.setattr(cells, "run_cell", lambda settings: (CellResult("failed", reason="killed"), None))
+    failed = grid(given, ["plain", "ensemble(plain,plain')"])
+    assert failed[0].result == before[0].result and not failed[1].ok
+    monkeypatch.setattr(cells, "run_cell", original)
+    assert all(each.ok for each in grid(given, ["plain", "ensemble(plain,plain')"]))
+
+
 def test_a_lost_checkpoint_of_a_member_is_trained_again_and_a_failed_member_is_said(given, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     given = given | {"atomic_path": str(tmp_path / "atomic"), "llm4sbr": False}
@@ -198,6 +224,8 @@ def test_a_lost_checkpoint_of_a_member_is_trained_again_and_a_failed_member_is_s
     again = grid(given, ["ensemble(plain,plain')+weights=valid"])
     assert len(list(Path("out/members").iterdir())) == 2
     assert again[0].ok and first[1].result.test_result == again[1].result.test_result
+    with pytest.raises(UserError, match="two of its members are one model"):
+        grid(given, ["ensemble(plain,w/o LLM)"])
     failed = grid(given, ["ensemble(plain,plain-cosine@TAGNN)"], out="other")
     assert not failed[0].ok and "a member has no result" in failed[0].reason
 

@@ -9,7 +9,7 @@ from recbole_llm4sbr.base.settings import load_settings
 from recbole_llm4sbr.data.features import read_vectors
 from recbole_llm4sbr.data.folders import dataset_folder
 from recbole_llm4sbr.intent.infer import infer
-from recbole_llm4sbr.model import IntentFiles, SessionIntents, build_model
+from recbole_llm4sbr.model import IntentFiles, SessionIntents, build_model, item_init
 from recbole_llm4sbr.model.item_init import project_texts
 from recbole_llm4sbr.training.config import check_runnable
 from recbole_llm4sbr.training.loading import load_model
@@ -129,6 +129,17 @@ def test_late_intents_score_the_items_in_the_text_space_beside_the_backbone(fusi
         for view in (0, 1)
     )
     assert torch.allclose(model.full_sort_predict(batch)[:, 1:], (alone + late @ model.texts.T)[:, 1:], atol=1e-4)
+
+
+def test_a_late_checkpoint_scores_as_it_did_in_whatever_space_a_new_model_would_start(tiny, settings_for, monkeypatch):
+    result = train(settings_for(fusion="gate+late"))
+    first = load_model(result.checkpoint)
+    batch = next(iter(first.test_data))[0]
+    monkeypatch.setattr(item_init, "project_texts", lambda vectors, size, whiten: -project_texts(vectors, size, whiten))
+    torch.manual_seed(99)
+    again = load_model(result.checkpoint)
+    assert again.model.late.weight.abs().sum() > 0
+    assert torch.equal(again.model.full_sort_predict(batch), first.model.full_sort_predict(batch))
 
 
 def test_late_fusion_without_alignment_has_no_layer_that_nothing_trains(tiny, settings_for):

@@ -126,7 +126,7 @@ class Setting:
         if value is None and self.nullable:
             return
         if self.choices:
-            if value not in self.choices or (isinstance(value, bool) and True not in self.choices):
+            if not any(value == choice and type(value) is type(choice) for choice in self.choices):  # 1 is not true
                 near = difflib.get_close_matches(str(value), list(map(str, self.choices)), n=1)
                 hint = f" (did you mean {near[0]!r}?)" if near else ""
                 raise UserError(

@@ -117,11 +117,19 @@ def load_settings(
 def recipe_path(name: str | Path) -> Path:
     """The file of settings that is meant: a shipped recipe by its name, or a path.
 
+    Raises:
+        UserError: neither.
+
     >>> recipe_path("paper").name, recipe_path("mine/paper.yaml").as_posix()
     ('paper.yaml', 'mine/paper.yaml')
     """
     shipped = PROPERTIES / "recipe" / f"{name}.yaml"
-    return shipped if shipped.is_file() else Path(name)
+    if shipped.is_file():
+        return shipped
+    if not Path(name).suffix and not Path(name).is_file():
+        recipes = ", ".join(sorted(each.stem for each in (PROPERTIES / "recipe").glob("*.yaml")))
+        raise UserError(f"config_files={str(name)!r} is neither a file nor a shipped recipe ({recipes})")
+    return Path(name)
 
 
 def class_name(model: str) -> str:

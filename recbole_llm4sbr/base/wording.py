@@ -1,7 +1,6 @@
 """How values, durations and tables read, wherever they are printed."""
 
 import json
-import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -61,25 +60,3 @@ def aligned(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     widths = [max(len(line[column]) for line in cells) for column in range(len(columns))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in cells)
-
-
-ENSEMBLE = "ensemble("  # what the name of an ensemble begins with
-
-
-def split_names(text: str) -> list[str]:
-    """Names with commas between them; those in round brackets belong to one name.
-
-    >>> split_names("plain,ensemble(plain,text-init)")
-    ['plain', 'ensemble(plain,text-init)']
-    """
-    return re.split(r",(?![^()]*\))", text)
-
-
-def control_of_ensemble(name: str) -> str:
-    """The control of an ensemble: as many plain models, which differ in their seeds alone.
-
-    >>> control_of_ensemble("ensemble(plain,text-init,concat)+weights=valid")
-    "ensemble(plain,plain',plain'')"
-    """
-    members = split_names(name.removeprefix(ENSEMBLE).rpartition(")")[0])
-    return f"{ENSEMBLE}{','.join('plain' + chr(39) * number for number in range(len(members)))})"

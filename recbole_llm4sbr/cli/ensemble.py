@@ -28,12 +28,10 @@ def run(arguments: Arguments) -> int:
     settings: dict[str, Any] = dict(arguments.settings)
     result_file = settings.pop("result_file", None)
     check_result_file({"result_file": result_file})
-    weights = arguments.options["weights"]
-    if isinstance(weights, list) and not all(type(each) in (int, float) for each in weights):
-        raise UserError(f"--weights={weights!r} must be numbers, as [0.3,0.7], or equal or valid")
+    named = settings.pop("model", None)
     from recbole_llm4sbr.quick_start import run_ensemble
 
-    result = run_ensemble(arguments.words, weights, **settings)
+    result = run_ensemble(arguments.words, arguments.options["weights"], classes=[named] if named else [], **settings)
     finish({"result_file": result_file}, result)
     return 0
 

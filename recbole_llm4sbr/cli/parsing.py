@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.names import split_names
 from recbole_llm4sbr.base.schema import describe_settings, schema
 from recbole_llm4sbr.base.settings import parse_value, recbole_keys, recipe_path
-from recbole_llm4sbr.base.wording import split_names
 
 Kind = Literal["text", "names", "whole", "number", "value", "flag"]
 

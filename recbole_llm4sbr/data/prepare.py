@@ -56,6 +56,7 @@ def prepare(settings: Mapping[str, Any]) -> Manifest:
         if not changed:
             numbers = PreparedCounts.from_json(made.counts)
             log.info("prepare: %s; %s (there already)", describe_counts(numbers), describe_repeatable(settings, numbers))
+            warn_of_misses(settings, numbers)
             return made
         if not settings["rebuild"]:
             raise UserError(
@@ -72,12 +73,7 @@ def prepare(settings: Mapping[str, Any]) -> Manifest:
             stale.remove()
     manifest = manifest.write(tables)
     log.info("prepare: %s; %s", describe_counts(numbers), describe_repeatable(settings, numbers))
-    if lost := 0 if _is_repeatable(settings, numbers) else numbers.repeated["valid"] + numbers.repeated["test"]:
-        log.warning(
-            "prepare: with repeatable=false a session's items are never recommended again, so that %s rows of valid and test count as "
-            "misses; --repeatable=true keeps these items as candidates",
-            f"{lost:,}",
-        )
+    warn_of_misses(settings, numbers)
     return manifest
 
 
@@ -96,6 +92,17 @@ def describe_repeatable(settings: Mapping[str, Any], numbers: PreparedCounts) ->
     chosen = " (auto: by the training part)" if settings["repeatable"] == "auto" else ""
     counts = ", ".join(f"{part} {numbers.repeated[part]:,}" for part in PARTS)
     return f"targets that occur earlier in their session: {counts}, repeatable={str(_is_repeatable(settings, numbers)).lower()}{chosen}"
+
+
+def warn_of_misses(settings: Mapping[str, Any], numbers: PreparedCounts) -> None:
+    """Warn of rows that no model can get right, since their target is in the session and not among the candidates."""
+    lost = numbers.repeated["valid"] + numbers.repeated["test"]
+    if lost and not _is_repeatable(settings, numbers):
+        log.warning(
+            "repeatable=false: a session's items are never recommended again, so that up to %s rows of valid and test, whose target occurs "
+            "earlier in its session, count as misses; --repeatable=true keeps these items as candidates",
+            f"{lost:,}",
+        )
 
 
 def _is_repeatable(settings: Mapping[str, Any], numbers: PreparedCounts) -> bool:

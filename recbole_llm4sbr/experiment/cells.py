@@ -68,16 +68,15 @@ def run_cell(settings: Mapping[str, Any]) -> tuple[CellResult, TestRows | None]:
     return _recorded(lambda on_test: train(settings, on_test=on_test))
 
 
-def run_ensemble_cell(cell: Cell) -> tuple[CellResult, TestRows | None]:
+def run_ensemble_cell(cell: Cell, settings: Mapping[str, Any]) -> tuple[CellResult, TestRows | None]:
     """Validate and test an ensemble of members that are trained."""
     if len(cell.trained) < len(cell.members):
         return CellResult("failed", reason="a member has no result; its own reason stands in cells.jsonl"), None
     checkpoints, results = [path for path, _ in cell.trained], [result for _, result in cell.trained]
-    own = {key: cell.settings[key] for key in ("atomic_path", "show_progress")}
-    models = {each.settings["model"] for each in cell.members}
-    named = {"model": models.pop()} if len(models) == 1 else {}
+    here = {key: settings[key] for key in ("atomic_path", "checkpoint_dir", "show_progress")}
+    classes = [each.settings["model"] for each in cell.members]
     names = [f"{each.model} {each.variant}, seed {each.seed}" for each in cell.members]
-    return _recorded(lambda on_test: run_ensemble(checkpoints, cell.weights, results, names, on_test, **own, **named))
+    return _recorded(lambda on_test: run_ensemble(checkpoints, cell.weights, results, names, on_test, classes, **here))
 
 
 def _recorded(run: Callable[[Callable[[TestRows], None]], RunResult]) -> tuple[CellResult, TestRows | None]:
@@ -93,7 +92,7 @@ def _recorded(run: Callable[[Callable[[TestRows], None]], RunResult]) -> tuple[C
 
 
 def _run(cell: Cell, settings: Mapping[str, Any]) -> tuple[CellResult, TestRows | None]:
-    return run_ensemble_cell(cell) if cell.members else run_cell(settings)
+    return run_ensemble_cell(cell, settings) if cell.members else run_cell(settings)
 
 
 def run_cells(

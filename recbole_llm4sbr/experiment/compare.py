@@ -105,6 +105,11 @@ def _run_all(
     started = time.perf_counter()
     with closing(run_cells(cells, workers, out, kept)) as outcomes:
         for number, (cell, result, rows) in enumerate(outcomes, 1):
+            if not result.ok and cell.key in done and done[cell.key].ok:
+                log.warning(
+                    "%s was trained again as a member and failed (%s); its earlier result stays", cell.label, result.reason
+                )
+                continue
             if rows is not None:
                 with write_whole(out / "ranks" / f"{cell.key}.npz", "wb") as handle:
                     np.savez_compressed(handle, **vars(rows))
@@ -122,7 +127,7 @@ def _is_missing(cell: Cell, done: Mapping[str, CellResult], out: Path) -> bool:
 def _with_members(cell: Cell, done: Mapping[str, CellResult], kept: Mapping[str, Path]) -> Cell:
     """An ensemble with its members' checkpoints and results, as many as there are."""
     found = [(kept[member.key], done[member.key].result) for member in cell.members]
-    return replace(cell, trained=tuple((path, result) for path, result in found if result is not None))
+    return replace(cell, trained=tuple((path, result) for path, result in found if result is not None and path.is_file()))
 
 
 def _is_damaged(ranks: Path) -> bool:
@@ -148,14 +153,14 @@ def _cells(
         shared_hash = short_hash(deciding({**shared, "model": ""}, "prepared", "items", "intents", "training"))
         for seed in range(first, first + seeds) if isinstance(seeds, int) else seeds:
             for title, names in groups.items():
-                shares = _Shares(title, dataset, control | dict(given), config_files, shared_hash)
+                maker = _CellMaker(title, dataset, control | dict(given), config_files, shared_hash)
                 for model in models:
-                    yield from (shares.cell(name, model, seed) for name in with_controls(names))
+                    yield from (maker.cell(name, model, seed) for name in with_controls(names))
 
 
 @dataclass(frozen=True)
-class _Shares:
-    """What cells of a table share; `given` are settings, `base` as in `Cell`."""
+class _CellMaker:
+    """Makes the cells of a table of what they share; `given` are settings, `base` as in `Cell`."""
 
     group: str
     dataset: str
@@ -216,6 +221,8 @@ def _with_keys(cells: Sequence[Cell]) -> list[Cell]:
         if not cell.members:
             return replace(cell, settings=settings, key=result_key(settings, files), base=base)
         members = tuple(map(named, cell.members))
+        if len({each.key for each in members}) < len(members):
+            raise UserError(f"variant {cell.variant!r}: two of its members are one model; plain' is plain with another seed")
         key = short_hash(["ensemble", [each.key for each in members], cell.weights])
         return replace(cell, settings=settings, key=key, base=base, members=members)
 

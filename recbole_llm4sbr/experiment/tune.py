@@ -22,7 +22,7 @@ from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import is_own, make_folder, mark_own, read_json, write_json, write_whole
 from recbole_llm4sbr.base.records import BestTrial, Budget, PreparedCounts, Search, Trial
 from recbole_llm4sbr.base.schema import per_grid, read_yaml
-from recbole_llm4sbr.base.settings import FEATURE_FILES_BY, Settings, deciding, load_settings
+from recbole_llm4sbr.base.settings import FEATURE_FILES_BY, Settings, deciding, load_settings, recipe_path
 from recbole_llm4sbr.base.wording import show_settings
 from recbole_llm4sbr.data.checks import RunFiles, settled
 from recbole_llm4sbr.experiment.feature_files import dry_run_of_all, make_files_of_all
@@ -213,7 +213,7 @@ def _best_yaml(
     """What was given, from files and the command line, with the best setting: `train --config_files=best.yaml` takes it."""
     merged: dict[str, Any] = {}
     for path in config_files:
-        merged |= read_yaml(path)
+        merged |= read_yaml(recipe_path(path))
     # what a name like LLM2SRGNN implies is written out
     named = {key: settings[key] for key in ("model", "dataset", "llm4sbr", "item_init")}
     merged |= {**given, **named, **setting}

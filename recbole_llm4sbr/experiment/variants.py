@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import PROPERTIES
+from recbole_llm4sbr.base.names import ENSEMBLE, control_of_ensemble, split_names
 from recbole_llm4sbr.base.schema import per_grid, read_yaml
 from recbole_llm4sbr.base.settings import parse_value
-from recbole_llm4sbr.base.wording import ENSEMBLE, control_of_ensemble, split_names
 
 # The paper's tables and figures by name: a title, and variants of one backbone.
 ABLATIONS: dict[str, tuple[str, list[str]]] = {

@@ -1,7 +1,7 @@
 """Any RecBole sequential model that compares a session embedding with its item table, as a backbone of ours.
 
 Global is what the model's `forward` returns, local the embedding of the last click; unwrapped it scores as the original does. What a model
-has of its own beyond that (CORE's cosine, FEARec's contrastive losses, penalties) stands in one table, `_OWN`.
+has of its own beyond that (CORE's cosine, FEARec's contrastive losses, penalties) stands in one table, `_ADAPTATIONS`.
 """
 
 import inspect
@@ -39,7 +39,7 @@ _SEQUENCE, _LENGTH = ("item_seq", "seq_item"), ("item_seq_len", "seq_item_len")
 
 
 @dataclass(frozen=True)
-class _Own:
+class _Adaptation:
     """What a model of RecBole has of its own.
 
     Attributes:
@@ -55,14 +55,14 @@ class _Own:
     contrast: type[FEARecContrast] | None = None
 
 
-_OWN = {
-    "CORE": _Own(temperature=lambda m: m.temperature, items=lambda m: m.item_dropout(m.item_embedding.weight)),
-    "FEARec": _Own(contrast=FEARecContrast),
-    "GCSAN": _Own(penalty=lambda m: m.reg_weight * m.reg_loss(m.item_embedding.weight)),
-    "NextItNet": _Own(
+_ADAPTATIONS = {
+    "CORE": _Adaptation(temperature=lambda m: m.temperature, items=lambda m: m.item_dropout(m.item_embedding.weight)),
+    "FEARec": _Adaptation(contrast=FEARecContrast),
+    "GCSAN": _Adaptation(penalty=lambda m: m.reg_weight * m.reg_loss(m.item_embedding.weight)),
+    "NextItNet": _Adaptation(
         penalty=lambda m: m.reg_weight * m.reg_loss([m.item_embedding.weight, m.final_layer.weight]) + m.reg_loss_rb()
     ),
-    "SINE": _Own(penalty=lambda m: m.calculate_reg_loss() * m.reg_loss_ratio * (m.loss_type not in ("CE", "BPR"))),
+    "SINE": _Adaptation(penalty=lambda m: m.calculate_reg_loss() * m.reg_loss_ratio * (m.loss_type not in ("CE", "BPR"))),
 }
 
 
@@ -82,6 +82,11 @@ def check_adaptable(model: type) -> None:
         )
 
 
+def has_item_table(model: nn.Module) -> bool:
+    """Whether a model has the item table that the adapter scores, or is a session recommender, which brings its own."""
+    return isinstance(model, SessionRecommender) or isinstance(getattr(model, "item_embedding", None), nn.Embedding)
+
+
 class AdaptedRecommender(SessionRecommender):
     """A RecBole model behind our contract.
 
@@ -98,17 +103,17 @@ class AdaptedRecommender(SessionRecommender):
         super().__init__(config, dataset)
         name = type(model).__name__
         check_adaptable(type(model))
-        if not isinstance(getattr(model, "item_embedding", None), nn.Embedding):
+        if not has_item_table(model):
             raise UserError(f"{name} cannot be wrapped: it has no item_embedding table; {_REMEDY}")
         self.model = model
         self._arguments = list(inspect.signature(model.forward).parameters)
         of_recbole = [kind.__name__ for kind in type(model).__mro__ if kind.__module__.startswith("recbole.")]
-        self._own = next((_OWN[kind] for kind in of_recbole if kind in _OWN), _Own())
-        self._contrast = self._own.contrast(model, dataset) if self._own.contrast else None
-        if self._own.temperature:
+        self._adaptation = next((_ADAPTATIONS[kind] for kind in of_recbole if kind in _ADAPTATIONS), _Adaptation())
+        self._contrast = self._adaptation.contrast(model, dataset) if self._adaptation.contrast else None
+        if self._adaptation.temperature:
             if self.temperature is not None:
                 raise UserError(f"{name} scores by cosine as it is, over its temperature; leave similarity=dot")
-            self.temperature = self._own.temperature(model)
+            self.temperature = self._adaptation.temperature(model)
         if self.embedding_dropout:
             model.item_embedding.register_forward_hook(  # type: ignore[union-attr]
                 lambda _, __, values: self.dropped(values, self.embedding_dropout)
@@ -133,14 +138,14 @@ class AdaptedRecommender(SessionRecommender):
 
     def score(self, session: Tensor, embeddings: SessionEmbeddings) -> Tensor:
         """Scores of all items as the model's own loss has them, [B, n_items]; under a cosine `session` is normalised here."""
-        return self.compare(session, self._own.items(self.model))
+        return self.compare(session, self._adaptation.items(self.model))
 
     def extra_loss(self, embeddings: SessionEmbeddings, interaction: Any) -> Tensor | None:
         """What the model's own loss adds to cross-entropy, a scalar; None for most models."""
         if self._contrast:
             fields = (self.ITEM_SEQ, self.ITEM_SEQ_LEN, self.USER_ID)
             return self._contrast(embeddings.global_emb, *(interaction[field] for field in fields))
-        return self._own.penalty(self.model) if self._own.penalty else None
+        return self._adaptation.penalty(self.model) if self._adaptation.penalty else None
 
 
 class CORE(AdaptedRecommender):
@@ -153,6 +158,16 @@ class CORE(AdaptedRecommender):
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset, import_models(f"{MODELS}.core").CORE(config, dataset))
+
+    @staticmethod
+    def check_settings(settings: Any) -> None:
+        """Refuse a second cosine.
+
+        Raises:
+            UserError: names the setting.
+        """
+        if settings["similarity"] == "cosine":
+            raise UserError("CORE scores by cosine as it is, over its temperature; leave similarity=dot")
 
 
 class FEARec(AdaptedRecommender):

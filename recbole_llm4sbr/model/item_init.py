@@ -31,7 +31,7 @@ def project_texts(vectors: Tensor, size: int, whiten: bool) -> Tensor:
     return projected
 
 
-def text_space(config: Any, dataset: Any, model: SessionRecommender) -> Tensor | None:
+def items_in_text_space(config: Any, dataset: Any, model: SessionRecommender) -> Tensor | None:
     """The items in the text space in which `fusion: late` scores them: whitened principal components of their text
     vectors, in the spread of the model's own item table (in unit variance a step of the optimizer is too large: docs/comparison.md).
 

@@ -9,12 +9,12 @@ from torch import nn
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.recbole import MODELS, import_models
-from recbole_llm4sbr.model.adapter import AdaptedRecommender, check_adaptable
+from recbole_llm4sbr.model.adapter import AdaptedRecommender, check_adaptable, has_item_table
 from recbole_llm4sbr.model.backbones import BACKBONES
 from recbole_llm4sbr.model.baselines import BASELINES, UntrainedRecommender
 from recbole_llm4sbr.model.contract import SessionRecommender
 from recbole_llm4sbr.model.intents import SessionIntents
-from recbole_llm4sbr.model.item_init import start_from_text, text_space
+from recbole_llm4sbr.model.item_init import items_in_text_space, start_from_text
 from recbole_llm4sbr.model.wrapper import LLM4SBRWrapper
 
 log = logging.getLogger(__name__)
@@ -61,21 +61,39 @@ def is_switched(settings: Any) -> bool:
 
 
 def _trains_as_ours(config: Any, kind: type[nn.Module]) -> bool:
-    """Whether a plain model of RecBole is trained through the adapter: its own loss would take the session's items as candidates.
+    """Whether a plain model that is not ours is trained through the adapter: its own loss would take the session's items as candidates.
 
-    Not where its class is named by module, as the variant `recbole` does, where it is trained against sampled items, or where it cannot be
-    adapted.
+    Not where its class is named by RecBole's module, as the variant `recbole` does, where it is trained against sampled items, or where it
+    cannot be adapted.
     """
     if issubclass(kind, SessionRecommender) or is_switched(config):
         return True
-    if config["repeatable"] or ":" in config["given"]["model"] or config["loss_type"] == "BPR":
+    if config["repeatable"] or config["given"]["model"].startswith("recbole.") or config["loss_type"] == "BPR":
         return False
     try:
         check_adaptable(kind)
     except UserError as error:
-        log.warning("%s; it is trained with the session's items as candidates, and tested without them", error)
+        log.warning(
+            "%s is trained with the session's items as candidates, and tested without them (%s)",
+            kind.__name__,
+            str(error).partition(";")[0],
+        )
         return False
     return True
+
+
+def check_stock(model: type[nn.Module], settings: Any) -> None:
+    """Refuse RecBole's own model class where its training may never end.
+
+    Raises:
+        UserError: names the setting and the next step.
+    """
+    own = model.__module__.startswith("recbole.") and not settings["llm4sbr"] and not is_switched(settings)
+    if own and model.__name__ == "FEARec" and settings["contrast"] in ("us", "su", "us_x"):
+        raise UserError(
+            f"RecBole's own FEARec may never return from a step with contrast={settings['contrast']}, where all sessions of a target are "
+            f"alike; name it --model=FEARec, or set --contrast=un"
+        )
 
 
 def check_wrappable(model: type[nn.Module]) -> None:
@@ -102,12 +120,18 @@ def build_model(config: Any, dataset: Any) -> nn.Module:
     if config["llm4sbr"] or is_switched(config):
         check_wrappable(kind)
     model = kind(config, dataset)
+    if not config["llm4sbr"] and not is_switched(config) and not has_item_table(model):
+        return model  # a class of the user's own, without a table that the adapter could score
     backbone = model if isinstance(model, SessionRecommender) else AdaptedRecommender(config, dataset, model)
     if config["item_init"] != "random":
         start_from_text(backbone, config, dataset)
     return (
         LLM4SBRWrapper(
-            config, dataset, backbone, SessionIntents.from_dataset(config, dataset), text_space(config, dataset, backbone)
+            config,
+            dataset,
+            backbone,
+            SessionIntents.from_dataset(config, dataset),
+            items_in_text_space(config, dataset, backbone),
         )
         if config["llm4sbr"]
         else backbone

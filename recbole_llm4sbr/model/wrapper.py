@@ -66,7 +66,8 @@ class LLM4SBRWrapper(SessionRecommender):
         self.fusion = config["fusion"].split("+")[0]  # into the session embedding; `late` is none
         self.partners = _partners(config["views"])
         size = backbone.item_table.size(1)
-        self.register_buffer("texts", texts, persistent=False)
+        # kept in checkpoints: computed anew, a component might come with the other sign
+        self.register_buffer("texts", texts)
         self.late: nn.Linear | None = None
         if texts is not None:
             self.late = nn.Linear(len(config["views"]) * intents.dim, texts.size(1), bias=False)  # a projection for each view

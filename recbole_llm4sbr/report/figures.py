@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
+from recbole_llm4sbr.base.names import ENSEMBLE
 from recbole_llm4sbr.report.reading import Block, Line, is_per_session, main_metrics
 from recbole_llm4sbr.report.search_figures import figures_of_search
 from recbole_llm4sbr.report.style import COLOURS, DASHES, PATTERNS, SYMBOLS
@@ -156,6 +157,8 @@ def _cost(lines: Sequence[Line]) -> go.Figure:
     """Seconds per epoch and peak memory."""
     figure = make_subplots(rows=2, cols=1, vertical_spacing=0.12)
     for number, variant in enumerate(_names(lines)[1]):
+        if variant.startswith(ENSEMBLE):
+            continue  # it has no epochs, and the memory of its test alone
         there = [line for line in lines if line.variant == variant]
         name = in_legend(variant, {line.model: line for line in there})
         for row in (1, 2):

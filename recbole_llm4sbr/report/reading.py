@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import read_json
+from recbole_llm4sbr.base.names import ENSEMBLE, control_of_ensemble
 from recbole_llm4sbr.base.records import GridEntry, RunResult, Search, read_cell_results
 from recbole_llm4sbr.base.schema import schema
-from recbole_llm4sbr.base.wording import ENSEMBLE, control_of_ensemble
 from recbole_llm4sbr.report.statistics import PER_SESSION, session_metric
 
 CONTROLS = ("session_text", "shuffled", "random", "none")

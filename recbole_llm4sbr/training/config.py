@@ -10,7 +10,7 @@ from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import check_folder
 from recbole_llm4sbr.base.recbole import Config
 from recbole_llm4sbr.base.settings import check_intent_k, uses_intents
-from recbole_llm4sbr.model import check_wrappable, is_switched, model_class
+from recbole_llm4sbr.model import check_stock, check_wrappable, is_switched, model_class
 
 _OF_MANY = ("local_rank", "world_size", "offset")  # settings of one of several training processes
 
@@ -83,6 +83,7 @@ def check_runnable(settings: Mapping[str, Any]) -> None:
     config = SessionConfig(settings)  # what RecBole says of it
     if hasattr(model, "check_settings"):
         model.check_settings(config)
+    check_stock(model, config)
     check_folder(settings["checkpoint_dir"], "checkpoint_dir")
     for name in ("log", "log_tensorboard"):  # RecBole's, in the working folder
         check_folder(name, "the folder of logs")

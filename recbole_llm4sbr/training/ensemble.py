@@ -26,6 +26,8 @@ from recbole_llm4sbr.training.trainer import plain, read_checkpoint, session_tra
 
 Weights = Literal["equal", "valid"] | Sequence[float]
 
+_NEVER = -1e4  # the logarithm of a probability that is 0 in float32, but finite, so that 0 times it is 0
+_ROWS = 256  # whose log-probabilities are summed at once
 _STEPS, _ENOUGH = 30, 1e-7  # of Newton's method on the weights; a smaller gain in mean log-likelihood ends it
 
 
@@ -69,9 +71,6 @@ def pooled(logs: Tensor, weights: Tensor) -> Tensor:
     return torch.where(candidates, summed, -torch.inf)
 
 
-_NEVER = -1e4  # the logarithm of a probability that is 0 in float32, but finite, so that 0 times it is 0
-
-
 @torch.no_grad()
 def fit_weights(ensemble: Ensemble, valid_data: Any, device: Any) -> list[float]:
     """The weights under which the targets of the validation part are most likely, none negative.
@@ -111,30 +110,33 @@ def _likelihood(ensemble: Ensemble, valid_data: Any, weights: Tensor, device: An
     count, rows = len(weights), 0
     total, gradient, curvature = 0.0, weights.new_zeros(count), weights.new_zeros(count, count)
     for interaction, _, row, target in valid_data:
-        logs = ensemble.log_probabilities(interaction.to(device)).double()
-        logs = logs[:, row.to(device)]  # a row for each target
-        shares = pooled(logs, weights).log_softmax(-1)
-        finite = logs.nan_to_num(neginf=_NEVER)
-        at = target.to(device)[None, :, None].expand(count, -1, 1)
-        found = shares.gather(1, at[0]).squeeze(1)  # [R]
-        known = found.isfinite()  # a target that is no candidate says nothing of the weights
-        chance = shares.exp()
-        mean = torch.einsum("rv,mrv->mr", chance, finite)
-        total += float(found[known].sum())
-        gradient += (finite.gather(2, at).squeeze(2) - mean)[:, known].sum(1)
-        centred = finite - mean.unsqueeze(2)
-        curvature += torch.einsum("rv,mrv,nrv->mn", chance[known], centred[:, known], centred[:, known])
-        rows += int(known.sum())
+        every = ensemble.log_probabilities(interaction.to(device))[:, row.to(device)]  # a row for each target
+        for logs, at in zip(torch.split(every, _ROWS, 1), torch.split(target.to(device), _ROWS)):
+            finite = logs.double().nan_to_num(neginf=_NEVER)  # [members, R, n_items]
+            shares = pooled(logs.double(), weights).log_softmax(-1)
+            found = shares.gather(1, at.unsqueeze(1)).squeeze(1)  # [R]
+            known = found.isfinite()  # a target that is no candidate says nothing of the weights
+            chance = shares.exp()
+            mean = torch.einsum("rv,mrv->mr", chance, finite)
+            own = finite.gather(2, at[None, :, None].expand(count, -1, 1)).squeeze(2)
+            total += float(found[known].sum())
+            gradient += (own - mean)[:, known].sum(1)
+            finite -= mean.unsqueeze(2)
+            curvature += torch.einsum("rv,mrv,nrv->mn", chance[known], finite[:, known], finite[:, known])
+            rows += int(known.sum())
     rows = max(rows, 1)
     return total / rows, gradient / rows, curvature / rows
 
 
-def load_ensemble(checkpoints: Sequence[str | Path], weights: Weights = "equal", **changed: Any) -> Loaded:
+def load_ensemble(
+    checkpoints: Sequence[str | Path], weights: Weights = "equal", classes: Sequence[str] = (), **changed: Any
+) -> Loaded:
     """Load checkpoints as one model, ready to score.
 
     Args:
         checkpoints: files that `train` named, of models trained on the same session files.
         weights: `equal`, `valid` (found on the validation part), or a number for each checkpoint.
+        classes: model classes outside RecBole and this package that may be imported, as `package.module:Class`.
         changed: settings that differ now, as for `load_model`.
 
     Returns:
@@ -145,14 +147,8 @@ def load_ensemble(checkpoints: Sequence[str | Path], weights: Weights = "equal",
     """
     if not checkpoints:
         raise UserError("an ensemble needs at least one checkpoint")
-    given = None if isinstance(weights, str) else [float(each) for each in weights]
-    if isinstance(weights, str) and weights not in ("equal", "valid"):
-        raise UserError(f"weights={weights!r} are unknown; choose equal, valid, or a number for each checkpoint")
-    if given is not None and (len(given) != len(checkpoints) or min(given) < 0 or not 0 < sum(given) < float("inf")):
-        raise UserError(
-            f"weights={given!r} must be a number from 0 on for each of the {len(checkpoints)} checkpoints, not all 0"
-        )
-    members = [load_model(each, **changed) for each in checkpoints]
+    given = _check_weights(weights, len(checkpoints))
+    members = [load_model(each, classes, **changed) for each in checkpoints]
     first = members[0]
     for path, member in zip(checkpoints[1:], members[1:]):
         _check_alike(checkpoints[0], first, path, member)
@@ -161,6 +157,21 @@ def load_ensemble(checkpoints: Sequence[str | Path], weights: Weights = "equal",
         found = fit_weights(ensemble, first.valid_data, first.config["device"])
         ensemble.weights = torch.tensor(found, device=first.config["device"])
     return replace(first, model=ensemble)
+
+
+def _check_weights(weights: Any, count: int) -> list[float] | None:
+    """The weights as numbers, None where they are equal or found.
+
+    Raises:
+        UserError: they are neither.
+    """
+    if weights in ("equal", "valid"):
+        return None
+    if not isinstance(weights, list | tuple) or not all(type(each) in (int, float) for each in weights):
+        raise UserError(f"weights={weights!r} are unknown; choose equal, valid, or a number for each checkpoint, as [0.3,0.7]")
+    if len(weights) != count or min(weights) < 0 or not 0 < sum(weights) < float("inf"):
+        raise UserError(f"weights={weights!r} must be a number from 0 on for each of the {count} checkpoints, not all 0")
+    return [float(each) for each in weights]
 
 
 def _check_alike(one: str | Path, first: Loaded, two: str | Path, other: Loaded) -> None:
@@ -192,12 +203,13 @@ def run_ensemble(
     results: Sequence[RunResult] = (),
     names: Sequence[str] = (),
     on_test: Any = None,
+    classes: Sequence[str] = (),
     **changed: Any,
 ) -> RunResult:
     """Validate and test an ensemble as a model is validated and tested, by RecBole's evaluator.
 
     Args:
-        checkpoints, weights, changed: as for `load_ensemble`.
+        checkpoints, weights, classes, changed: as for `load_ensemble`.
         results: of the members' runs where they are known: they say what training cost.
         names: of the members, for the report.
         on_test: called with the test rows, as by `train`.
@@ -206,7 +218,8 @@ def run_ensemble(
         UserError: as `load_ensemble`.
     """
     started = time.perf_counter()
-    loaded = load_ensemble(checkpoints, weights, **changed)
+    # RecBole's trainer makes its folder of checkpoints; the members' own may be on another machine
+    loaded = load_ensemble(checkpoints, weights, classes, **{"checkpoint_dir": "saved", **changed})
     config, ensemble = loaded.config, cast(Ensemble, loaded.model)
     trainer = session_trainer(config, ensemble)
     progress = shows_progress(config)

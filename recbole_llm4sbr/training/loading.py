@@ -1,5 +1,6 @@
 """Loading a trained model again, with the data that it was trained on."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 import torch
 
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.settings import Settings, check_keys, check_values
+from recbole_llm4sbr.base.schema import model_schema, schema
+from recbole_llm4sbr.base.settings import Settings, check_keys, check_values, class_name
 from recbole_llm4sbr.data.checks import check_run_files
 from recbole_llm4sbr.model import build_model
 from recbole_llm4sbr.training.config import SessionConfig
@@ -15,6 +17,7 @@ from recbole_llm4sbr.training.dataset import SessionDataset
 from recbole_llm4sbr.training.run import load_data
 from recbole_llm4sbr.training.trainer import read_checkpoint
 
+_OF_EVALUATION = ("metrics", "topk", "valid_metric", "metric_decimal_place")  # decide what is measured, not what was trained
 _KNOWN_PACKAGES = ("recbole", "recbole_llm4sbr")  # whose modules a checkpoint may name without asking
 
 
@@ -30,22 +33,24 @@ class Loaded:
     test_data: Any
 
 
-def load_model(checkpoint: str | Path, **changed: Any) -> Loaded:
+def load_model(checkpoint: str | Path, classes: Sequence[str] = (), **changed: Any) -> Loaded:
     """Load a checkpoint with its data, ready to score; it gives the scores it gave when it was saved.
 
     Args:
         checkpoint: the file that `train` named.
-        changed: settings that differ now, for instance `atomic_path` when the files were moved. A model class outside RecBole and
-            this package is imported only when it is named here, as `model="package.module:Class"`.
+        classes: model classes outside RecBole and this package that may be imported, as `package.module:Class`; `model=...` does as well.
+        changed: settings that differ now, for instance `atomic_path` when the files were moved; none that decides training but those
+            of evaluation.
 
     Raises:
-        UserError: not a checkpoint, an unknown or wrong setting, a model class that was not asked for, or prepared or feature files
-            other than those that the model was trained on.
+        UserError: not a checkpoint, an unknown or wrong setting, one that the model was trained with otherwise, a model class that was not
+            asked for, or prepared or feature files other than those that the model was trained on.
     """
     state = read_checkpoint(checkpoint)
     saved = Settings(state["config"]["given"])
-    _check_trusted(saved["model"], changed.get("model"), checkpoint)
+    _check_trusted(saved["model"], [*classes, changed.get("model")], checkpoint)
     check_keys(changed, saved["model"])
+    _check_same_training(saved, changed, checkpoint)
     settings = saved | changed
     check_values(settings)
     check_run_files(settings)
@@ -81,14 +86,32 @@ def _check_same_data(then: Any, now: dict[str, Any], checkpoint: str | Path) -> 
         )
 
 
-def _check_trusted(named: str, asked: str | None, checkpoint: str | Path) -> None:
+def _check_same_training(saved: Mapping[str, Any], changed: Mapping[str, Any], checkpoint: str | Path) -> None:
+    """Refuse settings under which the weights would belong to another model, and checkpoints that lack some.
+
+    Raises:
+        UserError: names the setting.
+    """
+    known = schema() | model_schema(class_name(saved["model"]))
+    if missing := [key for key, setting in known.items() if setting.has_default and key not in saved]:
+        raise UserError(f"{str(checkpoint)!r} is of an earlier version, which had no {missing[0]}; train again")
+    for key, value in changed.items():
+        setting = known.get(key)
+        decides = setting is None or "training" in (setting.decides, setting.also)
+        if decides and key not in _OF_EVALUATION and saved.get(key, value) != value:
+            raise UserError(
+                f"{str(checkpoint)!r} was trained with {key}={saved[key]!r}, which {key}={value!r} cannot change now; train again"
+            )
+
+
+def _check_trusted(named: str, asked: Sequence[str | None], checkpoint: str | Path) -> None:
     """Refuse to import a module that only the checkpoint names: importing runs its code.
 
     Raises:
         UserError: names the module and how to allow it.
     """
     module, colon, _ = named.partition(":")
-    if not colon or module.split(".")[0] in _KNOWN_PACKAGES or named == asked:
+    if not colon or module.split(".")[0] in _KNOWN_PACKAGES or named in asked:
         return
     raise UserError(
         f"{str(checkpoint)!r} names the model class {named!r}, whose module would be imported and run; if you trust it, say so with "

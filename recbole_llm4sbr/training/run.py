@@ -19,6 +19,7 @@ from recbole_llm4sbr.base.settings import class_name
 from recbole_llm4sbr.data.checks import PREPARED, RunFiles, check_run_files, run_checksums, settled
 from recbole_llm4sbr.data.folders import dataset_folder
 from recbole_llm4sbr.data.manifest import Manifest
+from recbole_llm4sbr.data.prepare import warn_of_misses
 from recbole_llm4sbr.training.config import SessionConfig, check_runnable
 from recbole_llm4sbr.training.dataset import SessionDataset
 from recbole_llm4sbr.training.environment import peak_memory_mb, versions
@@ -68,6 +69,7 @@ def train(
     check_runnable(settings)
     files = files or check_run_files(settings)
     settings = settled(settings, files.prepared)
+    warn_of_misses(settings, PreparedCounts.from_json(files.prepared.counts))
     if files.intents is not None and counts is None:
         counts = IntentCounts.from_json(files.intents.counts)
         counts = IntentCounts(**counts.of_files(), reused=counts.distinct_prompts)

@@ -69,7 +69,13 @@ class _SessionTrainer:
             clicks = interaction[config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]]
             rows, places = clicks.nonzero(as_tuple=True)
             history = (rows, clicks[rows, places])
-        return super()._full_sort_batch_eval((interaction, history, *positive))  # type: ignore[misc]
+        interaction, scores, row, target = super()._full_sort_batch_eval((interaction, history, *positive))  # type: ignore[misc]
+        lost = scores[row, target] == -torch.inf
+        if lost.any():  # where fewer candidates are left than are looked at, such a target must not pass for a hit
+            rows = row[lost]
+            scores[rows] = scores[rows].clamp(min=torch.finfo(scores.dtype).min)
+            scores[rows, 0], scores[rows, target[lost]] = -torch.inf, -torch.inf
+        return interaction, scores, row, target
 
     def _train_epoch(self, train_data: Any, epoch: int, *args: Any, **kwargs: Any) -> Any:
         if every := self.config["learning_rate_step"]:  # type: ignore[attr-defined]
