@@ -14,6 +14,7 @@ from recbole_llm4sbr.data.folders import dataset_folder
 from recbole_llm4sbr.model import AdaptedRecommender, build_model
 from recbole_llm4sbr.model.backbones.bsarec import slow_waves
 from recbole_llm4sbr.model.fearec import FEARecContrast, SameTarget, info_nce
+from recbole_llm4sbr.training.config import check_runnable
 from recbole_llm4sbr.training.run import load_data
 
 HAND = [[1], [2, 2], [1, 2, 1], [3, 1, 4, 1, 5], [4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]]
@@ -195,8 +196,8 @@ def test_recboles_core_predicts_other_scores_than_it_sorts_by_and_ours_does_not(
 
 
 def test_core_refuses_a_second_cosine_and_its_temperature_decides_training(tiny, settings_for):
-    with pytest.raises(UserError, match="similarity='cosine' is not a choice; choose one of dot"):
-        settings_for(model="CORE", similarity="cosine")
+    with pytest.raises(UserError, match="CORE scores by cosine as it is"):
+        check_runnable(settings_for(model="CORE", similarity="cosine"))  # before anything is made
     with pytest.raises(UserError, match="CORE scores by cosine as it is, over its temperature; leave similarity=dot"):
         built(tiny, "CORE", similarity="cosine")
     cold, warm = (deciding(settings_for(model="CORE", temperature=value), "training") for value in (0.07, 0.2))
@@ -357,3 +358,10 @@ def test_a_subclass_of_a_recbole_model_keeps_what_is_its_own(tiny):
     torch.testing.assert_close(
         total(AdaptedRecommender(config, train.dataset, mine).eval().calculate_loss(batch)), mine.calculate_loss(batch)
     )
+
+
+def test_recboles_own_fearec_is_refused_where_it_may_never_return(settings_for):
+    own = {"model": "recbole.model.sequential_recommender:FEARec", "llm4sbr": False}
+    with pytest.raises(UserError, match=r"may never return .* --model=FEARec, or set --contrast=un"):
+        check_runnable(settings_for(**own))
+    check_runnable(settings_for(**own, contrast="un"))
