@@ -40,7 +40,7 @@ verbs (each has a --help of its own)
 {verbs}
 
 examples
-  recbole-llm4sbr --model=SRGNN --dataset=ml-100k                        first run: all is downloaded or shipped
+  recbole-llm4sbr --model=SRGNN --dataset=ml-100k --config_files=strong   first run: all is downloaded or shipped
   recbole-llm4sbr --model=SRGNN --dataset=ml-100k --llm4sbr=false        the plain backbone on the same files
   recbole-llm4sbr --model=NARM --dataset=mine --data_path=dataset --item_name='{{title}}' --item_text='{{title}}, {{brand}}'
   recbole-llm4sbr infer --dataset=mine --llm=Qwen/Qwen2.5-7B-Instruct     another LLM: hub id, local folder, .gguf file
@@ -48,7 +48,8 @@ examples
   recbole-llm4sbr infer --dataset=mine --llm_backend=openai --llm_url=http://127.0.0.1:8000/v1 --llm=my-model
   recbole-llm4sbr train --model=SRGNN --dataset=ml-100k --intent_k=3 --intent_lambda=0.05 --result_file=out.json
 
---model: SRGNN, TAGNN, GCEGNN, DHCN (native), or a sequential model of RecBole (GRU4Rec, SASRec, NARM, STAMP, ...), or package.module:Class;
+--model: SRGNN, TAGNN, GCEGNN, DHCN, BSARec (native), or a sequential model of RecBole (GRU4Rec, SASRec, NARM, STAMP, CORE, FEARec, ...),
+or package.module:Class;
 baselines: LLMInfer, LLMSeqSim, LLM2SRGNN (LLM2 + any backbone).
 --config_files=a.yaml,b.yaml: settings from files, or from the shipped recipes `paper` (as the paper has it) and `strong` (what wins on
 validation); the command line wins over them. `--key=value` and `--key value` both work.
