@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from recbole_llm4sbr.report.reading import Block, Line
 from recbole_llm4sbr.report.statistics import holm, improvement, paired_p, session_metric, verdict
 
 
@@ -179,3 +180,17 @@ def test_whatever_the_numbers_say_an_unfinished_run_and_a_single_one_are_not_jud
     for low, high, p in ((1.0, 4.0, 1e-9), (-4.0, -1.0, 1e-9), (-1.0, 4.0, 0.9), (math.nan, math.nan, 1.0)):
         assert verdict(low, high, p, seeds, unfinished=True) == "unfinished: not judged"
         assert verdict(low, high, p, 1) == "one seed: not judged"
+
+
+def test_every_pair_is_tested_once_and_a_changed_plain_model_is_still_the_reference():
+    def pairs(*variants):
+        lines = [Line("G", "SRGNN", variant, "", {0: object()}) for variant in variants]
+        return [(line.variant, reference.variant) for line, reference in Block("d", "s", lines).pairs("G")]
+
+    assert pairs("random", "llm4sbr", "shuffled") == [("random", "llm4sbr"), ("llm4sbr", "shuffled")]
+    assert pairs("llm4sbr", "plain+session_dropout=0.5", "none") == [
+        ("llm4sbr", "plain+session_dropout=0.5"), ("llm4sbr", "none"), ("none", "plain+session_dropout=0.5")
+    ]  # fmt: skip
+    assert pairs("plain+seed=3", "plain", "concat")[-1] == ("concat", "plain")
+    ensembles = ["ensemble(plain,llm4sbr)", "ensemble(plain,plain')"]
+    assert pairs("plain", *ensembles) == [tuple(ensembles)]

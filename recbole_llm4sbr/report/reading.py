@@ -130,20 +130,28 @@ class Block:
     def pairs(self, group: str) -> list[tuple[Line, Line]]:
         """What is tested against what: every variant against the model's reference, LLM4SBR against its controls, and an ensemble against
         as many plain models."""
-        found = []
+        found: dict[frozenset[int], tuple[Line, Line]] = {}  # each pair once, whichever of the two comes first
         for line in self.of(group):
             others = [each for each in self.of(group) if each.model == line.model]
             if line.variant.startswith(ENSEMBLE):
-                control = control_of_ensemble(line.variant)
-                found += [(line, each) for each in others if each.variant == control and each is not line]
-                continue
-            others = [each for each in others if not each.variant.startswith(ENSEMBLE)]
-            reference = next((each for name in REFERENCES for each in others if each.variant == name), others[0])
-            if reference is not line:
-                found.append((line, reference))
-            if line.variant == "llm4sbr":
-                found += [(line, each) for each in others if each.variant in CONTROLS]
-        return found
+                references = [each for each in others if each.variant == control_of_ensemble(line.variant)]
+            else:
+                others = [each for each in others if not each.variant.startswith(ENSEMBLE)]
+                references = [_reference(others)]
+                references += [each for each in others if each.variant in CONTROLS] if line.variant == "llm4sbr" else []
+            for reference in references:
+                if reference is not line:
+                    found.setdefault(frozenset((id(line), id(reference))), (line, reference))
+        return list(found.values())
+
+
+def _reference(lines: Sequence[Line]) -> Line:
+    """What the variants of a model are tested against: the first of `REFERENCES` that is there, as it is or with changed settings."""
+    for name in REFERENCES:
+        named = [line for line in lines if line.variant.partition("+")[0] == name]
+        if named:
+            return min(named, key=lambda line: len(line.variant))
+    return lines[0]
 
 
 def read_grids(folders: Sequence[str | Path]) -> list[Block]:
