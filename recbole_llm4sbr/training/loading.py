@@ -50,9 +50,9 @@ def load_model(checkpoint: str | Path, classes: Sequence[str] = (), **changed: A
     saved = Settings(state["config"]["given"])
     _check_trusted(saved["model"], [*classes, changed.get("model")], checkpoint)
     check_keys(changed, saved["model"])
-    _check_same_training(saved, changed, checkpoint)
     settings = saved | changed
     check_values(settings)
+    _check_same_training(saved, changed, checkpoint)
     check_run_files(settings)
     config, dataset, (train_data, valid_data, test_data) = load_data(settings)
     _check_same_data(state["config"].get("trained_on"), config["trained_on"], checkpoint)

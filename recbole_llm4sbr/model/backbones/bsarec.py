@@ -39,7 +39,7 @@ def slow_waves(length: Tensor, width: int, c: int, dtype: torch.dtype = torch.fl
         [B, L, R] with R = 2 (c // 2) + 1; zeros at padding.
 
     >>> waves = slow_waves(torch.tensor([2, 3]), width=3, c=1)
-    >>> (waves @ waves.mT)[0].tolist()  # the mean of two clicks, for both of them
+    >>> (waves @ waves.mT)[0].round(decimals=4).tolist()  # the mean of two clicks, for both of them
     [[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 0.0]]
     """
     n = length.view(-1, 1, 1)
