@@ -63,7 +63,11 @@ MISTAKES = [
     (["train", "--dataset=tiny"], {}, "run `recbole-llm4sbr prepare"),
     (["--epochs=1"], {}, "no dataset was named"),
     (["dance"], {}, "verb 'dance' is unknown"),
-    (["prepare", "--config_files=3", "--dataset=tiny"], {}, "config_files='3' is neither a file nor a shipped recipe (paper, strong)"),
+    (
+        ["prepare", "--config_files=3", "--dataset=tiny"],
+        {},
+        "config_files='3' is neither a file nor a shipped recipe (paper, strong)",
+    ),
     (["tune", "--dataset=tiny", "--trials={a"], {}, "--trials='{a' must be a whole number of at least 1"),
     (["tune", "--dataset=tiny", "--trials=2.5"], {}, "--trials='2.5' must be a whole number of at least 1"),
     (["tune", "--dataset=tiny", "--cpus_per_trial=.nan"], {}, "must be a number of at least 0"),
