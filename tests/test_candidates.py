@@ -283,7 +283,8 @@ def test_a_grid_and_a_search_under_auto_are_those_under_what_it_stands_for(given
 
 def test_several_processes_train_and_test_without_the_sessions_items(tiny):
     prepare(tiny | {"repeatable": False})
-    one, two = (train(tiny | {"repeatable": False, "llm4sbr": False, "nproc": count, "epochs": 1}) for count in (1, 2))
-    assert two.settings["repeatable"] is False and set(one.test_result) == set(two.test_result)
-    batch = next(iter(load_model(two.checkpoint).test_data))[0]
-    assert (load_model(two.checkpoint).model.full_sort_predict(batch).gather(1, batch["item_id_list"]) == -torch.inf).all()
+    two = train(tiny | {"repeatable": False, "llm4sbr": False, "nproc": 2, "epochs": 1})
+    assert two.settings["repeatable"] is False
+    loaded = load_model(two.checkpoint)
+    batch = next(iter(loaded.test_data))[0]
+    assert (loaded.model.full_sort_predict(batch).gather(1, batch["item_id_list"]) == -torch.inf).all()
