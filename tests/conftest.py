@@ -161,6 +161,15 @@ def tiny(settings_for, made):
 
 
 @pytest.fixture(scope="module")
+def one_thread():
+    """One thread of torch for a module."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
 def ray_cluster():
     """Ray on this machine, once for a module: starting it takes seconds."""
     import ray

@@ -30,13 +30,7 @@ IDLE = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """FEARec's many small Fourier transforms wait for each other's threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")  # FEARec's many small Fourier transforms wait for each other's threads
 
 
 def features(settings):

@@ -21,13 +21,7 @@ HAND = [[1], [2, 2], [1, 2, 1], [3, 1, 4, 1, 5], [4, 5, 6, 7, 8, 9, 10, 11, 12, 
 RECBOLE = "recbole.model.sequential_recommender:"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """FEARec's many small Fourier transforms wait for each other's threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")  # FEARec's many small Fourier transforms wait for each other's threads
 
 
 def built(tiny, model, **changed):

@@ -54,6 +54,10 @@ class PreparedCounts(Record):
         """What `repeatable: auto` stands for: whether at least one in a thousand training targets occurs earlier in its session."""
         return 1000 * self.repeated.get("train", 0) >= self.rows["train"]
 
+    def settled(self, repeatable: bool | str) -> bool:
+        """The setting `repeatable` with `auto` replaced by what the training part says."""
+        return self.repeatable if repeatable == "auto" else bool(repeatable)
+
     def to_json(self) -> dict[str, Any]:
         """Fields by name, and what `repeatable: auto` stands for."""
         return {**super().to_json(), "repeatable": self.repeatable}

@@ -46,8 +46,8 @@ def check_run_files(settings: Mapping[str, Any]) -> RunFiles:
 def settled(settings: Mapping[str, Any], prepared: Manifest) -> Settings:
     """The settings with `repeatable: auto` replaced by what the training part says."""
     if settings["repeatable"] != "auto":
-        return Settings(settings)
-    return Settings(settings) | {"repeatable": PreparedCounts.from_json(prepared.counts).repeatable}
+        return Settings(settings)  # a damaged manifest has no counts
+    return Settings(settings) | {"repeatable": PreparedCounts.from_json(prepared.counts).settled(settings["repeatable"])}
 
 
 def run_checksums(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -91,22 +91,19 @@ def describe_repeatable(settings: Mapping[str, Any], numbers: PreparedCounts) ->
     """Whether a session's items may be recommended again, and what says so."""
     chosen = " (auto: by the training part)" if settings["repeatable"] == "auto" else ""
     counts = ", ".join(f"{part} {numbers.repeated[part]:,}" for part in PARTS)
-    return f"targets that occur earlier in their session: {counts}, repeatable={str(_is_repeatable(settings, numbers)).lower()}{chosen}"
+    str(numbers.settled(settings["repeatable"])).lower()
+    return f"targets that occur earlier in their session: {counts}, repeatable={str(numbers.settled(settings['repeatable'])).lower()}{chosen}"
 
 
 def warn_of_misses(settings: Mapping[str, Any], numbers: PreparedCounts) -> None:
     """Warn of rows that no model can get right, since their target is in the session and not among the candidates."""
     lost = numbers.repeated["valid"] + numbers.repeated["test"]
-    if lost and not _is_repeatable(settings, numbers):
+    if lost and not numbers.settled(settings["repeatable"]):
         log.warning(
             "repeatable=false: a session's items are never recommended again, so that up to %s rows of valid and test, whose target occurs "
             "earlier in its session, count as misses; --repeatable=true keeps these items as candidates",
             f"{lost:,}",
         )
-
-
-def _is_repeatable(settings: Mapping[str, Any], numbers: PreparedCounts) -> bool:
-    return numbers.repeatable if settings["repeatable"] == "auto" else bool(settings["repeatable"])
 
 
 def _make(

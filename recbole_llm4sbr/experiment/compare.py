@@ -86,9 +86,13 @@ def compare(
     log.info(
         "%s cells, %s of them distinct, %s to run; results in %s", len(cells), len({c.key for c in cells}), len(missing), out
     )
-    if extra := len(trained) + len(ensembles) - len(missing):
+    if extra := [cell for key, cell in trained.items() if key not in missing]:
+        again = [cell.label for cell in extra if cell.key in done and done[cell.key].ok]
         log.info(
-            "%s further models are trained as members of ensembles; their checkpoints are kept in %s", extra, out / MEMBERS
+            "%s further models are trained as members of ensembles; their checkpoints are kept in %s%s",
+            len(extra),
+            out / MEMBERS,
+            f"; again, since that of an earlier run was not kept: {'; '.join(again)}" if again else "",
         )
     _run_all(list(trained.values()), workers, out, done, kept)
     _run_all([_with_members(cell, done, kept) for cell in ensembles], workers, out, done)

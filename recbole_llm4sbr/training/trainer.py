@@ -70,7 +70,7 @@ class _SessionTrainer:
             rows, places = clicks.nonzero(as_tuple=True)
             history = (rows, clicks[rows, places])
         interaction, scores, row, target = super()._full_sort_batch_eval((interaction, history, *positive))  # type: ignore[misc]
-        lost = scores[row, target] == -torch.inf
+        lost = (scores[row, target] == -torch.inf).cpu()  # rows and targets are there
         if lost.any():  # where fewer candidates are left than are looked at, such a target must not pass for a hit
             rows = row[lost]
             scores[rows] = scores[rows].clamp(min=torch.finfo(scores.dtype).min)
