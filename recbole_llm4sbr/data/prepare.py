@@ -92,7 +92,8 @@ def describe_repeatable(settings: Mapping[str, Any], numbers: PreparedCounts) ->
     chosen = " (auto: by the training part)" if settings["repeatable"] == "auto" else ""
     counts = ", ".join(f"{part} {numbers.repeated[part]:,}" for part in PARTS)
     str(numbers.settled(settings["repeatable"])).lower()
-    return f"targets that occur earlier in their session: {counts}, repeatable={str(numbers.settled(settings['repeatable'])).lower()}{chosen}"
+    settled = str(numbers.settled(settings["repeatable"])).lower()
+    return f"targets that occur earlier in their session: {counts}, repeatable={settled}{chosen}"
 
 
 def warn_of_misses(settings: Mapping[str, Any], numbers: PreparedCounts) -> None:
