@@ -91,7 +91,6 @@ def describe_repeatable(settings: Mapping[str, Any], numbers: PreparedCounts) ->
     """Whether a session's items may be recommended again, and what says so."""
     chosen = " (auto: by the training part)" if settings["repeatable"] == "auto" else ""
     counts = ", ".join(f"{part} {numbers.repeated[part]:,}" for part in PARTS)
-    str(numbers.settled(settings["repeatable"])).lower()
     settled = str(numbers.settled(settings["repeatable"])).lower()
     return f"targets that occur earlier in their session: {counts}, repeatable={settled}{chosen}"
 
