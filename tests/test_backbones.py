@@ -91,17 +91,21 @@ def test_the_global_graph_equals_brute_force(sessions, distance, most):
         assert not weights[item, len(ranked) :].any()
 
 
-@given(SESSIONS)
+@given(SESSIONS, st.integers(0, 3), st.integers(1, 4))
 @settings(deadline=None)
-def test_a_hypergraph_convolution_is_its_matrix_formula(sessions):
+def test_hypergraph_convolutions_are_their_matrix_formula(sessions, layers, piece):
     incidence = np.zeros((7, len(sessions)))
     for number, session in enumerate(sessions):
         incidence[session, number] = 1
     degree, size = incidence.sum(1), incidence.sum(0)
-    values = np.random.default_rng(0).normal(size=(7, 3))
-    expected = np.diag(1 / np.maximum(degree, 1)) @ incidence @ np.diag(1 / size) @ incidence.T @ values
-    found = Hypergraph([np.array(s) for s in sessions], 7)(torch.from_numpy(values))
-    np.testing.assert_allclose(found.numpy(), expected, atol=1e-12)
+    once = np.diag(1 / np.maximum(degree, 1)) @ incidence @ np.diag(1 / size) @ incidence.T
+    mean = sum(np.linalg.matrix_power(once, power) for power in range(layers + 1)) / (layers + 1)
+    values, upstream = np.random.default_rng(0).normal(size=(2, 7, 3))
+    given = torch.from_numpy(values).requires_grad_()
+    found = Hypergraph([np.array(s) for s in sessions], 7, piece).double()(given, layers)
+    np.testing.assert_allclose(found.detach().numpy(), mean @ values, atol=1e-6)
+    found.backward(torch.from_numpy(upstream))
+    np.testing.assert_allclose(given.grad.numpy(), mean.T @ upstream, atol=1e-6)
 
 
 def test_softmax_by_groups():

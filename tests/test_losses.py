@@ -68,3 +68,15 @@ def test_losses_of_several_views_are_those_of_each_view():
     x, y = torch.randn(3, 7, 5), torch.randn(3, 7, 5)
     torch.testing.assert_close(alignment(x, y), torch.stack([alignment(a, b) for a, b in zip(x, y)]))
     torch.testing.assert_close(uniformity(x), torch.stack([uniformity(a) for a in x]))
+
+
+@given(st.integers(1, 6), st.integers(0, 1000))
+def test_the_gradient_of_alignment_and_uniformity_is_that_of_their_formula(size, seed):
+    torch.manual_seed(seed)
+    h, t = (torch.randn(2, size, 4, dtype=torch.double, requires_grad=True) for _ in "ht")
+    weight = (torch.rand(2, size) < 0.7).double()
+    written = alignment(h, t, weight) + (uniformity(h, weight) + uniformity(t, weight)) / 2
+    upstream = torch.randn(2, dtype=torch.double)
+    found = torch.autograd.grad(alignment_uniformity(h, t, weight), (h, t), upstream)
+    for one, other in zip(found, torch.autograd.grad(written, (h, t), upstream)):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-9)

@@ -18,11 +18,11 @@ def padded(sessions, extra=0):
 def test_the_packed_graph_equals_a_construction_by_loops(sessions, extra):
     graph = packed_graph(*padded(sessions, extra))
     node_of = {}  # (row, item) -> node of ours
-    for row, node in zip(graph.click_row.tolist(), graph.click_node.tolist()):
+    for row, node in zip(graph.click_row.tolist(), graph.at_clicks(torch.arange(len(graph.node_item))).tolist()):
         node_of[row, int(graph.node_item[node])] = node
     assert len(node_of) == len(graph.node_item) == sum(len(set(s)) for s in sessions)
     clicks = [(row, item) for row, session in enumerate(sessions) for item in session]
-    assert [node_of[click] for click in clicks] == graph.click_node.tolist()
+    assert [node_of[click] for click in clicks] == graph.at_clicks(torch.arange(len(graph.node_item))).tolist()
     edges = {(node_of[row, a], node_of[row, b]) for row, s in enumerate(sessions) for a, b in zip(s, s[1:])}
     assert sorted(zip(graph.source.tolist(), graph.target.tolist())) == sorted(edges)
     assert graph.last_node.tolist() == [node_of[row, session[-1]] for row, session in enumerate(sessions)]
@@ -33,27 +33,34 @@ def test_the_packed_graph_equals_a_construction_by_loops(sessions, extra):
         torch.testing.assert_close(graph.mean_from_sources(values)[node], expected)
 
 
-def test_scores_and_gradients_equal_recboles_srgnn(tiny):
-    from recbole.model.sequential_recommender import SRGNN as Original
+@pytest.mark.parametrize("name, own", [("SRGNN", {"step": 1}), ("SRGNN", {"step": 2}), ("STAMP", {})])
+def test_scores_and_gradients_equal_recboles(tiny, name, own):
+    from recbole.model import sequential_recommender
 
-    from recbole_llm4sbr.model.backbones import SRGNN
+    from recbole_llm4sbr.model.backbones import BACKBONES
     from recbole_llm4sbr.training.run import load_data
 
-    for step in (1, 2):
-        config, _, (train, _, _) = load_data(tiny | {"step": step, "llm4sbr": False})
-        original, ours = Original(config, train.dataset), SRGNN(config, train.dataset)
-        ours.load_state_dict(original.state_dict())
-        for interaction in [*train, train.dataset[:1]]:
-            torch.testing.assert_close(
-                ours.full_sort_predict(interaction), original.full_sort_predict(interaction), atol=1e-5, rtol=1e-5
-            )
-            losses = [model.calculate_loss(interaction) for model in (ours, original)]
-            torch.testing.assert_close(*losses)
-            for loss in losses:
-                loss.backward()
-            theirs = dict(original.named_parameters())
-            for name, parameter in ours.named_parameters():
-                torch.testing.assert_close(parameter.grad, theirs[name].grad, atol=1e-5, rtol=1e-4, msg=name)
+    config, _, (train, _, _) = load_data(tiny | own | {"llm4sbr": False, "model": name})
+    torch.manual_seed(1)
+    original = getattr(sequential_recommender, name)(config, train.dataset)
+    torch.manual_seed(1)
+    ours = BACKBONES[name](config, train.dataset)
+    if name == "STAMP":  # the same start, too
+        torch.testing.assert_close(dict(ours.state_dict()), dict(original.state_dict()))
+        for parameter in original.parameters():
+            torch.nn.init.normal_(parameter, 0, 0.3)
+    ours.load_state_dict(original.state_dict())
+    for interaction in [*train, train.dataset[:1]]:
+        torch.testing.assert_close(
+            ours.full_sort_predict(interaction), original.full_sort_predict(interaction), atol=1e-5, rtol=1e-5
+        )
+        losses = [model.calculate_loss(interaction) for model in (ours, original)]
+        torch.testing.assert_close(*losses)
+        for loss in losses:
+            loss.backward()
+        theirs = dict(original.named_parameters())
+        for name, parameter in ours.named_parameters():
+            torch.testing.assert_close(parameter.grad, theirs[name].grad, atol=1e-5, rtol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize("sessions", [[[1]], [[2, 2, 2, 2]], [[1, 2, 1, 2, 1, 2, 1, 2]], [[1], [1, 2, 3, 4, 5, 1, 2, 3]]])

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.recbole import MODELS, import_models
 from recbole_llm4sbr.model.contract import SessionEmbeddings, SessionRecommender
+from recbole_llm4sbr.model.dropout import quicken_dropout
 from recbole_llm4sbr.model.fearec import FEARecContrast
+from recbole_llm4sbr.model.packed_gru import pack_gru
 
 _REMEDY = "write it as a SessionRecommender (docs/backbones.md), or train it plain with --llm4sbr=false"
 # Models of RecBole that cannot be adapted, and why.
@@ -47,22 +49,28 @@ class _Adaptation:
         items: the item embeddings that it scores, [n_items, H].
         penalty: what its loss adds to cross-entropy for its parameters, a scalar.
         contrast: what its loss adds for the batch, made of model and training part.
+        ignores_padding: whether a session embedding is the same, to rounding, without the places behind the session's last click.
+            False where a model reads them: it normalises over places, or its padding row is not zero.
     """
 
     temperature: Callable[[Any], float] | None = None
     items: Callable[[Any], Tensor] = lambda m: m.item_embedding.weight
     penalty: Callable[[Any], Tensor] | None = None
     contrast: type[FEARecContrast] | None = None
+    ignores_padding: bool = False
 
 
 _ADAPTATIONS = {
-    "CORE": _Adaptation(temperature=lambda m: m.temperature, items=lambda m: m.item_dropout(m.item_embedding.weight)),
+    "CORE": _Adaptation(
+        temperature=lambda m: m.temperature, items=lambda m: m.item_dropout(m.item_embedding.weight), ignores_padding=True
+    ),
     "FEARec": _Adaptation(contrast=FEARecContrast),
-    "GCSAN": _Adaptation(penalty=lambda m: m.reg_weight * m.reg_loss(m.item_embedding.weight)),
+    "GCSAN": _Adaptation(penalty=lambda m: m.reg_weight * m.reg_loss(m.item_embedding.weight), ignores_padding=True),
     "NextItNet": _Adaptation(
         penalty=lambda m: m.reg_weight * m.reg_loss([m.item_embedding.weight, m.final_layer.weight]) + m.reg_loss_rb()
     ),
     "SINE": _Adaptation(penalty=lambda m: m.calculate_reg_loss() * m.reg_loss_ratio * (m.loss_type not in ("CE", "BPR"))),
+    **dict.fromkeys(("FDSA", "GRU4Rec", "GRU4RecF", "NARM", "SASRec", "SASRecF"), _Adaptation(ignores_padding=True)),
 }
 
 
@@ -99,6 +107,8 @@ class AdaptedRecommender(SessionRecommender):
         UserError: it has no `item_embedding`, `check_adaptable` refuses it, or it scores by cosine and `similarity` asks for that too.
     """
 
+    GROUPS = 4  # of like length in a batch; one where a recurrence skips padding by itself, since each has as many steps as its longest
+
     def __init__(self, config: Any, dataset: Any, model: nn.Module) -> None:
         super().__init__(config, dataset)
         name = type(model).__name__
@@ -106,10 +116,22 @@ class AdaptedRecommender(SessionRecommender):
         if not has_item_table(model):
             raise UserError(f"{name} cannot be wrapped: it has no item_embedding table; {_REMEDY}")
         self.model = model
+        quicken_dropout(model)
+        for part in model.modules():
+            if getattr(getattr(part, "intermediate_act_fn", None), "__name__", "") == "gelu":  # RecBole's, in six operations
+                part.intermediate_act_fn = nn.functional.gelu  # type: ignore[assignment]
         self._arguments = list(inspect.signature(model.forward).parameters)
         of_recbole = [kind.__name__ for kind in type(model).__mro__ if kind.__module__.startswith("recbole.")]
         self._adaptation = next((_ADAPTATIONS[kind] for kind in of_recbole if kind in _ADAPTATIONS), _Adaptation())
         self._contrast = self._adaptation.contrast(model, dataset) if self._adaptation.contrast else None
+        defines = next(kind for kind in type(model).__mro__ if "forward" in vars(kind))
+        known = self._adaptation.ignores_padding and defines.__module__.startswith("recbole.")
+        self.ignores_padding = bool(getattr(model, "ignores_padding", known))
+        self._lengths: Tensor | None = None
+        recurrences = [each for each in model.children() if isinstance(each, nn.GRU)] if self.ignores_padding else []
+        for gru in recurrences:
+            pack_gru(gru, lambda: self._lengths)
+        self._groups = 1 if recurrences else self.GROUPS
         if self._adaptation.temperature:
             if self.temperature is not None:
                 raise UserError(f"{name} scores by cosine as it is, over its temperature; leave similarity=dot")
@@ -128,9 +150,25 @@ class AdaptedRecommender(SessionRecommender):
     def encode(self, interaction: Any) -> SessionEmbeddings:
         """Global: the model's forward; local: the last click's item embedding."""
         item_seq, length = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
-        global_emb = self.model(**{name: item_seq if name in _SEQUENCE else length for name in self._arguments})  # [B, H]
         last = torch.gather(item_seq, 1, (length - 1).unsqueeze(1)).squeeze(1)  # [B]
-        return SessionEmbeddings(self.model.item_embedding(last), global_emb)  # type: ignore[operator]
+        return SessionEmbeddings(self.model.item_embedding(last), self._session_embedding(item_seq, length))  # type: ignore[operator]
+
+    def _session_embedding(self, item_seq: Tensor, length: Tensor) -> Tensor:
+        """What the model's forward returns, [B, H]; where it ignores padding, of groups of like length without most of it."""
+        if not self.ignores_padding:
+            return self._forward(item_seq, length)
+        order = length.argsort()
+        groups = order.tensor_split(min(self._groups, len(order)))
+        parts = [self._forward(item_seq[rows, : int(length[rows[-1]])], length[rows]) for rows in groups]
+        return torch.cat(parts)[order.argsort()]
+
+    def _forward(self, item_seq: Tensor, length: Tensor) -> Tensor:
+        self._lengths = length
+        try:
+            result: Tensor = self.model(**{name: item_seq if name in _SEQUENCE else length for name in self._arguments})
+        finally:
+            self._lengths = None
+        return result
 
     def fuse(self, embeddings: SessionEmbeddings, interaction: Any) -> Tensor:
         """The model's own session embedding, [B, H]."""

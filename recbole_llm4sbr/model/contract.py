@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from recbole_llm4sbr.base.recbole import InputType, Interaction, SequentialRecommender
 from recbole_llm4sbr.model.candidates import cross_entropy, exclude_clicked, settled_repeatable
+from recbole_llm4sbr.model.dropout import dropout
 
 
 @dataclass
@@ -58,7 +59,7 @@ class SessionRecommender(SequentialRecommender):  # type: ignore[misc]
 
     def dropped(self, values: Tensor, share: float) -> Tensor:
         """`values` with a share of their numbers dropped, in training."""
-        return nn.functional.dropout(values, share) if share and self.training else values
+        return dropout(values, share) if share and self.training else values
 
     def mixing_layer(self) -> nn.Linear | None:
         """The layer [2H -> H] with which `fuse` mixes global and local embedding, in this order; None when there is none.

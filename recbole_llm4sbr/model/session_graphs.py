@@ -10,9 +10,12 @@ from torch import Tensor
 class PackedGraph:
     """The session graphs of a batch as one graph of real nodes only. N clicks, V nodes, E edges.
 
+    Where no session clicks an item twice, which is all there is in most data, clicks and nodes are one and the same, and nothing is
+    gathered from the ones to the others.
+
     Attributes:
         click_row: session row of each click, rows and positions in order, [N].
-        click_node: node of each click, [N].
+        click_node: node of each click, [N]; None where clicks are the nodes.
         click_back: how far each click is from its session's last one, [N].
         node_item: item of each node, [V].
         node_row: session row of each node, [V].
@@ -21,13 +24,17 @@ class PackedGraph:
     """
 
     click_row: Tensor
-    click_node: Tensor
+    click_node: Tensor | None
     click_back: Tensor
     node_item: Tensor
     node_row: Tensor
     source: Tensor
     target: Tensor
     last_node: Tensor
+
+    def at_clicks(self, values: Tensor) -> Tensor:
+        """What each click's node has of `values` [V, ...], [N, ...]."""
+        return values if self.click_node is None else values.index_select(0, self.click_node)
 
     def session_sum(self, values: Tensor) -> Tensor:
         """Sum over each session's clicks of `values` [N, ...], [B, ...]."""
@@ -40,11 +47,23 @@ class PackedGraph:
 
     def mean_from_sources(self, values: Tensor) -> Tensor:
         """Per node the mean of `values` [V, H] over the nodes with an edge to it; zeros where there are none."""
-        return _edge_mean(values, self.source, self.target)
+        return self._edge_mean(values, self.source, self.target)
 
     def mean_from_targets(self, values: Tensor) -> Tensor:
         """Per node the mean of `values` [V, H] over the nodes to which it has an edge; zeros where there are none."""
-        return _edge_mean(values, self.target, self.source)
+        return self._edge_mean(values, self.target, self.source)
+
+    def has_edge(self, ends: Tensor) -> Tensor:
+        """Which nodes are among `ends`, which is `source` or `target`, [V]."""
+        return torch.zeros_like(self.node_item, dtype=torch.bool).index_fill(0, ends, True)
+
+    def _edge_mean(self, values: Tensor, source: Tensor, target: Tensor) -> Tensor:
+        """Per node in `target` the mean of `values` [V, H] over the nodes in `source` of its edges [E], [V, H]."""
+        messages = values.index_select(0, source)  # [E, H]
+        if self.click_node is not None:  # else a node has one edge from the click before it, and one to the next
+            degree = values.new_zeros(len(values)).index_add(0, target, values.new_ones(len(target)))
+            messages = messages / degree[target].unsqueeze(1)
+        return torch.zeros_like(values).index_add(0, target, messages)
 
 
 def packed_graph(item_seq: Tensor, item_seq_len: Tensor) -> PackedGraph:
@@ -63,24 +82,17 @@ def packed_graph(item_seq: Tensor, item_seq_len: Tensor) -> PackedGraph:
     valid = torch.arange(item_seq.size(1), device=item_seq.device) < item_seq_len.unsqueeze(1)  # [B, L]
     click_row, place = valid.nonzero(as_tuple=True)  # [N]
     items = item_seq[valid]  # [N]
+    click_back = item_seq_len[click_row] - 1 - place
+    ends = item_seq_len.cumsum(0) - 1  # the last click of each session, [B]
     stride = items.max() + 1
     keys, click_node = torch.unique(click_row * stride + items, return_inverse=True)  # a node is an item of a row, [V] and [N]
     same = click_row[1:] == click_row[:-1]  # a click and the next one belong to the same session, [N - 1]
-    count = len(keys)
+    if (count := len(keys)) == len(items):
+        source = same.nonzero().squeeze(1)
+        return PackedGraph(click_row, None, click_back, items, click_row, source, source + 1, ends)
     edges = torch.unique((click_node[:-1] * count + click_node[1:])[same])  # [E]
-    ends = item_seq_len.cumsum(0) - 1  # the last click of each session, [B]
-    return PackedGraph(
-        click_row, click_node, item_seq_len[click_row] - 1 - place, keys % stride, keys // stride, edges // count, edges % count,
-        click_node[ends],
-    )  # fmt: skip
-
-
-def _edge_mean(values: Tensor, source: Tensor, target: Tensor) -> Tensor:
-    """Per node in `target` the mean of `values` [V, H] over the nodes in `source` of its edges [E], [V, H]."""
-    degree = torch.zeros(len(values), dtype=values.dtype, device=values.device)
-    degree = degree.index_add(0, target, torch.ones_like(target, dtype=values.dtype))
-    messages = values[source] / degree[target].unsqueeze(1)  # [E, H]
-    return torch.zeros_like(values).index_add(0, target, messages)
+    node_item, node_row = keys % stride, keys // stride
+    return PackedGraph(click_row, click_node, click_back, node_item, node_row, edges // count, edges % count, click_node[ends])
 
 
 OUT, IN, BOTH, SELF = range(4)  # kinds of edges in `typed_edges`

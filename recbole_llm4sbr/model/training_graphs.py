@@ -78,28 +78,77 @@ def cooccurrence(
 class Hypergraph(torch.nn.Module):
     """Sessions as hyperedges over items (DHCN, section 3.2), kept as the items of each session and the sessions of each item.
 
-    Nothing here is trained, and no matrix of items by items is ever made.
+    Nothing here is trained, and no matrix of items by items is ever made. Sessions come in pieces whose means stay in a processor's cache.
 
     Args:
         sessions: item ids of the training sessions.
         items: number of items with the padding item 0.
+        piece: sessions that are convolved at once.
     """
 
-    def __init__(self, sessions: list[npt.NDArray[np.int64]], items: int) -> None:
+    degree: Tensor
+
+    def __init__(self, sessions: list[npt.NDArray[np.int64]], items: int, piece: int = 5_000) -> None:
         super().__init__()
         members = [np.unique(each) for each in sessions]  # an item is in a hyperedge once
-        item = np.concatenate(members)
-        session = np.repeat(np.arange(len(members)), [len(each) for each in members])
-        order = np.argsort(item, kind="stable")
-        for name, values in (
-            ("items", item),
-            ("session_starts", np.searchsorted(session, np.arange(len(members)))),
-            ("sessions", session[order]),
-            ("item_starts", np.searchsorted(item[order], np.arange(items))),
-        ):
-            self.register_buffer(name, torch.from_numpy(values), persistent=False)
+        for number, start in enumerate(range(0, len(members), piece)):
+            part = members[start : start + piece]
+            item, sizes = np.concatenate(part), np.array([len(each) for each in part])
+            session = np.repeat(np.arange(len(part)), sizes)
+            order = np.argsort(item, kind="stable")
+            for name, values in (
+                ("items", item),
+                ("session_starts", np.searchsorted(session, np.arange(len(part)))),
+                ("sessions", session[order]),
+                ("item_starts", np.searchsorted(item[order], np.arange(items))),
+                ("shares", (1 / sizes)[session[order]].astype(np.float32)),
+            ):
+                self.register_buffer(f"{name}_{number}", torch.from_numpy(values), persistent=False)
+        self._pieces = number + 1
+        degree = np.bincount(np.concatenate(members), minlength=items).clip(1).astype(np.float32)
+        self.register_buffer("degree", torch.from_numpy(degree).unsqueeze(1), persistent=False)  # [n_items, 1]
 
-    def forward(self, values: Tensor) -> Tensor:
-        """One convolution (eq. 4, D^-1 H B^-1 H^T X): per item the mean over its sessions of the mean over their items, [n_items, H]."""
-        edges = embedding_bag(self.items, values, self.session_starts, mode="mean")  # type: ignore[arg-type]
-        return embedding_bag(self.sessions, edges, self.item_starts, mode="mean")  # type: ignore[arg-type]
+    def forward(self, values: Tensor, layers: int) -> Tensor:
+        """Mean of the items' embeddings after 0, 1, ..., `layers` convolutions (eq. 4-5), [n_items, H].
+
+        A convolution (D^-1 H B^-1 H^T X) is per item the mean over its sessions of the mean over their items.
+        """
+        return _Convolutions.apply(values, self, layers)  # type: ignore[no-any-return,no-untyped-call]
+
+    def spread(self, values: Tensor) -> Tensor:
+        """H B^-1 H^T X: per item the sum over its sessions of the mean over their items, [n_items, H]."""
+        parts = []
+        for number in range(self._pieces):
+            items, starts, sessions, item_starts, shares = (
+                getattr(self, f"{name}_{number}") for name in ("items", "session_starts", "sessions", "item_starts", "shares")
+            )
+            sums = embedding_bag(items, values, starts, mode="sum")  # [sessions, H]
+            parts.append(embedding_bag(sessions, sums, item_starts, mode="sum", per_sample_weights=shares.to(values.dtype)))
+        return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
+
+
+class _Convolutions(torch.autograd.Function):
+    """The mean of I, A, ..., A^layers times X, where A = D^-1 M and M = H B^-1 H^T is symmetric, so that its gradient needs no more than M.
+
+    Args of `apply`:
+        values: X, [n_items, H].
+        graph: the hypergraph.
+        layers: the highest power of A.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, graph: Hypergraph, layers: int) -> Tensor:
+        ctx.graph, ctx.layers = graph, layers
+        total, layer = values.clone(), values
+        for _ in range(layers):
+            layer = graph.spread(layer).div_(graph.degree)
+            total += layer
+        return total.div_(layers + 1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        grad = grads[0] / (ctx.layers + 1)
+        total = grad
+        for _ in range(ctx.layers):  # Horner's rule with A^T = M D^-1
+            total = ctx.graph.spread(total / ctx.graph.degree).add_(grad)
+        return total, None, None

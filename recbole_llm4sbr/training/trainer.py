@@ -49,6 +49,15 @@ class _SessionTrainer:
 
         evaluator.evaluate = watched
 
+    def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
+        """RecBole's; Adam in its fused form, which goes over the parameters once and not ten times."""
+        optimizer: torch.optim.Optimizer = super()._build_optimizer(**kwargs)  # type: ignore[misc]
+        kind = type(optimizer)
+        if kind not in (torch.optim.Adam, torch.optim.AdamW):
+            return optimizer
+        given = [{key: group[key] for key in ("params", "lr", "weight_decay")} for group in optimizer.param_groups]
+        return kind(given, fused=True)
+
     def ranks(self) -> tuple[Tensor, Tensor] | None:
         """Of the last `evaluate`: each row's session id, and its target's rank, 0 beyond the largest `topk`; None without a ranking."""
         if self._hits is None or not self._rows:

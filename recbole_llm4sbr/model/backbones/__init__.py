@@ -5,6 +5,7 @@ from recbole_llm4sbr.model.backbones.bsarec import BSARec
 from recbole_llm4sbr.model.backbones.dhcn import DHCN
 from recbole_llm4sbr.model.backbones.gcegnn import GCEGNN
 from recbole_llm4sbr.model.backbones.srgnn import SRGNN
+from recbole_llm4sbr.model.backbones.stamp import STAMP
 from recbole_llm4sbr.model.backbones.tagnn import TAGNN
 from recbole_llm4sbr.model.contract import SessionRecommender
 
@@ -14,6 +15,7 @@ BACKBONES: dict[str, type[SessionRecommender]] = {
     "GCEGNN": GCEGNN,
     "DHCN": DHCN,
     "BSARec": BSARec,
+    "STAMP": STAMP,
     # RecBole's models, each held by an adapter of its own
     "CORE": CORE,
     "FEARec": FEARec,

@@ -14,6 +14,7 @@ from torch.nn.functional import gelu, relu, scaled_dot_product_attention, silu
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.model.contract import SessionEmbeddings, SessionRecommender
+from recbole_llm4sbr.model.dropout import Dropout
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": gelu,
@@ -65,7 +66,7 @@ class FrequencyRescaler(nn.Module):
     def __init__(self, size: int, dropout: float, eps: float) -> None:
         super().__init__()
         self.sqrt_beta = nn.Parameter(torch.randn(size))
-        self.dropout, self.norm = nn.Dropout(dropout), nn.LayerNorm(size, eps)
+        self.dropout, self.norm = Dropout(dropout), nn.LayerNorm(size, eps)
 
     def forward(self, hidden: Tensor, waves: Tensor) -> Tensor:
         """Rescaled clicks [B, L, H], of `hidden` [B, L, H] and `slow_waves` [B, L, R]."""
@@ -88,7 +89,7 @@ class CausalAttention(nn.Module):
         super().__init__()
         self.heads, self.attention_dropout = heads, attention_dropout
         self.query_key_value, self.dense = nn.Linear(size, 3 * size), nn.Linear(size, size)
-        self.dropout, self.norm = nn.Dropout(dropout), nn.LayerNorm(size, eps)
+        self.dropout, self.norm = Dropout(dropout), nn.LayerNorm(size, eps)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Clicks in the context of those before them, [B, L, H]; padding stands behind the clicks, so that none of them sees it."""
@@ -115,7 +116,7 @@ class BSARecLayer(nn.Module):
         self.rescaler = FrequencyRescaler(size, dropout, eps)
         self.attention = CausalAttention(size, config["n_heads"], config["attn_dropout_prob"], dropout, eps)
         self.inner, self.outer = nn.Linear(size, inner), nn.Linear(inner, size)
-        self.dropout, self.norm = nn.Dropout(dropout), nn.LayerNorm(size, eps)
+        self.dropout, self.norm = Dropout(dropout), nn.LayerNorm(size, eps)
 
     def forward(self, hidden: Tensor, waves: Tensor) -> Tensor:
         """Clicks after the layer [B, L, H], of `hidden` [B, L, H] and `slow_waves` [B, L, R]."""
@@ -140,7 +141,7 @@ class BSARec(SessionRecommender):
         size, self.c = config["embedding_size"], config["c"]
         self.item_embedding = nn.Embedding(self.n_items, size, padding_idx=0)
         self.position_embedding = nn.Embedding(config["MAX_ITEM_LIST_LENGTH"], size)
-        self.norm, self.dropout = nn.LayerNorm(size, config["layer_norm_eps"]), nn.Dropout(config["hidden_dropout_prob"])
+        self.norm, self.dropout = nn.LayerNorm(size, config["layer_norm_eps"]), Dropout(config["hidden_dropout_prob"])
         self.layers = nn.ModuleList(BSARecLayer(size, config) for _ in range(config["n_layers"]))
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):

@@ -43,8 +43,8 @@ class DHCN(SessionRecommender):
     def encode(self, interaction: Any) -> SessionEmbeddings:
         """Local and global embedding; `memo` holds the convolved item table and the graph."""
         graph = packed_graph(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
-        items = self._convolved_items()
-        clicks = self.dropped(items[graph.node_item], self.embedding_dropout)[graph.click_node]  # [N, H]
+        items = self.hypergraph(self.item_embedding.weight, self.layers)  # eq. 4-5
+        clicks = graph.at_clicks(self.dropped(items[graph.node_item], self.embedding_dropout))  # [N, H]
         placed = torch.tanh(self.linear_place(torch.cat([clicks, self.position_embedding(graph.click_back)], -1)))  # eq. 6
         mean = self.linear_mean(graph.session_mean(clicks))[graph.click_row]
         attention = self.attend(torch.sigmoid(mean + self.linear_click(placed)))  # eq. 7
@@ -69,16 +69,9 @@ class DHCN(SessionRecommender):
         loss: Tensor = -self.beta * (logsigmoid(agree) + logsigmoid(-differ)).sum()
         return loss
 
-    def _convolved_items(self) -> Tensor:
-        """Mean over the layers of the item table's convolutions (eq. 4-5), [n_items, H]."""
-        values = [self.item_embedding.weight]
-        for _ in range(self.layers):
-            values.append(self.hypergraph(values[-1]))
-        return torch.stack(values).mean(0)
-
     def _line_graph(self, graph: PackedGraph) -> Tensor:
         """Sessions convolved over the line graph, from the mean of their clicks' items on (eq. 10-11), [B, H]."""
-        embedding = self.item_embedding(graph.node_item)[graph.click_node]
+        embedding = graph.at_clicks(self.item_embedding(graph.node_item))
         values = [graph.session_mean(embedding.detach() if self.detach_line else embedding)]
         weights = session_overlap(graph, embedding.dtype)  # 1 on the diagonal: the A + I of eq. 10
         weights = weights / weights.sum(1, keepdim=True)

@@ -13,6 +13,7 @@ from torch.nn.functional import leaky_relu, linear
 from torch.utils.checkpoint import checkpoint
 
 from recbole_llm4sbr.model.contract import SessionEmbeddings, SessionRecommender
+from recbole_llm4sbr.model.dropout import Dropout
 from recbole_llm4sbr.model.session_graphs import PackedGraph, packed_graph, softmax_by, typed_edges
 from recbole_llm4sbr.model.training_graphs import cooccurrence, training_sessions
 
@@ -76,7 +77,7 @@ class GCEGNN(SessionRecommender):
         self.linear_click = nn.Linear(size, size)  # W_4, b_4
         self.linear_mean = nn.Linear(size, size, bias=False)  # W_5
         self.attend = nn.Linear(size, 1, bias=False)  # q_2
-        self.dropout_local, self.dropout_global = nn.Dropout(config["dropout_local"]), nn.Dropout(config["dropout_global"])
+        self.dropout_local, self.dropout_global = Dropout(config["dropout_local"]), Dropout(config["dropout_global"])
         sessions = training_sessions(config, dataset)
         neighbours, weights = cooccurrence(sessions, self.n_items, config["epsilon"], config["neighbors"])
         self.register_buffer("near", torch.from_numpy(neighbours), persistent=False)
@@ -88,11 +89,11 @@ class GCEGNN(SessionRecommender):
         """Local and global embedding."""
         graph = packed_graph(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
         own = self.embed(graph.node_item)  # [V, H]
-        mean = graph.session_mean(own[graph.click_node])  # [B, H]
+        mean = graph.session_mean(graph.at_clicks(own))  # [B, H]
         in_session = self.dropout_local(self._session_level(graph, own))
         context = self.dropout_global(self._global_level(graph.node_item, mean[graph.node_row]))
         hidden = in_session + context  # eq. 10
-        clicks = hidden[graph.click_node]  # [N, H]
+        clicks = graph.at_clicks(hidden)  # [N, H]
         placed = torch.tanh(self.linear_place(torch.cat([clicks, self.position_embedding(graph.click_back)], -1)))  # eq. 11
         about = graph.session_mean(clicks)  # [B, H]
         attention = self.attend(torch.sigmoid(self.linear_click(placed) + self.linear_mean(about)[graph.click_row]))  # eq. 12

@@ -44,7 +44,7 @@ class TAGNN(SRGNN):
         """As SR-GNN; `memo` holds the graph and the node states."""
         embeddings = super().encode(interaction)
         graph, hidden = embeddings.memo
-        keys, values = self.linear_target(hidden)[graph.click_node], self.linear_mix(hidden)[graph.click_node]  # [N, H] each
+        keys, values = graph.at_clicks(self.linear_target(hidden)), graph.at_clicks(self.linear_mix(hidden))  # [N, H] each
         return SessionEmbeddings(embeddings.local_emb, embeddings.global_emb, (graph.click_row, keys, values))
 
     def score(self, session: Tensor, embeddings: SessionEmbeddings) -> Tensor:
