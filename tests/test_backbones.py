@@ -177,7 +177,7 @@ def test_the_gradient_of_target_attention_is_that_of_its_formula():
     torch.manual_seed(0)
     row = torch.tensor([0, 0, 0, 1, 2, 2])
     items, keys, values = (torch.randn(n, 4, dtype=torch.float64, requires_grad=True) for n in (5, 6, 6))
-    assert torch.autograd.gradcheck(lambda *given: tagnn._TargetScores.apply(*given, row, 3), (items, keys, values))
+    assert torch.autograd.gradcheck(lambda *given: tagnn._TargetScores.apply(*given, row, 3, torch.float64), (items, keys, values))
 
 
 def gce_reference(model, config, sessions, near, weights, session):
@@ -238,6 +238,30 @@ def test_gcegnn_equals_its_formulas(tiny, monkeypatch, hop, piece):
         torch.testing.assert_close(embeddings.global_emb[row], expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(embeddings.local_emb[row], last, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(scores[row], model.item_embedding.weight @ expected, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kept", [gcegnn._KEPT, 0])
+@pytest.mark.parametrize("piece", [gcegnn._PIECE, 40])
+def test_the_gradient_of_a_global_layer_is_that_of_its_formula(monkeypatch, piece, kept):
+    monkeypatch.setattr(gcegnn, "_PIECE", piece)
+    monkeypatch.setattr(gcegnn, "_KEPT", kept)
+    torch.manual_seed(0)
+    layer = gcegnn.GlobalLayer(5, 0.2).double()
+    own, table, session = (torch.randn(rows, 5, dtype=torch.double, requires_grad=True) for rows in (9, 7, 9))
+    near, weights = torch.randint(0, 7, (9, 3)), torch.rand(9, 3, dtype=torch.double)
+    weights[2, 1:], weights[4] = 0, 0
+
+    def by_formula(own, table, session):
+        pair = torch.cat([session[:, None] * table[near], weights[..., None]], -1)
+        logits = layer.attend(torch.nn.functional.leaky_relu(layer.linear_pair(pair), 0.2)).squeeze(-1)
+        attention = logits.masked_fill(weights == 0, -1e300).softmax(-1) * (weights > 0)
+        return torch.relu(layer.aggregate(torch.cat([own, (attention[..., None] * table[near]).sum(1)], -1)))
+
+    given = (own, table, session, *layer.parameters())
+    found, expected = layer(own, table, near, weights, session), by_formula(own, table, session)
+    torch.testing.assert_close(found, expected)
+    upstream = torch.randn_like(found)
+    torch.testing.assert_close(torch.autograd.grad(found, given, upstream), torch.autograd.grad(expected, given, upstream))
 
 
 @pytest.mark.parametrize("detach", [False, True])

@@ -248,9 +248,10 @@ def test_a_checkpoint_remembers_and_auto_stands_for_a_value_in_results(tmp_path,
     assert Manifest.read(dataset_folder(settings) / PREPARED).counts["repeated"] == {"train": 0, "valid": 0, "test": 0}
 
 
-def test_a_plain_model_of_recbole_is_adapted_only_where_its_loss_must_change(tiny):
-    assert type(built(tiny, "GRU4Rec", llm4sbr=False)[0]).__name__ == "GRU4Rec"
-    assert isinstance(built(tiny, "GRU4Rec", llm4sbr=False, repeatable=False)[0], AdaptedRecommender)
+def test_a_plain_model_of_recbole_is_adapted_but_where_its_module_is_named_or_it_is_trained_against_sampled_items(tiny):
+    for repeatable in (False, True):
+        assert isinstance(built(tiny, "GRU4Rec", llm4sbr=False, repeatable=repeatable)[0], AdaptedRecommender)
+    assert type(built(tiny, "recbole.model.sequential_recommender:GRU4Rec", llm4sbr=False)[0]).__name__ == "GRU4Rec"
     sampled = {"loss_type": "BPR", "train_neg_sample_args": {"distribution": "uniform", "sample_num": 1}}
     assert type(built(tiny, "GRU4Rec", llm4sbr=False, repeatable=False, **sampled)[0]).__name__ == "GRU4Rec"
 
@@ -265,6 +266,7 @@ def test_a_class_of_ones_own_is_masked_too_when_it_is_plain(tiny, tmp_path, monk
     own = {"llm4sbr": False, "repeatable": False, "dropout_prob": 0.3, "num_layers": 1}
     assert isinstance(built(tiny, "own_models:Mine", **own)[0], AdaptedRecommender)
     assert type(built(tiny, "own_models:Bare", **own)[0]).__name__ == "Bare"
+    assert type(built(tiny, "own_models:Mine", **own | {"repeatable": True})[0]).__name__ == "Mine"  # its loss may be its own
 
 
 def test_a_grid_and_a_search_under_auto_are_those_under_what_it_stands_for(given, tmp_path, monkeypatch):

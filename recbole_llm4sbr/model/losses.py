@@ -54,9 +54,14 @@ def alignment_uniformity(h: Tensor, t: Tensor, weight: Tensor | None = None) -> 
     Returns:
         Numbers, [...].
     """
-    low = h.dtype in (torch.float16, torch.bfloat16)
-    both = torch.stack([h.float(), t.float()] if low else [h, t])  # [2, ..., B, H]
-    with torch.autocast(h.device.type, enabled=False):  # sums of many terms
+    return paired_alignment_uniformity(torch.stack([h, t]), weight)
+
+
+def paired_alignment_uniformity(both: Tensor, weight: Tensor | None = None) -> Tensor:
+    """`alignment_uniformity` of h and t in one tensor, [2, ..., B, H]."""
+    if both.dtype in (torch.float16, torch.bfloat16):  # sums of many terms
+        both = both.float()
+    with torch.autocast(both.device.type, enabled=False):
         return _AlignmentUniformity.apply(both, weight)  # type: ignore[no-any-return,no-untyped-call]
 
 

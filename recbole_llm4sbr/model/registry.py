@@ -61,23 +61,26 @@ def is_switched(settings: Any) -> bool:
 
 
 def _trains_as_ours(config: Any, kind: type[nn.Module]) -> bool:
-    """Whether a plain model that is not ours is trained through the adapter: its own loss would take the session's items as candidates.
+    """Whether a plain model that is not ours is trained through the adapter, which leaves padding and candidates out that RecBole counts.
 
-    Not where its class is named by RecBole's module, as the variant `recbole` does, where it is trained against sampled items, or where it
-    cannot be adapted.
+    Not where its class is named by RecBole's module, as the variant `recbole` does, where it is trained against sampled items, where it
+    cannot be adapted, or where it is the user's own and its loss, which may have parts of its own, need not change.
     """
     if issubclass(kind, SessionRecommender) or is_switched(config):
         return True
-    if config["repeatable"] or config["given"]["model"].startswith("recbole.") or config["loss_type"] == "BPR":
+    if config["given"]["model"].startswith("recbole.") or config["loss_type"] == "BPR":
+        return False
+    if config["repeatable"] and not kind.__module__.startswith("recbole."):
         return False
     try:
         check_adaptable(kind)
     except UserError as error:
-        log.warning(
-            "%s is trained with the session's items as candidates, and tested without them (%s)",
-            kind.__name__,
-            str(error).partition(";")[0],
-        )
+        if not config["repeatable"]:
+            log.warning(
+                "%s is trained with the session's items as candidates, and tested without them (%s)",
+                kind.__name__,
+                str(error).partition(";")[0],
+            )
         return False
     return True
 
@@ -111,8 +114,7 @@ def check_wrappable(model: type[nn.Module]) -> None:
 def build_model(config: Any, dataset: Any) -> nn.Module:
     """The model of a run: with `llm4sbr` the wrapped backbone, else the backbone.
 
-    Without `llm4sbr`, without switches and with `repeatable: true` the model is an object of the named class itself, so RecBole's models
-    stay as RecBole has them.
+    Without `llm4sbr` and switches a class named with its module (`recbole.model.sequential_recommender:SASRec`) stays as RecBole has it.
     """
     kind = model_class(config["given"]["model"])
     if not config["llm4sbr"] and not _trains_as_ours(config, kind):

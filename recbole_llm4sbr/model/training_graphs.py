@@ -117,14 +117,15 @@ class Hypergraph(torch.nn.Module):
 
     def spread(self, values: Tensor) -> Tensor:
         """H B^-1 H^T X: per item the sum over its sessions of the mean over their items, [n_items, H]."""
-        parts = []
+        total = None
         for number in range(self._pieces):
             items, starts, sessions, item_starts, shares = (
                 getattr(self, f"{name}_{number}") for name in ("items", "session_starts", "sessions", "item_starts", "shares")
             )
             sums = embedding_bag(items, values, starts, mode="sum")  # [sessions, H]
-            parts.append(embedding_bag(sessions, sums, item_starts, mode="sum", per_sample_weights=shares.to(values.dtype)))
-        return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
+            part = embedding_bag(sessions, sums, item_starts, mode="sum", per_sample_weights=shares.to(values.dtype))
+            total = part if total is None else total.add_(part)
+        return total  # type: ignore[return-value]
 
 
 class _Convolutions(torch.autograd.Function):

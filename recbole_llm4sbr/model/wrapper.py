@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.model.contract import SessionEmbeddings, SessionRecommender
 from recbole_llm4sbr.model.intents import SessionIntents
-from recbole_llm4sbr.model.losses import alignment_uniformity
+from recbole_llm4sbr.model.losses import paired_alignment_uniformity
 
 # The embedding that a view's intent is aligned with (eq. 9) and gates (eq. 10-11); views not named here go with the global one.
 _PARTNER = {"short": "local", "normal": "session"}
@@ -133,8 +133,9 @@ class LLM4SBRWrapper(SessionRecommender):
         losses = self.backbone.extra_losses(embeddings.memo.backbone, interaction)
         if self.intent_lambda == 0 or not embeddings.memo.pairs:
             return losses
-        h, t, known = map(torch.stack, zip(*embeddings.memo.pairs.values()))  # [V, B, H], [V, B, H], [V, B]
-        return [self.intent_lambda * alignment_uniformity(h, t, known).sum(), *losses]
+        h, t, known = zip(*embeddings.memo.pairs.values())  # V of [B, H], [B, H], [B]
+        both = torch.stack([*h, *t]).unflatten(0, (2, -1))
+        return [self.intent_lambda * paired_alignment_uniformity(both, torch.stack(known)).sum(), *losses]
 
     def _gated(self, name: str, pairs: dict[str, tuple[Tensor, Tensor, Tensor]]) -> Tensor:
         """An embedding times its gate (eq. 10-11), [B, H]."""
