@@ -177,7 +177,9 @@ def test_the_gradient_of_target_attention_is_that_of_its_formula():
     torch.manual_seed(0)
     row = torch.tensor([0, 0, 0, 1, 2, 2])
     items, keys, values = (torch.randn(n, 4, dtype=torch.float64, requires_grad=True) for n in (5, 6, 6))
-    assert torch.autograd.gradcheck(lambda *given: tagnn._TargetScores.apply(*given, row, 3, torch.float64), (items, keys, values))
+    assert torch.autograd.gradcheck(
+        lambda *given: tagnn._TargetScores.apply(*given, row, 3, torch.float64), (items, keys, values)
+    )
 
 
 def gce_reference(model, config, sessions, near, weights, session):

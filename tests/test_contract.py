@@ -18,7 +18,17 @@ from recbole_llm4sbr.training.run import load_data
 ADAPTED = ["GCSAN", "GRU4Rec", "LightSANs", "NARM", "NextItNet", "SASRec", "SINE"]
 WITH_FEATURES = ["FDSA", "GRU4RecF", "SASRecF"]
 HELD = ["CORE", "FEARec"]  # RecBole's models that are adapted when they are plain, too
-CUT = ["CORE", "FDSA", "GCSAN", "GRU4Rec", "GRU4RecF", "NARM", "SASRec", "SASRecF"]  # whose session embedding does not read the places behind the last click
+# Whose session embedding does not read the places behind the last click.
+CUT = [
+    "CORE",
+    "FDSA",
+    "GCSAN",
+    "GRU4Rec",
+    "GRU4RecF",
+    "NARM",
+    "SASRec",
+    "SASRecF",
+]
 SMALL = {"n_heads": 2, "n_layers": 1, "inner_size": 16, "num_layers": 1, "block_num": 1, "dilations": [1, 2], "k_interests": 3,
          "prototype_size": 8, "interest_size": 2, "loss_type": "CE"}  # fmt: skip
 OWN = {"FEARec": {"n_layers": 2}}
@@ -118,10 +128,14 @@ def test_models_that_read_padding_are_left_whole(tiny, name):
 
 def test_a_class_of_ones_own_is_left_whole_unless_it_says_that_it_ignores_padding(tiny):
     original, config, train, _ = built(tiny, "recbole.model.sequential_recommender:SASRec", llm4sbr=False)
-    kind = type("Mine", (type(original),), {"forward": lambda self, item_seq, item_seq_len: super(type(self), self).forward(item_seq, item_seq_len)})
-    assert not AdaptedRecommender(config, train.dataset, kind(config, train.dataset)).ignores_padding
-    kind.ignores_padding = True
-    assert AdaptedRecommender(config, train.dataset, kind(config, train.dataset)).ignores_padding
+
+    class Mine(type(original)):
+        def forward(self, item_seq, item_seq_len):
+            return super().forward(item_seq, item_seq_len)
+
+    assert not AdaptedRecommender(config, train.dataset, Mine(config, train.dataset)).ignores_padding
+    Mine.ignores_padding = True
+    assert AdaptedRecommender(config, train.dataset, Mine(config, train.dataset)).ignores_padding
 
 
 @pytest.mark.parametrize("llm4sbr", [True, False])

@@ -18,7 +18,7 @@ def dropout(values: Tensor, share: float) -> Tensor:
     dropped = round(share * _STEPS)
     if values.device.type != "cpu" or not 0 < dropped < _STEPS:
         return nn.functional.dropout(values, share)
-    words = torch.empty((values.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    words = torch.empty((values.numel() + 3) // 4, dtype=torch.int64, device=values.device).random_(-(2**63), None)
     kept = words.view(torch.int16)[: values.numel()].view(values.shape) >= dropped - _STEPS // 2
     return values * kept.to(values.dtype).mul_(_STEPS / (_STEPS - dropped))
 

@@ -62,14 +62,15 @@ def paired_alignment_uniformity(both: Tensor, weight: Tensor | None = None) -> T
     if both.dtype in (torch.float16, torch.bfloat16):  # sums of many terms
         both = both.float()
     with torch.autocast(both.device.type, enabled=False):
-        return _AlignmentUniformity.apply(both, weight)  # type: ignore[no-any-return,no-untyped-call]
+        loss: Tensor = _AlignmentUniformity.apply(both, weight)  # type: ignore[no-untyped-call]
+    return loss
 
 
 class _AlignmentUniformity(torch.autograd.Function):
     """L_AU, and on the way its gradient, which autograd would need twice the time for.
 
-    With x and y the rows of h and t on the unit sphere, w their weights, W = sum w, K_ij = w_i w_j exp(2t (x_i x_j - 1)) without its diagonal
-    and T = sum K, the loss is sum_i w_i |x_i - y_i|^2 / W + (log T_x + log T_y) / 2 + constant. So d loss / d x_i =
+    With x and y the rows of h and t on the unit sphere, w their weights, W = sum w, K_ij = w_i w_j exp(2t (x_i x_j - 1)) without its
+    diagonal and T = sum K, the loss is sum_i w_i |x_i - y_i|^2 / W + (log T_x + log T_y) / 2 + constant. So d loss / d x_i =
     2 w_i (x_i - y_i) / W + 2t sum_j K_ij x_j / T, and from x to h it is the part at right angles to x, divided by |h|.
 
     Args of `apply`:
@@ -79,7 +80,9 @@ class _AlignmentUniformity(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, both: Tensor, weight: Tensor | None) -> Tensor:
-        length = torch.linalg.vector_norm(both, dim=-1, keepdim=True).clamp_min_(1e-12)  # [2, ..., B, 1], bounded as in `normalize`
+        length = torch.linalg.vector_norm(both, dim=-1, keepdim=True).clamp_min_(
+            1e-12
+        )  # [2, ..., B, 1], bounded as in `normalize`
         unit = both / length
         weight = both.new_ones(both.shape[1:-1]) if weight is None else weight.to(both.dtype)  # [..., B]
         kernels = _kernels(unit, weight, 2.0)  # [2, ..., B, B]
@@ -93,11 +96,13 @@ class _AlignmentUniformity(torch.autograd.Function):
             by_unit[0] += pull
             by_unit[1] -= pull
             ctx.save_for_backward(by_unit.sub_(unit * (unit * by_unit).sum(-1, keepdim=True)).div_(length))
-        return aligned + _log_mean(total, pairs).sum(0) / 2
+        loss: Tensor = aligned + _log_mean(total, pairs).sum(0) / 2
+        return loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return ctx.saved_tensors[0] * grads[0][..., None, None], None
+        by_both: Tensor = ctx.saved_tensors[0]
+        return by_both * grads[0][..., None, None], None
 
 
 def _alignment(x: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:

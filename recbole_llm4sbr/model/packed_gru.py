@@ -40,7 +40,7 @@ def _run(gru: nn.GRU, values: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
     row, step = order.expand_as(there)[there], steps.unsqueeze(1).expand_as(there)[there]  # [N], step by step
     padded, sizes, last = values, there.sum(1), []
     with torch.autocast(values.device.type, enabled=False):
-        packed = values[row, step].to(gru.weight_ih_l0.dtype)
+        packed = values[row, step].to(gru.all_weights[0][0].dtype)
         for layer in range(gru.num_layers):
             w_ih, w_hh, *biases = gru.all_weights[layer]
             b_ih, b_hh = biases or (None, None)

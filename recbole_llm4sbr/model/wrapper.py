@@ -134,7 +134,7 @@ class LLM4SBRWrapper(SessionRecommender):
         if self.intent_lambda == 0 or not embeddings.memo.pairs:
             return losses
         h, t, known = zip(*embeddings.memo.pairs.values())  # V of [B, H], [B, H], [B]
-        both = torch.stack([*h, *t]).unflatten(0, (2, -1))
+        both = torch.stack([*h, *t]).view(2, len(h), *h[0].shape)
         return [self.intent_lambda * paired_alignment_uniformity(both, torch.stack(known)).sum(), *losses]
 
     def _gated(self, name: str, pairs: dict[str, tuple[Tensor, Tensor, Tensor]]) -> Tensor:

@@ -47,7 +47,13 @@ class GlobalLayer(nn.Module):
         """
         with torch.autocast(table.device.type, enabled=False):
             context = _Context.apply(  # type: ignore[no-untyped-call]
-                table, session.to(table.dtype), self.linear_pair.weight, self.attend.weight, near, weights.to(table.dtype), self._slope
+                table,
+                session.to(table.dtype),
+                self.linear_pair.weight,
+                self.attend.weight,
+                near,
+                weights.to(table.dtype),
+                self._slope,
             )
         return torch.relu(self.aggregate(torch.cat([own, context.to(own.dtype)], -1)))
 
@@ -104,7 +110,9 @@ class _Context(torch.autograd.Function):
             by_logit = share * (by_share - (share * by_share).sum(1, keepdim=True))  # [r, S]
             by_q += by_logit.view(1, -1) @ aten.leaky_relu.out(pair, ctx.slope, out=work).flatten(0, 1)
             torch.mul(by_logit.unsqueeze(2), q, out=work)
-            by_pair = aten.leaky_relu_backward.grad_input(work, pair, ctx.slope, False, grad_input=work).flatten(0, 1)  # [r * S, H]
+            by_pair = aten.leaky_relu_backward.grad_input(work, pair, ctx.slope, False, grad_input=work).flatten(
+                0, 1
+            )  # [r * S, H]
             by_w1[:, :-1] += by_pair.T @ product.flatten(0, 1)
             by_w1[:, -1] += weights[at].reshape(-1) @ by_pair
             torch.mm(by_pair, w1[:, :-1], out=product.flatten(0, 1))  # by the product, from here on
@@ -186,7 +194,9 @@ class GCEGNN(SessionRecommender):
         clicks = graph.at_clicks(hidden)  # [N, H]
         placed = torch.tanh(self.linear_place(torch.cat([clicks, self.position_embedding(graph.click_back)], -1)))  # eq. 11
         about = graph.session_mean(clicks)  # [B, H]
-        attention = self.attend(torch.sigmoid(self.linear_click(placed) + self.linear_mean(about).index_select(0, graph.click_row)))  # eq. 12
+        attention = self.attend(
+            torch.sigmoid(self.linear_click(placed) + self.linear_mean(about).index_select(0, graph.click_row))
+        )  # eq. 12
         return SessionEmbeddings(hidden[graph.last_node], graph.session_sum(attention * clicks), graph)  # eq. 13
 
     def fuse(self, embeddings: SessionEmbeddings, interaction: Any) -> Tensor:

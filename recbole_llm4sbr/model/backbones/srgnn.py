@@ -43,9 +43,13 @@ class GatedGraph(nn.Module):
         size = hidden.size(1)
         into, out = self.w_ih[:, :size], self.w_ih[:, size:]
         edge_in, edge_out = self.linear_edge_in, self.linear_edge_out
-        weight = torch.cat([into @ edge_in.weight, out @ edge_out.weight, into @ edge_in.bias[:, None], out @ edge_out.bias[:, None]], 1)
+        weight = torch.cat(
+            [into @ edge_in.weight, out @ edge_out.weight, into @ edge_in.bias[:, None], out @ edge_out.bias[:, None]], 1
+        )
         bias = torch.addmv(self.b_ih, self.w_ih, torch.cat([self.b_iah, self.b_ioh]))  # [3H]
-        has = torch.stack([graph.has_edge(graph.target), graph.has_edge(graph.source)], 1).to(hidden.dtype)  # a bias per mean, [V, 2]
+        has = torch.stack([graph.has_edge(graph.target), graph.has_edge(graph.source)], 1).to(
+            hidden.dtype
+        )  # a bias per mean, [V, 2]
         for _ in range(self.step):
             means = torch.cat([graph.mean_from_sources(hidden), graph.mean_from_targets(hidden), has], 1)  # [V, 2H + 2]
             hidden = _GatedUpdate.apply(linear(means, weight, bias), linear(hidden, self.w_hh, self.b_hh), hidden)  # type: ignore[no-untyped-call]

@@ -40,14 +40,18 @@ class STAMP(SessionRecommender):
         there = torch.arange(item_seq.size(1), device=item_seq.device) < length.unsqueeze(1)  # [B, L]
         row = there.nonzero(as_tuple=True)[0]  # [N]
         clicks = self.embed(item_seq[there])  # [N, H]
-        empty = self.embed(torch.zeros_like(length))  # [B, H]; no gradient reaches the padding row this way, in RecBole's neither
+        empty = self.embed(
+            torch.zeros_like(length)
+        )  # [B, H]; no gradient reaches the padding row this way, in RecBole's neither
         last = clicks.index_select(0, length.cumsum(0) - 1)  # [B, H]
         count, rest = length.unsqueeze(1), (self.places - length).unsqueeze(1)
         mean = (torch.zeros_like(last).index_add(0, row, clicks) + rest * empty) / count  # m_s
         known = self.w2(last) + self.w3(mean) + self.b_a  # [B, H]
         by_click = self.w0(torch.sigmoid(self.w1(clicks) + known.index_select(0, row)))  # [N, 1]
         by_empty = self.w0(torch.sigmoid(self.w1(empty) + known))  # [B, 1]
-        memory = torch.zeros_like(last).index_add(0, row, (by_click * clicks).to(last.dtype)) + rest * by_empty * empty + mean  # m_a + m_s
+        memory = (
+            torch.zeros_like(last).index_add(0, row, (by_click * clicks).to(last.dtype)) + rest * by_empty * empty + mean
+        )  # m_a + m_s
         return SessionEmbeddings(last, torch.tanh(self.mlp_a(memory)) * torch.tanh(self.mlp_b(last)))
 
     def fuse(self, embeddings: SessionEmbeddings, interaction: Any) -> Tensor:

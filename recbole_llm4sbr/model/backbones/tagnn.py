@@ -5,8 +5,8 @@ s_t . v_t. Written out as a [B, n_items, H] tensor that is 31 GB at B = 4096 and
 
     s_t . v_t = (W_3' [s_global ; s_local]) . v_t + sum_i beta_it (W_3'' h_i) . v_t
 
-so two numbers per (click, item) are enough, [N, n_items]. They are taken over pieces of the catalogue that stay in a processor's cache; where
-they are too many to be kept, they are computed again on the way back.
+so two numbers per (click, item) are enough, [N, n_items]. They are taken over pieces of the catalogue that stay in a processor's cache;
+where they are too many to be kept, they are computed again on the way back.
 """
 
 import math
@@ -51,7 +51,9 @@ class TAGNN(SRGNN):
         """Scores of all items (eq. 9), [B, n_items]."""
         row, keys, values = embeddings.memo
         table = self.item_table
-        low = torch.bfloat16 if torch.is_autocast_enabled(table.device.type) else table.dtype  # of products; sums are the table's
+        low = (
+            torch.bfloat16 if torch.is_autocast_enabled(table.device.type) else table.dtype
+        )  # of products; sums are the table's
         with torch.autocast(table.device.type, enabled=False):
             attended = _TargetScores.apply(  # type: ignore[no-untyped-call]
                 table, keys.to(table.dtype), values.to(table.dtype), row, len(session), low
@@ -75,9 +77,7 @@ class _TargetScores(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, items: Tensor, keys: Tensor, values: Tensor, row: Tensor, rows: int, low: torch.dtype
-    ) -> Tensor:
+    def forward(ctx: Any, items: Tensor, keys: Tensor, values: Tensor, row: Tensor, rows: int, low: torch.dtype) -> Tensor:
         out = keys.new_empty(rows, len(items))
         kept: list[Tensor] = []
         keep = any(ctx.needs_input_grad) and len(keys) * len(items) <= _KEPT
@@ -125,9 +125,7 @@ def _pieces(items: Tensor, keys: Tensor) -> list[slice]:
     return [slice(start, min(start + width, len(items))) for start in range(0, len(items), width)]
 
 
-def _attention(
-    items: Tensor, keys: Tensor, values: Tensor, row: Tensor, rows: int, scratch: _Scratch
-) -> tuple[Tensor, Tensor]:
+def _attention(items: Tensor, keys: Tensor, values: Tensor, row: Tensor, rows: int, scratch: _Scratch) -> tuple[Tensor, Tensor]:
     """beta, the softmax over a session's clicks of keys times items [w, H], and values times items, both [N, w] in the items' type."""
     few, at = items.to(keys.dtype).T, slice(0, len(items))
     beta = (keys @ few).to(items.dtype)

@@ -1,0 +1,80 @@
+"""What stands in for a GPU: in a step no tensor is made on another device than the batch's, and none is copied to the host."""
+
+import pytest
+import torch
+from test_contract import ADAPTED, CUT, built
+
+from recbole_llm4sbr.model.backbones import BACKBONES
+from recbole_llm4sbr.model.baselines import BASELINES
+
+FUSIONS = ["gate", "residual", "concat", "late", "gate+late"]
+ON_THE_HOST = {
+    "GCSAN",
+    "FEARec",
+}  # RecBole's graph builder goes over numpy arrays, its FEARec makes a mask on the host in every step
+STEPS = [
+    *((name, {"llm4sbr": llm4sbr}) for name in sorted({*BACKBONES, *ADAPTED, *CUT} - ON_THE_HOST) for llm4sbr in (False, True)),
+    *(
+        ("SRGNN", {"fusion": fusion, "label_smoothing": 0.1, "session_dropout": 0.2, "embedding_dropout": 0.2})
+        for fusion in FUSIONS
+    ),
+    *(("SRGNN", {"similarity": "cosine", "intent_weighting": "softmax", "intent_k": k}) for k in (0, 5)),
+    ("GCEGNN", {"hop": 2}),
+]
+
+
+@pytest.fixture
+def no_way_to_the_host(monkeypatch):
+    def refuse(name):
+        def forbidden(*_, **__):
+            raise AssertionError(f"Tensor.{name} in a step")
+
+        return forbidden
+
+    for name in ("numpy", "tolist", "cpu"):
+        monkeypatch.setattr(torch.Tensor, name, refuse(name))
+
+
+def step(model, batch):
+    """A training step and an evaluation step, under a default device on which nothing can be computed."""
+    model.train()
+    optimizer = torch.optim.Adam([each for each in model.parameters() if each.requires_grad] or [torch.zeros(1)])
+    with torch.device("meta"):
+        loss = model.calculate_loss(batch)
+        (sum(loss) if isinstance(loss, tuple) else loss).backward()
+        optimizer.step()
+        scores = model.eval().full_sort_predict(batch)
+    return loss, scores
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(("name", "own"), STEPS)
+def test_a_step_stays_on_the_device_of_its_batch(tiny, request, name, own):
+    model, _, train, _ = built(tiny, name, **{"repeatable": False, **own})
+    batch = next(iter(train))
+    request.getfixturevalue("no_way_to_the_host")
+    _, scores = step(model, batch)
+    assert scores.device == batch["item_id"].device
+    assert scores.shape[0] == len(batch)
+
+
+@pytest.mark.parametrize("name", sorted(BASELINES))
+def test_a_model_without_training_ranks_on_the_device_of_its_batch(tiny, request, name):
+    model, _, train, _ = built(tiny, name, llm4sbr=False)
+    batch = next(iter(train))
+    request.getfixturevalue("no_way_to_the_host")
+    with torch.device("meta"):
+        assert model.eval().full_sort_predict(batch).device == batch["item_id"].device
+
+
+def test_the_stand_in_notices_a_tensor_made_elsewhere_and_a_copy_to_the_host(tiny, request):
+    model, _, train, _ = built(tiny, "SRGNN", llm4sbr=False)
+    batch = next(iter(train))
+    request.getfixturevalue("no_way_to_the_host")
+    score = model.score
+    model.score = lambda *given: score(*given) + torch.zeros(1)
+    with pytest.raises(RuntimeError, match="meta"):
+        step(model, batch)
+    model.score = lambda *given: score(*given) * float(score(*given).cpu().sum())
+    with pytest.raises(AssertionError, match=r"Tensor\.cpu in a step"):
+        step(model, batch)
