@@ -48,7 +48,7 @@ examples
   recbole-llm4sbr infer --dataset=mine --llm_backend=openai --llm_url=http://127.0.0.1:8000/v1 --llm=my-model
   recbole-llm4sbr train --model=SRGNN --dataset=ml-100k --intent_k=3 --intent_lambda=0.05 --result_file=out.json
 
---model: SRGNN, TAGNN, GCEGNN, DHCN, BSARec (native), or a sequential model of RecBole (GRU4Rec, SASRec, NARM, STAMP, CORE, FEARec, ...),
+--model: SRGNN, TAGNN, GCEGNN, DHCN, BSARec, STAMP (native), or a sequential model of RecBole (GRU4Rec, SASRec, NARM, CORE, FEARec, ...),
 or package.module:Class;
 baselines: LLMInfer, LLMSeqSim, LLM2SRGNN (LLM2 + any backbone).
 --config_files=a.yaml,b.yaml: settings from files, or from the shipped recipes `paper` (as the paper has it) and `strong` (what wins on
