@@ -4,7 +4,7 @@ from typing import Any
 
 from recbole_llm4sbr._version import __version__
 
-_OFFERED = ("load_ensemble", "load_model", "run_ensemble", "run_recbole_llm4sbr")  # of quick_start
+_OFFERED = ("Recommender", "load_ensemble", "load_model", "run_ensemble", "run_recbole_llm4sbr")  # of quick_start
 __all__ = ["__version__", *_OFFERED]
 
 

@@ -9,6 +9,7 @@ from recbole_llm4sbr.data.checks import RunFiles, check_topk
 from recbole_llm4sbr.data.prepare import prepare
 from recbole_llm4sbr.intent.infer import check_askable, infer
 from recbole_llm4sbr.intent.item_vectors import encode_items
+from recbole_llm4sbr.recommend.recommender import Recommender
 from recbole_llm4sbr.training.config import check_runnable
 from recbole_llm4sbr.training.ensemble import Ensemble, load_ensemble, run_ensemble
 from recbole_llm4sbr.training.loading import Loaded, load_model
@@ -17,6 +18,7 @@ from recbole_llm4sbr.training.run import train
 __all__ = [
     "Ensemble",
     "Loaded",
+    "Recommender",
     "load_ensemble",
     "load_model",
     "make_files",

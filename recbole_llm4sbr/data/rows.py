@@ -36,6 +36,8 @@ class SessionRows:
 
     def clicks_in(self, tokens: Sequence[str]) -> npt.NDArray[np.int64]:
         """`clicks` as places in other tokens, which hold all items of these, [N]."""
+        if tokens is self.tokens:
+            return self.clicks.astype(np.int64)
         place = {token: position for position, token in enumerate(tokens)}
         return np.array([place[token] for token in self.tokens], np.int64)[self.clicks]
 

@@ -78,7 +78,7 @@ def infer(settings: Mapping[str, Any], prepared: Manifest | None = None) -> Infe
     else:
         vectors, by_view = session_text(rows, tokens, item_vectors, settings["views"])
         intents = Intents(vectors, by_view, IntentCounts())
-    found = _localized(intents, rows, tokens, index, settings)
+    found = localized(intents, rows, tokens, index, settings)
     without = int(sum((column < 0).sum() for column in found.places.values()))
     counts = replace(
         intents.counts,
@@ -102,6 +102,39 @@ def infer(settings: Mapping[str, Any], prepared: Manifest | None = None) -> Infe
     counts = replace(counts, seconds=round(time.perf_counter() - started, 1))
     log.info(describe_counts(counts))
     return Inferred(items, manifest, counts)
+
+
+def localized(
+    intents: Intents, rows: SessionRows, tokens: Sequence[str], index: ItemIndex, settings: Mapping[str, Any]
+) -> Localized:
+    """The items nearest to each session's intents: of all items, or under `repeatable: false` of those outside the session.
+
+    Args:
+        intents: of the sessions.
+        rows: the sessions.
+        tokens: item tokens, in the order of the index.
+        index: of the items' text vectors.
+        settings: reads `intent_k_max` and `repeatable`.
+    """
+    k = settings["intent_k_max"]
+    if settings["repeatable"]:
+        return Localized(*index.nearest(intents.vectors, k), intents.rows)
+    clicks, starts = rows.clicks_in(tokens), rows.starts
+    places: dict[str, npt.NDArray[np.int32]] = {}
+    found: list[tuple[Places, Vectors]] = []
+    for view, column in intents.rows.items():
+        asked = np.flatnonzero(column >= 0)
+        lengths = np.diff(starts)[asked]
+        of_asked = clicks[ranges(starts[asked], lengths)]
+        near, sims = index.nearest_outside(
+            intents.vectors, column[asked].astype(np.int64), of_asked, np.r_[0, lengths.cumsum()], k
+        )
+        some = near[:, 0] >= 0
+        places[view] = np.full(len(column), -1, np.int32)
+        places[view][asked[some]] = np.arange(some.sum()) + sum(len(items) for items, _ in found)
+        found.append((near[some], sims[some]))
+    items, similarities = (np.concatenate(each) for each in zip(*found))
+    return Localized(items, similarities, places)
 
 
 def dry_run(settings: Mapping[str, Any], prepared: Manifest | None = None) -> str:
@@ -194,31 +227,6 @@ def describe_counts(counts: IntentCounts) -> str:
             f"{counts.llm_seconds:,.0f} s" + (f", cost {counts.cost:,.2f}" if counts.cost is not None else "")
         )
     return text
-
-
-def _localized(
-    intents: Intents, rows: SessionRows, tokens: Sequence[str], index: ItemIndex, settings: Mapping[str, Any]
-) -> Localized:
-    """The items nearest to each session's intents: of all items, or under `repeatable: false` of those outside the session."""
-    k = settings["intent_k_max"]
-    if settings["repeatable"]:
-        return Localized(*index.nearest(intents.vectors, k), intents.rows)
-    clicks, starts = rows.clicks_in(tokens), rows.starts
-    places: dict[str, npt.NDArray[np.int32]] = {}
-    found: list[tuple[Places, Vectors]] = []
-    for view, column in intents.rows.items():
-        asked = np.flatnonzero(column >= 0)
-        lengths = np.diff(starts)[asked]
-        of_asked = clicks[ranges(starts[asked], lengths)]
-        near, sims = index.nearest_outside(
-            intents.vectors, column[asked].astype(np.int64), of_asked, np.r_[0, lengths.cumsum()], k
-        )
-        some = near[:, 0] >= 0
-        places[view] = np.full(len(column), -1, np.int32)
-        places[view][asked[some]] = np.arange(some.sum()) + sum(len(items) for items, _ in found)
-        found.append((near[some], sims[some]))
-    items, similarities = (np.concatenate(each) for each in zip(*found))
-    return Localized(items, similarities, places)
 
 
 def _files(dataset: str, lines: SessionLines, vectors: Vectors | None) -> dict[str, Iterable[str]]:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,27 +59,17 @@ def ask_llm(settings: Mapping[str, Any], rows: SessionRows, encoder: Encoder, si
     Raises:
         UserError: calls fail as in `Questions.ask`, or no answer names anything.
     """
-    views, prices, joint = settings["views"], _prices(settings), settings["views_in_one_call"]
+    views, prices = settings["views"], _prices(settings)
     folder = dataset_folder(settings)
     store = AnswerStore(folder.parent / STORE)
     questions = _questions(settings, store, rows, since)
     asked = questions.ask(folder / FAILURES, settings["max_failure_rate"], prices)
-    qualifiers = [view.qualifier for view in PromptTemplate.load(settings["prompt"]).views.values()]
-
-    def parse(raw: str) -> list[str]:
-        return [clean(part, qualifiers) for part in (split_joint(raw, views) if joint else [raw])]
-
-    names, numbers = questions.answers(parse, len(views) if joint else 1)
+    names, by_view, places = _read_answers(settings, questions, rows)
     store.close()
     if not names:
         raise UserError(
             f"none of the {asked.prompts:,} answers of {settings['llm']!r} names anything; try another --llm or --prompt"
         )
-    places = _spread(len(rows.ids), settings["max_sessions"])
-    by_row = numbers[questions.number].reshape(len(places), len(views))  # [asked rows, V]
-    by_view = {view: np.full(len(rows.ids), -1, np.int32) for view in views}
-    for column, view in enumerate(views):
-        by_view[view][places] = by_row[:, column]
     counts = IntentCounts(
         prompts=asked.prompts,
         distinct_prompts=asked.distinct,
@@ -95,6 +85,48 @@ def ask_llm(settings: Mapping[str, Any], rows: SessionRows, encoder: Encoder, si
         not_asked=(len(rows.ids) - len(places)) * len(views),
     )
     return Intents(encoder.encode(names), by_view, counts)
+
+
+def known_answers(settings: Mapping[str, Any], rows: SessionRows, encoder: Callable[[], Encoder]) -> Intents | None:
+    """Intents of the sessions whose very prompts are answered in the store or by the package; no LLM is called.
+
+    Args:
+        settings: of the run that made the store.
+        rows: sessions.
+        encoder: makes the encoder of the names; called only where there are some.
+
+    Returns:
+        None where no prompt is answered.
+
+    Raises:
+        UserError: the template, a column of the items or the LLM's name is wrong.
+    """
+    path = dataset_folder(settings).parent / STORE
+    store = AnswerStore(path)
+    try:
+        names, by_view, _ = _read_answers(settings, _questions(settings, store, rows), rows)
+    finally:
+        store.close()
+    return Intents(encoder().encode(names), by_view, IntentCounts()) if names else None
+
+
+def _read_answers(
+    settings: Mapping[str, Any], questions: Questions, rows: SessionRows
+) -> tuple[list[str], dict[str, npt.NDArray[np.int32]], list[int]]:
+    """Distinct names in the answers, by view each row's place among them (-1 for none, [S]), and the rows that were asked about."""
+    views, joint = settings["views"], settings["views_in_one_call"]
+    qualifiers = [view.qualifier for view in PromptTemplate.load(settings["prompt"]).views.values()]
+
+    def parse(raw: str) -> list[str]:
+        return [clean(part, qualifiers) for part in (split_joint(raw, views) if joint else [raw])]
+
+    names, numbers = questions.answers(parse, len(views) if joint else 1)
+    places = _spread(len(rows.ids), settings["max_sessions"])
+    by_row = numbers[questions.number].reshape(len(places), len(views))  # [asked rows, V]
+    by_view = {view: np.full(len(rows.ids), -1, np.int32) for view in views}
+    for column, view in enumerate(views):
+        by_view[view][places] = by_row[:, column]
+    return names, by_view, places
 
 
 def describe_questions(settings: Mapping[str, Any], rows: SessionRows) -> str:
@@ -134,7 +166,7 @@ def _questions(settings: Mapping[str, Any], store: AnswerStore, rows: SessionRow
         template,
         settings["views"],
         rows,
-        [names[token] for token in rows.tokens],
+        [names.get(token, "") for token in rows.tokens],  # padding has no name
         _spread(len(rows.ids), settings["max_sessions"]),
         settings["intent_refresh"] == "powers",
         settings["views_in_one_call"],

@@ -1,5 +1,7 @@
 """Localized intents of sessions on the device (paper eq. 5): a gather of the k nearest items per view, weighted by similarity."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -52,6 +54,20 @@ class SessionIntents(nn.Module):
             nearest.flatten(0, 1), self.item_emb, per_sample_weights=weights.flatten(0, 1), mode="sum"
         )  # [B * V, D], without the [B, V, k, D] in between
         return flat.view(*nearest.shape[:2], -1), known.to(weights.dtype)
+
+    @contextmanager
+    def holding(self, vectors: Tensor, nearest: Tensor, sims: Tensor) -> Iterator[None]:
+        """Intents of other sessions for a while: those of sessions 0, 1, ... that stand in no file.
+
+        Args:
+            vectors, nearest, sims: as when it is made.
+        """
+        own = self.item_emb, self.nearest, self.sims
+        self.item_emb, self.nearest, self.sims = vectors, nearest, sims
+        try:
+            yield
+        finally:
+            self.item_emb, self.nearest, self.sims = own
 
     def known(self, session: Tensor) -> Tensor:
         """Which sessions have intents of all views, [B]."""

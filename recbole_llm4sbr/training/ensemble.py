@@ -145,18 +145,46 @@ def load_ensemble(
     Raises:
         UserError: no checkpoint, one that `load_model` refuses, models of other sessions, items or candidates, or wrong weights.
     """
+    _check_weights(weights, len(checkpoints))
+    members = load_members(checkpoints, classes, **changed)
+    return replace(members[0], model=pool_members(members, weights))
+
+
+def load_members(checkpoints: Sequence[str | Path], classes: Sequence[str] = (), **changed: Any) -> list[Loaded]:
+    """Load checkpoints whose scores can be added.
+
+    Args:
+        checkpoints, classes, changed: as for `load_ensemble`.
+
+    Raises:
+        UserError: as `load_ensemble`.
+    """
     if not checkpoints:
         raise UserError("an ensemble needs at least one checkpoint")
-    given = _check_weights(weights, len(checkpoints))
     members = [load_model(each, classes, **changed) for each in checkpoints]
-    first = members[0]
     for path, member in zip(checkpoints[1:], members[1:]):
-        _check_alike(checkpoints[0], first, path, member)
-    ensemble = Ensemble(first.config, first.dataset, [each.model for each in members], given).to(first.config["device"]).eval()
+        _check_alike(checkpoints[0], members[0], path, member)
+    return members
+
+
+def pool_members(members: Sequence[Loaded], weights: Weights = "equal") -> Ensemble:
+    """Members as one model.
+
+    Args:
+        members: what `load_members` returned.
+        weights: as for `load_ensemble`.
+
+    Raises:
+        UserError: wrong weights.
+    """
+    given, first = _check_weights(weights, len(members)), members[0]
+    ensemble: Ensemble = (
+        Ensemble(first.config, first.dataset, [each.model for each in members], given).to(first.config["device"]).eval()
+    )
     if weights == "valid":
         found = fit_weights(ensemble, first.valid_data, first.config["device"])
         ensemble.weights = torch.tensor(found, device=first.config["device"])
-    return replace(first, model=ensemble)
+    return ensemble
 
 
 def _check_weights(weights: Any, count: int) -> list[float] | None:

@@ -1,0 +1,137 @@
+"""Verb `recommend`: the best items for sessions that nobody has seen."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.files import make_folder, write_whole
+from recbole_llm4sbr.base.wording import printable
+from recbole_llm4sbr.cli.parsing import Arguments, Option, Verb
+
+USAGE = """\
+usage: recbole-llm4sbr recommend --checkpoint=FILE --items="Toy Story; Aladdin" [--topn=10] [--key=value ...]
+       recbole-llm4sbr recommend --checkpoint=FILE --file=sessions.jsonl [--out=FILE.jsonl]
+
+Ranks the items of a trained model for any session of items that training has seen. Items are named by id or title; a misspelt title is
+understood where only one is near. A file has one session per line, as ["i1", "i2"] or {"session": "s1", "items": ["i1", "i2"]}; the
+answer has one line per session and item: session, rank, item, title, score, intents.
+
+  recbole-llm4sbr recommend --checkpoint=saved/SRGNN-ml-100k/SRGNN.pth --items="Toy Story; Aladdin; Babe"
+  recbole-llm4sbr recommend --checkpoint=a.pth,b.pth --weights=valid --file=sessions.jsonl --out=answers.jsonl
+  recbole-llm4sbr recommend --checkpoint=a.pth --items="50; 181" --intents=ask      the LLM is asked what the session wants
+"""
+_BATCH = 256  # sessions ranked at once
+
+
+def run(arguments: Arguments) -> int:
+    """Load, rank, print or write."""
+    options = arguments.options
+    if arguments.config_files:
+        raise UserError("recommend takes its settings from the checkpoint; name what differs now as --key=value")
+    if not options["checkpoint"]:
+        raise UserError("recommend needs --checkpoint=FILE, the file that `train` named")
+    if bool(options["items"]) == bool(options["file"]):
+        raise UserError('recommend needs sessions: either --items="Toy Story; Aladdin" or --file=sessions.jsonl')
+    names, sessions = read_sessions(options["file"]) if options["file"] else (["0"], [split_items(options["items"])])
+    if options["out"]:
+        make_folder(Path(options["out"]).parent)
+    settings: dict[str, Any] = dict(arguments.settings)
+    named = settings.pop("model", None)
+    from recbole_llm4sbr.quick_start import Recommender
+
+    recommender = Recommender.load(options["checkpoint"], options["weights"], [named] if named else [], **settings)
+    pieces = (
+        recommender.recommend(sessions[at : at + _BATCH], options["topn"], options["intents"], names[at : at + _BATCH])
+        for at in range(0, len(sessions), _BATCH)
+    )
+    if options["items"] and not options["out"]:
+        _print_table(next(pieces))
+    elif options["out"]:
+        with write_whole(options["out"], "w") as handle:
+            count = _write_lines(pieces, handle)
+        print(f"written: {options['out']}, {count:,} lines for {len(sessions):,} sessions")
+    else:
+        _write_lines(pieces, sys.stdout)
+    return 0
+
+
+def split_items(text: str) -> list[str]:
+    """Items with semicolons between them.
+
+    >>> split_items("Toy Story; Aladdin;")
+    ['Toy Story', 'Aladdin']
+    """
+    return [each.strip() for each in text.split(";") if each.strip()]
+
+
+def read_sessions(path: str) -> tuple[list[str], list[list[str]]]:
+    """Names and items of the sessions in a file of JSON lines; a session without a name has the number of its line.
+
+    Raises:
+        UserError: the file is not there, or names the first line that is no session.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"there is no file {path!r}")
+    names, sessions = [], []
+    with open(path, encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                found = json.loads(line)
+            except ValueError:
+                found = None
+            items = found.get("items") if isinstance(found, dict) else found
+            if not isinstance(items, list) or not items or not all(isinstance(each, str | int) for each in items):
+                raise UserError(
+                    f'{path!r}, line {number}: {printable(line.strip()[:60])!r} is no session; write ["i1", "i2"] or '
+                    f'{{"session": "s1", "items": ["i1", "i2"]}}'
+                )
+            names.append(str(found.get("session", number)) if isinstance(found, dict) else str(number))
+            sessions.append([str(each) for each in items])
+    if not sessions:
+        raise UserError(f"{path!r} holds no session")
+    return names, sessions
+
+
+def _write_lines(pieces: Iterator[Any], handle: IO[str]) -> int:
+    """Write tables of recommendations as JSON lines; how many."""
+    count = 0
+    for table in pieces:
+        for row in table.itertuples(index=False):
+            handle.write(json.dumps(row._asdict(), ensure_ascii=False) + "\n")
+        count += len(table)
+    return count
+
+
+def _print_table(table: Any) -> None:
+    source = table["intents"].iloc[0] if len(table) else "-"
+    width = max((len(str(item)) for item in table["item"]), default=4)
+    print(f"rank  {'item':{width}}  {'score':>8}  title" + ("" if source == "-" else f"   (intents: {source})"))
+    for row in table.itertuples():
+        print(f"{row.rank:4}  {printable(row.item):{width}}  {row.score:8.3f}  {printable(row.title)}")
+
+
+VERB = Verb(
+    "recommend",
+    "the best items for any session, by a trained model or several",
+    USAGE,
+    run,
+    (
+        Option("checkpoint", "file that `train` named; several, with commas, are an ensemble", None, "names"),
+        Option("items", "one session: ids or titles in click order, with semicolons between them"),
+        Option("file", "sessions, one JSON line each"),
+        Option("topn", "items per session", 10, "whole", least=1),
+        Option(
+            "intents",
+            "ask (the LLM), stored (answers that are there, else nearest), nearest (those of the nearest training session), none",
+            "stored",
+            choices=("ask", "stored", "nearest", "none"),
+        ),
+        Option("weights", "of several checkpoints: equal, valid, or a number for each, as [0.3,0.7]", "equal", "value"),
+        Option("out", "write JSON lines to this file"),
+    ),
+)

@@ -1,0 +1,97 @@
+"""The items that a model ranks, found by their id or by what people call them."""
+
+import difflib
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.wording import printable
+from recbole_llm4sbr.data.rows import read_items
+from recbole_llm4sbr.intent.prompts import item_names
+
+_SHOWN = 5  # candidates in an error
+_NEAR = 0.75  # similarity of letters (difflib's ratio) from which a title is taken for a misspelt one
+
+
+class Catalogue:
+    """Items by number, as the model has them.
+
+    Args:
+        tokens: item ids by number; the first is padding.
+        titles: what each item is called, in the same order.
+        clicked: whether a training session holds it, in the same order.
+    """
+
+    def __init__(self, tokens: Sequence[str], titles: Sequence[str], clicked: Sequence[bool]) -> None:
+        self.tokens, self.titles, self.clicked = list(tokens), list(titles), clicked
+        self.number = {token: number for number, token in enumerate(self.tokens) if number}
+        self._titled: dict[str, list[int]] = defaultdict(list)
+        for number, title in enumerate(self.titles):
+            if number:
+                self._titled[_plain(title)].append(number)
+
+    @classmethod
+    def read(cls, settings: Mapping[str, Any], folder: Path, tokens: Sequence[str], clicked: Sequence[bool]) -> "Catalogue":
+        """Titles are what prompts call the items, from the prepared `.item` file.
+
+        Raises:
+            UserError: the file is gone, or `item_name` names a column that it does not have.
+        """
+        path = folder / f"{settings['dataset']}.item"
+        if not path.is_file():
+            raise UserError(f"there is no {str(path)!r}, which has the items' titles; run `prepare` again")
+        items = read_items(path)
+        names = dict(zip(items["item_id"], item_names(items, settings)))
+        return cls(tokens, [names.get(token, token) for token in tokens], clicked)
+
+    def find(self, text: str) -> int:
+        """The number of the item with this id or title.
+
+        An id comes first, then a title (upper and lower case, punctuation and spaces do not count), then the only title that contains the
+        text, then the only title of nearly the same letters.
+
+        Raises:
+            UserError: there is none, several are meant, or no training session holds it, so that the model knows nothing of it.
+        """
+        number = self.number.get(text.strip()) or self._by_title(text)
+        if not self.clicked[number]:
+            raise UserError(
+                f"item {self.tokens[number]!r} ({printable(self.titles[number])}) is unknown to the model: no training session holds it; "
+                f"leave it out"
+            )
+        return number
+
+    def _by_title(self, text: str) -> int:
+        wanted = _plain(text)
+        if not wanted:
+            raise UserError(f"item {printable(text)!r} is no title; name items by id or title, with semicolons between them")
+        found = self._titled.get(wanted, [])
+        if not found:
+            found = [number for title, numbers in self._titled.items() if f" {wanted} " in f" {title} " for number in numbers]
+        near = difflib.get_close_matches(wanted, self._titled, _SHOWN, _NEAR) if not found else []
+        if near and (len(near) == 1 or _ratio(wanted, near[0]) - _ratio(wanted, near[1]) > 0.05):
+            found = self._titled[near[0]]
+        if len(found) == 1:
+            return found[0]
+        if found or near:
+            numbers = found or [number for title in near for number in self._titled[title]]
+            meant = "; ".join(f"{self.tokens[each]} ({printable(self.titles[each])})" for each in numbers[:_SHOWN])
+            more = f" and {len(numbers) - _SHOWN} more" if len(numbers) > _SHOWN else ""
+            raise UserError(f"title {printable(text)!r} may mean {meant}{more}; give the id of the one that is meant")
+        raise UserError(f"item {printable(text)!r} is neither an id nor a title of the {len(self.number):,} items; give its id")
+
+
+def _plain(title: str) -> str:
+    """A title for comparison: small letters and digits with single spaces.
+
+    >>> _plain("Monty Python's  Life of Brian!")
+    'monty pythons life of brian'
+    """
+    return re.sub(r"[\W_]+", " ", title.casefold().replace("'", "")).strip()
+
+
+def _ratio(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one, other).ratio()

@@ -1,0 +1,168 @@
+"""`Recommender`: a trained model, or several as one, that ranks items for any session of known items."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.recbole import Interaction
+from recbole_llm4sbr.data.folders import dataset_folder
+from recbole_llm4sbr.model import SessionIntents
+from recbole_llm4sbr.model.candidates import exclude_clicked
+from recbole_llm4sbr.model.training_graphs import training_sessions
+from recbole_llm4sbr.recommend.catalogue import Catalogue
+from recbole_llm4sbr.recommend.intents import SOURCES, IntentLookup, Source, rows_of
+from recbole_llm4sbr.training.ensemble import Weights, load_members, pool_members
+from recbole_llm4sbr.training.loading import Loaded
+
+COLUMNS = ["session", "rank", "item", "title", "score", "intents"]
+
+
+class Recommender:
+    """Ranks items for sessions that nobody has seen before; make it with `load`.
+
+    Args:
+        members: trained models over the same items.
+        model: the model that scores; of several members their sum.
+    """
+
+    def __init__(self, members: Sequence[Loaded], model: torch.nn.Module) -> None:
+        first = members[0]
+        self._model, self._config, self._dataset = model, first.config, first.dataset
+        self._longest = first.config["MAX_ITEM_LIST_LENGTH"]
+        tokens = [str(token) for token in first.dataset.field2id_token[first.dataset.iid_field]]
+        clicked = np.zeros(len(tokens), bool)
+        clicked[np.concatenate(training_sessions(first.config, first.train_data.dataset))] = True
+        settings = first.config["given"]
+        self.catalogue = Catalogue.read(settings, dataset_folder(settings), tokens, clicked.tolist())
+        self._lookups = [
+            (intents, IntentLookup(member, intents))
+            for member in members
+            for intents in member.model.modules()
+            if isinstance(intents, SessionIntents)
+        ]
+
+    @classmethod
+    def load(
+        cls,
+        checkpoints: str | Path | Sequence[str | Path],
+        weights: Weights = "equal",
+        classes: Sequence[str] = (),
+        **changed: Any,
+    ) -> "Recommender":
+        """Load a checkpoint, or several as an ensemble.
+
+        Args:
+            checkpoints, weights, classes, changed: as for `load_ensemble`.
+
+        Raises:
+            UserError: as `load_ensemble`.
+        """
+        members = load_members([checkpoints] if isinstance(checkpoints, str | Path) else checkpoints, classes, **changed)
+        return cls(members, members[0].model if len(members) == 1 else pool_members(members, weights))
+
+    def recommend(
+        self,
+        sessions: Sequence[Sequence[str]],
+        topn: int = 10,
+        intents: Source = "stored",
+        names: Sequence[str] | None = None,
+    ) -> pd.DataFrame:
+        """The best items of each session.
+
+        Args:
+            sessions: ids or titles of each session's items, in click order.
+            topn: items per session.
+            intents: where a model that reads intents has them from, in falling order of what they cost: `ask` the LLM (answers are kept in
+                the store), `stored`: the answer store has the very prompt, else as `nearest`: those of the training session nearest in the
+                backbone's own space; `none`. Intents of `session_text` are computed, and ask nothing.
+            names: what each session is called in the result; by default its number.
+
+        Returns:
+            `session`, `rank` from 1 on, `item`, `title`, `score`, `intents` (where they came from; "-" where the model reads none). Items
+            that are no candidates are left out, so that a session may have fewer rows than `topn`.
+
+        Raises:
+            UserError: no session, an empty one, an item that is unknown or ambiguous, or a wrong `topn` or `intents`.
+        """
+        if intents not in SOURCES:
+            raise UserError(f"intents={intents!r} is unknown; choose one of {', '.join(SOURCES)}")
+        if type(topn) is not int or topn < 1:
+            raise UserError(f"topn={topn!r} must be a whole number of at least 1")
+        named = [str(each) for each in (range(len(sessions)) if names is None else names)]
+        numbers = [self._numbers(items, name) for items, name in zip(sessions, named, strict=True)]
+        if not numbers:
+            return pd.DataFrame(columns=COLUMNS)
+        scores, sources = self.scores(numbers, intents)
+        best, items = scores.topk(min(topn, scores.size(1) - 1))
+        kept = (best > -torch.inf).numpy()
+        row, place = np.nonzero(kept)
+        found = items.numpy()[kept]
+        return pd.DataFrame(
+            {
+                "session": np.array(named, object)[row],
+                "rank": place + 1,
+                "item": [self.catalogue.tokens[item] for item in found],
+                "title": [self.catalogue.titles[item] for item in found],
+                "score": best.numpy()[kept].astype(float),
+                "intents": np.array(sources, object)[row],
+            },
+            columns=COLUMNS,
+        )
+
+    @torch.no_grad()
+    def scores(self, sessions: Sequence[Sequence[int]], intents: Source = "stored") -> tuple[Tensor, list[str]]:
+        """Scores of all items by their number, [B, n_items], -inf for padding and for what is no candidate; and where intents came from.
+
+        Args:
+            sessions: item numbers of each session, in click order.
+            intents: as for `recommend`.
+        """
+        interaction = self._interaction(sessions)
+        rows = rows_of(sessions, self.catalogue.tokens, [str(each) for each in range(len(sessions))])
+        sources = [set[str]() for _ in sessions]
+        with ExitStack() as held:
+            for part, lookup in self._lookups:
+                found = lookup(rows, interaction, intents)
+                held.enter_context(part.holding(found.vectors, found.nearest, found.sims))
+                for each, source in zip(sources, found.source):
+                    each.add(source)
+            scores: Tensor = self._model.full_sort_predict(interaction).view(len(sessions), -1)  # type: ignore[operator]
+        scores = scores.clone()
+        scores[:, 0] = -torch.inf
+        if self._config["repeatable"] is False:
+            exclude_clicked(scores, interaction[self._clicks])
+        return scores.cpu(), ["+".join(sorted(each)) or "-" for each in sources]
+
+    @property
+    def _clicks(self) -> str:
+        return str(self._config["ITEM_ID_FIELD"] + self._config["LIST_SUFFIX"])
+
+    def _numbers(self, items: Sequence[str], name: str) -> list[int]:
+        """Item numbers of a session."""
+        if isinstance(items, str) or not len(items):
+            said = f"{items!r} is no list of items" if isinstance(items, str) else "it has no items"
+            raise UserError(f"session {name!r}: {said}; name at least one by id or title")
+        try:
+            return [self.catalogue.find(str(item)) for item in items]
+        except UserError as error:
+            raise UserError(f"session {name!r}: {error}" if name != "0" or len(items) == 0 else str(error)) from None
+
+    def _interaction(self, sessions: Sequence[Sequence[int]]) -> Interaction:
+        """The sessions as the model reads them: their newest clicks, padded; numbered as if they were the only ones."""
+        recent = [list(each)[-self._longest :] for each in sessions]
+        clicks = torch.zeros(len(recent), self._longest, dtype=torch.long)
+        for row, each in enumerate(recent):
+            clicks[row, : len(each)] = torch.tensor(each)
+        fields = {
+            self._dataset.uid_field: torch.arange(len(recent)),
+            self._clicks: clicks,
+            self._dataset.item_list_length_field: torch.tensor([len(each) for each in recent]),
+        }
+        return Interaction(fields).to(self._config["device"])
