@@ -110,7 +110,9 @@ def test_an_unasked_session_has_the_intents_of_the_nearest_training_session(tiny
     without = intents.nearest.clone()
     batch["session_id"] = torch.tensor([0])
     intents.nearest[0] = 0
-    torch.testing.assert_close(recommender.scores([session], "none")[0][:, 1:], loaded.model.full_sort_predict(batch)[:, 1:].detach())
+    torch.testing.assert_close(
+        recommender.scores([session], "none")[0][:, 1:], loaded.model.full_sort_predict(batch)[:, 1:].detach()
+    )
     intents.nearest.copy_(without)
 
 
@@ -122,7 +124,8 @@ CATALOGUE = Catalogue(
 
 
 @pytest.mark.parametrize(
-    ("text", "number"), [("3", 3), (" 3 ", 3), ("the godfather", 3), ("The  Godfather Part II!", 4), ("part ii", 4), ("the godfahter", 3)]
+    ("text", "number"),
+    [("3", 3), (" 3 ", 3), ("the godfather", 3), ("The  Godfather Part II!", 4), ("part ii", 4), ("the godfahter", 3)],
 )
 def test_items_are_found_by_id_title_part_of_a_title_and_nearly_the_same_letters(text, number):
     assert CATALOGUE.find(text) == number

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,13 +87,16 @@ def ask_llm(settings: Mapping[str, Any], rows: SessionRows, encoder: Encoder, si
     return Intents(encoder.encode(names), by_view, counts)
 
 
-def known_answers(settings: Mapping[str, Any], rows: SessionRows, encoder: Callable[[], Encoder]) -> Intents | None:
+def known_answers(
+    settings: Mapping[str, Any], rows: SessionRows, encoder: Callable[[], Encoder], names: Sequence[str]
+) -> Intents | None:
     """Intents of the sessions whose very prompts are answered in the store or by the package; no LLM is called.
 
     Args:
         settings: of the run that made the store.
         rows: sessions.
         encoder: makes the encoder of the names; called only where there are some.
+        names: what prompts call each item, in the order of `rows.tokens`.
 
     Returns:
         None where no prompt is answered.
@@ -104,7 +107,7 @@ def known_answers(settings: Mapping[str, Any], rows: SessionRows, encoder: Calla
     path = dataset_folder(settings).parent / STORE
     store = AnswerStore(path)
     try:
-        names, by_view, _ = _read_answers(settings, _questions(settings, store, rows), rows)
+        names, by_view, _ = _read_answers(settings, _questions(settings, store, rows, names=names), rows)
     finally:
         store.close()
     return Intents(encoder().encode(names), by_view, IntentCounts()) if names else None
@@ -157,16 +160,24 @@ def refresh_since(settings: Mapping[str, Any], here: Path, prepared: Manifest) -
     return since
 
 
-def _questions(settings: Mapping[str, Any], store: AnswerStore, rows: SessionRows, since: int | None = None) -> Questions:
-    """What there is to ask about the rows."""
-    items = read_items(dataset_folder(settings) / f"{settings['dataset']}.item")
+def _questions(
+    settings: Mapping[str, Any],
+    store: AnswerStore,
+    rows: SessionRows,
+    since: int | None = None,
+    names: Sequence[str] | None = None,
+) -> Questions:
+    """What there is to ask about the rows; `names` are read where they are not given."""
     template = PromptTemplate.load(settings["prompt"])
-    names = dict(zip(items["item_id"], item_names(items, settings)))
+    if names is None:
+        items = read_items(dataset_folder(settings) / f"{settings['dataset']}.item")
+        named = dict(zip(items["item_id"], item_names(items, settings)))
+        names = [named.get(token, "") for token in rows.tokens]  # padding has no name
     requests = SessionPrompts(
         template,
         settings["views"],
         rows,
-        [names.get(token, "") for token in rows.tokens],  # padding has no name
+        names,
         _spread(len(rows.ids), settings["max_sessions"]),
         settings["intent_refresh"] == "powers",
         settings["views_in_one_call"],

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -313,11 +314,16 @@ def _alive(owner: str, seen: float) -> bool:
 
 
 def shipped_answers(identity: str, decoding: Mapping[str, Any], folder: Path = PROPERTIES / "answers") -> dict[bytes, str]:
-    """Answers that came with the package, of files made by exactly this model and decoding."""
+    """Answers that came with the package, of files made by exactly this model and decoding; read once in a process, not to be changed."""
+    return _shipped(identity, json.dumps(dict(decoding), sort_keys=True), folder)
+
+
+@lru_cache(maxsize=4)
+def _shipped(identity: str, decoding: str, folder: Path) -> dict[bytes, str]:
     answers: dict[bytes, str] = {}
     for path in sorted(folder.glob("*.jsonl")):
         provenance, rows = read_answers(path)
-        if provenance["model"] == identity and provenance["decoding"] == dict(decoding):
+        if provenance["model"] == identity and provenance["decoding"] == json.loads(decoding):
             answers.update((bytes.fromhex(key), answer) for key, answer in rows)
     return answers
 

@@ -64,6 +64,16 @@ class Catalogue:
             )
         return number
 
+    def containing(self, text: str, most: int) -> list[int]:
+        """Up to `most` items whose id is `text` or whose title holds its words, the shortest titles first."""
+        wanted = _plain(text)
+        exact = [self.number[text.strip()]] if text.strip() in self.number else []
+        if not wanted:
+            return exact
+        begins = [title for title in self._titled if f" {wanted}" in f" {title}"]
+        found = [number for title in sorted(begins, key=lambda each: (len(each), each)) for number in self._titled[title]]
+        return [*exact, *(each for each in found if each not in exact)][:most]
+
     def _by_title(self, text: str) -> int:
         wanted = _plain(text)
         if not wanted:

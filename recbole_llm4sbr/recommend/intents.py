@@ -37,12 +37,16 @@ class Found:
         vectors: rows that intents are made of, [M, D].
         nearest, sims: as in `SessionIntents`, [B, V, k].
         source: of each session: `asked`, `stored`, `session_text`, `nearest` or `none`.
+        views: the V views.
+        of_items: whether `vectors` are the items' by their number, so that `nearest` names items.
     """
 
     vectors: Tensor
     nearest: Tensor
     sims: Tensor
     source: list[str]
+    views: list[str]
+    of_items: bool
 
 
 class IntentLookup:
@@ -51,10 +55,11 @@ class IntentLookup:
     Args:
         loaded: the model, its settings and its data.
         intents: the part of the model that holds intents.
+        titles: what prompts call each item, by its number.
     """
 
-    def __init__(self, loaded: Loaded, intents: SessionIntents) -> None:
-        self._loaded, self._intents = loaded, intents
+    def __init__(self, loaded: Loaded, intents: SessionIntents, titles: Sequence[str]) -> None:
+        self._loaded, self._intents, self._titles = loaded, intents, titles
         self._settings: Mapping[str, Any] = {**loaded.config["given"], "max_sessions": 0, "llm_refresh": False}
         self._own = self._settings["intent_source"] not in (
             "none",
@@ -78,7 +83,8 @@ class IntentLookup:
         """
         held, count = self._intents, len(rows.ids)
         if source == "none" or self._settings["intent_source"] == "none":
-            return Found(held.item_emb, held.nearest.new_zeros(count, *held.nearest.shape[1:]), *self._nothing(count))
+            nothing = held.nearest.new_zeros(count, *held.nearest.shape[1:])
+            return self._found(held.item_emb, nearest=nothing, sims=held.sims.new_zeros(nothing.shape), source=["none"] * count)
         vectors, nearest, sims = self._made(rows, source)
         said = "session_text" if intents_of(self._settings) == "session_text" else {"ask": "asked"}.get(source, "stored")
         origin = [said if has else "nearest" for has in (nearest[..., 0] != 0).all(1).tolist()]
@@ -86,10 +92,11 @@ class IntentLookup:
         if absent.any():
             place = self._nearest_training(interaction)[absent.cpu().numpy()]
             nearest[absent], sims[absent] = held.nearest[place].to(nearest.dtype), held.sims[place]
-        return Found(vectors, nearest, sims, origin)
+        return self._found(vectors, nearest, sims, origin)
 
-    def _nothing(self, count: int) -> tuple[Tensor, list[str]]:
-        return self._intents.sims.new_zeros(count, *self._intents.sims.shape[1:]), ["none"] * count
+    def _found(self, vectors: Tensor, nearest: Tensor, sims: Tensor, source: list[str]) -> Found:
+        of_items = bool(self._settings["intent_k"]) and self._settings["intent_source"] not in ("none", "random")
+        return Found(vectors, nearest, sims, source, list(self._settings["views"]), of_items)
 
     def _made(self, rows: SessionRows, source: Source) -> tuple[Tensor, Tensor, Tensor]:
         """Vectors, and rows of them with similarities by session and view, 0 where there is no intent."""
@@ -129,7 +136,7 @@ class IntentLookup:
         if source == "ask":
             return ask_llm(settings, rows, self._text_encoder())
         with suppress(UserError):  # an LLM that is not there any more has left its answers under a name that cannot be told
-            return known_answers(settings, rows, self._text_encoder)
+            return known_answers(settings, rows, self._text_encoder, self._titles)
         return None
 
     def _text_encoder(self) -> Encoder:

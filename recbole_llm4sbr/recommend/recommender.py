@@ -17,7 +17,7 @@ from recbole_llm4sbr.model import SessionIntents
 from recbole_llm4sbr.model.candidates import exclude_clicked
 from recbole_llm4sbr.model.training_graphs import training_sessions
 from recbole_llm4sbr.recommend.catalogue import Catalogue
-from recbole_llm4sbr.recommend.intents import SOURCES, IntentLookup, Source, rows_of
+from recbole_llm4sbr.recommend.intents import SOURCES, Found, IntentLookup, Source, rows_of
 from recbole_llm4sbr.training.ensemble import Weights, load_members, pool_members
 from recbole_llm4sbr.training.loading import Loaded
 
@@ -33,7 +33,7 @@ class Recommender:
     """
 
     def __init__(self, members: Sequence[Loaded], model: torch.nn.Module) -> None:
-        first = members[0]
+        first, self._members = members[0], members
         self._model, self._config, self._dataset = model, first.config, first.dataset
         self._longest = first.config["MAX_ITEM_LIST_LENGTH"]
         tokens = [str(token) for token in first.dataset.field2id_token[first.dataset.iid_field]]
@@ -42,11 +42,19 @@ class Recommender:
         settings = first.config["given"]
         self.catalogue = Catalogue.read(settings, dataset_folder(settings), tokens, clicked.tolist())
         self._lookups = [
-            (intents, IntentLookup(member, intents))
+            (intents, IntentLookup(member, intents, self.catalogue.titles))
             for member in members
             for intents in member.model.modules()
             if isinstance(intents, SessionIntents)
         ]
+
+    @property
+    def title(self) -> str:
+        """The model, or how many there are, with whose intents."""
+        if len(self._members) > 1:
+            return f"ensemble of {len(self._members)}"
+        given = self._config["given"]
+        return f"{self._config['model']} + {given['intent_source']}" if given["llm4sbr"] else f"{self._config['model']}, plain"
 
     @classmethod
     def load(
@@ -96,7 +104,7 @@ class Recommender:
         if type(topn) is not int or topn < 1:
             raise UserError(f"topn={topn!r} must be a whole number of at least 1")
         named = [str(each) for each in (range(len(sessions)) if names is None else names)]
-        numbers = [self._numbers(items, name) for items, name in zip(sessions, named, strict=True)]
+        numbers = [self.numbers(items, name) for items, name in zip(sessions, named, strict=True)]
         if not numbers:
             return pd.DataFrame(columns=COLUMNS)
         scores, sources = self.scores(numbers, intents)
@@ -116,7 +124,6 @@ class Recommender:
             columns=COLUMNS,
         )
 
-    @torch.no_grad()
     def scores(self, sessions: Sequence[Sequence[int]], intents: Source = "stored") -> tuple[Tensor, list[str]]:
         """Scores of all items by their number, [B, n_items], -inf for padding and for what is no candidate; and where intents came from.
 
@@ -124,35 +131,85 @@ class Recommender:
             sessions: item numbers of each session, in click order.
             intents: as for `recommend`.
         """
+        scores, found = self.ranked(sessions, intents)
+        sources = [sorted({each.source[number] for each in found}) for number in range(len(sessions))]
+        return scores, ["+".join(each) or "-" for each in sources]
+
+    @torch.no_grad()
+    def ranked(self, sessions: Sequence[Sequence[int]], intents: Source = "stored") -> tuple[Tensor, list[Found]]:
+        """Scores as `scores` has them, and the intents of every member that reads some.
+
+        Args:
+            sessions, intents: as for `scores`.
+        """
         interaction = self._interaction(sessions)
         rows = rows_of(sessions, self.catalogue.tokens, [str(each) for each in range(len(sessions))])
-        sources = [set[str]() for _ in sessions]
+        read = [lookup(rows, interaction, intents) for _, lookup in self._lookups]
         with ExitStack() as held:
-            for part, lookup in self._lookups:
-                found = lookup(rows, interaction, intents)
+            for (part, _), found in zip(self._lookups, read):
                 held.enter_context(part.holding(found.vectors, found.nearest, found.sims))
-                for each, source in zip(sources, found.source):
-                    each.add(source)
             scores: Tensor = self._model.full_sort_predict(interaction).view(len(sessions), -1)  # type: ignore[operator]
         scores = scores.clone()
         scores[:, 0] = -torch.inf
         if self._config["repeatable"] is False:
             exclude_clicked(scores, interaction[self._clicks])
-        return scores.cpu(), ["+".join(sorted(each)) or "-" for each in sources]
+        return scores.cpu(), read
+
+    def described(
+        self, sessions: Sequence[Sequence[int]], scores: Tensor, found: Sequence[Found], topn: int
+    ) -> list[dict[str, Any]]:
+        """What `ranked` returned as plain types, a dictionary for each session.
+
+        Args:
+            sessions: as for `ranked`.
+            scores, found: what it returned.
+            topn: items per session.
+
+        Returns:
+            `items` (rank, item, title, score), `intents` (where they came from) and `localized`: by view the items that the intents were
+            localized to, with similarities, in falling order; of several members those of the first that reads intents.
+        """
+        best, items = scores.topk(min(topn, scores.size(1) - 1))
+        result = []
+        for row, (values, places) in enumerate(zip(best.tolist(), items.tolist())):
+            ranking = [
+                {"rank": rank, **self._named(place), "score": value}
+                for rank, (value, place) in enumerate(zip(values, places), 1)
+                if value > -np.inf
+            ]
+            localized = {}
+            for each in found[:1]:
+                if each.of_items:
+                    near, sims = each.nearest[row].tolist(), each.sims[row].tolist()
+                    localized = {
+                        view: [{**self._named(item), "similarity": sim} for item, sim in zip(*pairs) if item and sim]
+                        for view, *pairs in zip(each.views, near, sims)
+                    }
+            sources = sorted({each.source[row] for each in found})
+            session = [self._named(number) for number in sessions[row]]
+            result.append({"session": session, "items": ranking, "intents": "+".join(sources) or "-", "localized": localized})
+        return result
+
+    def _named(self, number: int) -> dict[str, str]:
+        return {"item": self.catalogue.tokens[number], "title": self.catalogue.titles[number]}
 
     @property
     def _clicks(self) -> str:
         return str(self._config["ITEM_ID_FIELD"] + self._config["LIST_SUFFIX"])
 
-    def _numbers(self, items: Sequence[str], name: str) -> list[int]:
-        """Item numbers of a session."""
+    def numbers(self, items: Sequence[str], name: str = "0") -> list[int]:
+        """Item numbers of a session, whose items are named by id or title.
+
+        Raises:
+            UserError: it is empty, or an item is unknown or ambiguous; `name` says which session.
+        """
         if isinstance(items, str) or not len(items):
             said = f"{items!r} is no list of items" if isinstance(items, str) else "it has no items"
             raise UserError(f"session {name!r}: {said}; name at least one by id or title")
         try:
             return [self.catalogue.find(str(item)) for item in items]
         except UserError as error:
-            raise UserError(f"session {name!r}: {error}" if name != "0" or len(items) == 0 else str(error)) from None
+            raise UserError(str(error) if name == "0" else f"session {name!r}: {error}") from None
 
     def _interaction(self, sessions: Sequence[Sequence[int]]) -> Interaction:
         """The sessions as the model reads them: their newest clicks, padded; numbered as if they were the only ones."""

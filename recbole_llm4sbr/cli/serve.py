@@ -1,0 +1,69 @@
+"""Verb `serve`: recommendations over HTTP, with a page to try them."""
+
+from typing import Any
+
+from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.cli.parsing import Arguments, Option, Verb
+
+USAGE = """\
+usage: recbole-llm4sbr serve --checkpoint=FILE[,FILE...] [--host=127.0.0.1] [--port=8000] [--key=value ...]
+
+Serves trained models over the same items: POST /recommend, GET /health, GET /items?q=, the API's description under /docs, and a page at /
+on which a person types titles and sees what every model recommends, side by side. Needs `pip install 'recbole-llm4sbr[serve]'`.
+
+  recbole-llm4sbr serve --checkpoint=plain.pth,enhanced.pth --names=plain,enhanced
+  curl -s 127.0.0.1:8000/recommend -H 'Content-Type: application/json' -d '{"sessions": [["Toy Story", "Aladdin"]], "topn": 5}'
+"""
+
+
+def run(arguments: Arguments) -> int:
+    """Load the models and serve until interrupted."""
+    options = arguments.options
+    if arguments.config_files:
+        raise UserError("serve takes its settings from the checkpoints; name what differs now as --key=value")
+    if not options["checkpoint"]:
+        raise UserError("serve needs --checkpoint=FILE, the file that `train` named")
+    names = options["names"] or []
+    if names and (len(names) != len(options["checkpoint"]) or len(set(names)) < len(names)):
+        raise UserError(
+            f"--names={','.join(names)} must be a name of its own for each of the {len(options['checkpoint'])} checkpoints"
+        )
+    try:
+        import uvicorn
+    except ImportError:
+        raise UserError("serve needs FastAPI and uvicorn: pip install 'recbole-llm4sbr[serve]'") from None
+    settings: dict[str, Any] = dict(arguments.settings)
+    named = settings.pop("model", None)
+    from recbole_llm4sbr.quick_start import Recommender
+    from recbole_llm4sbr.recommend.server import create_app
+
+    classes = [named] if named else []
+    loaded = [Recommender.load(each, classes=classes, **settings) for each in options["checkpoint"]]
+    if any(each.catalogue.tokens != loaded[0].catalogue.tokens for each in loaded):
+        raise UserError("the checkpoints rank different items; serve those of one data set together")
+    models = dict(zip(names or _titles([each.title for each in loaded]), loaded))
+    hosts = ["*"] if options["host"] in ("0.0.0.0", "::") else [options["host"], "localhost"]
+    print(f"serving {', '.join(models)} at http://{options['host']}:{options['port']}/ (end with Ctrl+C)", flush=True)
+    app = create_app(models, hosts, options["allow_ask"])
+    uvicorn.run(app, host=options["host"], port=options["port"], log_level="warning", access_log=False)
+    return 0
+
+
+def _titles(titles: list[str]) -> list[str]:
+    """The titles, numbered where several are alike."""
+    return [f"{title} ({place})" if titles.count(title) > 1 else title for place, title in enumerate(titles, 1)]
+
+
+VERB = Verb(
+    "serve",
+    "recommendations over HTTP, with a page to try them",
+    USAGE,
+    run,
+    (
+        Option("checkpoint", "files that `train` named", None, "names"),
+        Option("names", "what each is called, with commas; by default its model and intents", None, "names"),
+        Option("host", "address to listen at; 0.0.0.0 opens the service to the network", "127.0.0.1"),
+        Option("port", "port to listen at", 8000, "whole", least=1),
+        Option("allow_ask", 'requests may have the LLM asked ("intents": "ask")', False, "flag"),
+    ),
+)

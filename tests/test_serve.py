@@ -1,0 +1,159 @@
+"""`serve`: what it answers equals what the class returns, requests are bounded, and the page works in a real browser where there is one."""
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+
+from recbole_llm4sbr import Recommender
+from recbole_llm4sbr.base.settings import load_settings
+from recbole_llm4sbr.cli.main import main
+from recbole_llm4sbr.intent.infer import infer
+from recbole_llm4sbr.training.run import train
+
+testclient = pytest.importorskip("fastapi.testclient")
+server = pytest.importorskip("recbole_llm4sbr.recommend.server")
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def checkpoints(given, made, tmp_path_factory):
+    """A plain model and one with session text, of the small world."""
+    folder = tmp_path_factory.mktemp("served")
+    shutil.copytree(made, folder / "atomic")
+    common = given | {"atomic_path": str(folder / "atomic"), "checkpoint_dir": str(folder), "intent_source": "session_text"}
+    infer(load_settings(dataset="tiny", overrides=common))
+    return [
+        train(load_settings(dataset="tiny", overrides=common | {"llm4sbr": enhanced})).checkpoint for enhanced in (False, True)
+    ]
+
+
+@pytest.fixture(scope="module")
+def models(checkpoints):
+    return {"plain": Recommender.load(checkpoints[0]), "enhanced": Recommender.load(checkpoints[1])}
+
+
+@pytest.fixture(scope="module")
+def client(models):
+    return testclient.TestClient(server.create_app(models, ["testserver"]), raise_server_exceptions=True)
+
+
+def known(models):
+    catalogue = models["plain"].catalogue
+    return [token for token, clicked in zip(catalogue.tokens, catalogue.clicked) if clicked]
+
+
+def test_answers_are_those_of_the_recommender(client, models):
+    sessions = [known(models)[:3], known(models)[4:5]]
+    for name, model in models.items():
+        answer = client.post("/recommend", json={"sessions": sessions, "topn": 4, "model": name}).json()
+        expected = model.recommend(sessions, topn=4)
+        rows = [
+            (str(place), each["rank"], each["item"], each["title"])
+            for place, found in enumerate(answer["results"])
+            for each in found["items"]
+        ]
+        assert rows == list(expected[["session", "rank", "item", "title"]].itertuples(index=False, name=None))
+        assert [each["intents"] for each in answer["results"]] == (["-"] * 2 if name == "plain" else ["session_text"] * 2)
+    near = answer["results"][0]["localized"]
+    assert list(near) == ["long", "short"]
+    assert near["long"][0]["similarity"] >= near["long"][-1]["similarity"] > 0
+    assert client.get("/health").json()["models"] == ["plain", "enhanced"]
+    assert client.get("/openapi.json").json()["paths"].keys() >= {"/recommend", "/health", "/items"}
+
+
+def test_items_are_found_by_what_is_typed(client, models):
+    catalogue = models["plain"].catalogue
+    token, title = catalogue.tokens[3], catalogue.titles[3]
+    found = client.get("/items", params={"q": title[:-1]}).json()
+    assert {"item": token, "title": title} in found
+    assert client.get("/items", params={"q": token}).json()[0]["item"] == token
+    assert client.get("/items", params={"q": "no such title at all"}).json() == []
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"sessions": []}, 422),
+        ({"sessions": [[]]}, 422),
+        ({"sessions": [["x" * 501]]}, 422),
+        ({"sessions": [["i"] * 501]}, 422),
+        ({"sessions": [["no such title"]]}, 422),
+        ({"sessions": [["i1"]] * 65}, 422),
+        ({"sessions": [["i1"]], "topn": 201}, 422),
+        ({"sessions": [["i1"]], "intents": "magic"}, 422),
+        ({"sessions": [["i1"]], "intents": "ask"}, 403),
+        ({"sessions": [["i1"]], "model": "../saved/other.pth"}, 404),
+        ({"sessions": [["i1" * 200] * 400] * 10}, 413),
+        ("not json", 422),
+    ],
+)
+def test_requests_are_bounded_and_refused_with_a_reason(client, body, status):
+    given = {"content": body} if isinstance(body, str) else {"json": body}
+    response = client.post("/recommend", headers={"Content-Type": "application/json"}, **given)
+    assert response.status_code == status
+    assert response.json()["detail"]
+
+
+def test_a_strange_host_is_refused_and_the_page_runs_no_foreign_code(client):
+    assert client.get("/health", headers={"Host": "evil.example"}).status_code == 400
+    page = client.get("/")
+    assert "script-src 'self'" in page.headers["Content-Security-Policy"]
+    assert not re.search(r"https?://|<script>|style=|\son\w+=", page.text)
+    script = client.get("/page.js").text
+    assert "innerHTML" not in script
+    assert client.get("/../setup.cfg").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "serve needs --checkpoint"),
+        (["--checkpoint=gone.pth"], "there is no checkpoint 'gone.pth'"),
+        (["--checkpoint=a.pth,b.pth", "--names=one"], "must be a name of its own for each of the 2 checkpoints"),
+        (["--checkpoint=a.pth", "--port=0"], "--port='0' must be a whole number of at least 1"),
+    ],
+)
+def test_a_mistake_is_one_line(capsys, arguments, said):
+    assert main(["serve", *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def address(checkpoints):
+    """The command itself, in a process of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "recbole_llm4sbr.cli",
+        "serve",
+        f"--checkpoint={','.join(checkpoints)}",
+        "--names=plain,enhanced",
+    ]
+    with subprocess.Popen([*command, f"--port={port}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        url = f"http://127.0.0.1:{port}/"
+        for _ in range(900):
+            try:
+                urllib.request.urlopen(url + "health", timeout=1).read()
+                break
+            except OSError:
+                assert process.poll() is None, process.stderr.read().decode()
+                time.sleep(0.1)
+        yield url
+        process.kill()
+
+
+def test_the_command_serves(address, models):
+    body = json.dumps({"sessions": [known(models)[:2]], "model": "enhanced", "topn": 1}).encode()
+    request = urllib.request.Request(address + "recommend", body, {"Content-Type": "application/json"})
+    found = json.loads(urllib.request.urlopen(request, timeout=10).read())["results"][0]["items"][0]
+    assert found["item"] == models["enhanced"].recommend([known(models)[:2]], topn=1)["item"][0]
