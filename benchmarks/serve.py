@@ -119,9 +119,8 @@ def main() -> None:
             if options.ask:
                 result["ask_seconds_p50"] = round(statistics.median(ask(url, draw(options.ask), "ask")), 2)
             service.kill()
-    print(
-        f"{len(items):,} items, intents {options.intents}: {result['ms']} ms; {result['requests_per_second']} requests/s of {options.clients} clients"
-    )
+    print(f"{len(items):,} items, intents {options.intents}: {result['ms']} ms")
+    print(f"{result['requests_per_second']} requests/s of {options.clients} clients at once")
     if options.ask:
         print(f"with the LLM asked: p50 {result['ask_seconds_p50']} s")
     if options.json:

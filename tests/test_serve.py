@@ -1,11 +1,13 @@
 """`serve`: what it answers equals what the class returns, requests are bounded, and the page works in a real browser where there is one."""
 
 import json
+import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 
@@ -157,3 +159,76 @@ def test_the_command_serves(address, models):
     request = urllib.request.Request(address + "recommend", body, {"Content-Type": "application/json"})
     found = json.loads(urllib.request.urlopen(request, timeout=10).read())["results"][0]["items"][0]
     assert found["item"] == models["enhanced"].recommend([known(models)[:2]], topn=1)["item"][0]
+
+
+HOSTILE = "<img src=x onerror=alert(1)>\"'\t<script>alert(2)</script>" + "x" * 10_000
+
+
+@pytest.fixture(scope="module")
+def hostile_address(checkpoints):
+    """The service in this process, with a title that would do harm if it were read as HTML."""
+    uvicorn = pytest.importorskip("uvicorn")
+    models = {"plain": Recommender.load(checkpoints[0]), "with session text": Recommender.load(checkpoints[1])}
+    for model in models.values():
+        titles = list(model.catalogue.titles)
+        titles[next(number for number, clicked in enumerate(model.catalogue.clicked) if clicked)] = HOSTILE
+        model.catalogue.__init__(model.catalogue.tokens, titles, model.catalogue.clicked)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    running = uvicorn.Server(uvicorn.Config(server.create_app(models), port=port, log_level="error"))
+    thread = threading.Thread(target=running.run, daemon=True)
+    thread.start()
+    while not running.started:
+        time.sleep(0.05)
+    yield f"http://127.0.0.1:{port}/"
+    running.should_exit = True
+    thread.join(5)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium: Playwright's own, or the one that the variable CHROMIUM names; tests are left out where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as started:
+        arguments = ["--no-sandbox", "--disable-gpu"]
+        try:
+            chromium = started.chromium.launch(executable_path=os.environ.get("CHROMIUM"), args=arguments)
+        except playwright.Error as error:
+            pytest.skip(f"no browser: {str(error).splitlines()[0]}")
+        yield chromium
+        chromium.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_person_types_titles_and_sees_recommendations(hostile_address, browser, models, tmp_path, width, scheme):
+    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    said = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("requestfailed", lambda request: said.append(request.url))
+    page.on("dialog", lambda dialog: said.append(dialog.message) or dialog.dismiss())
+    page.goto(hostile_address)
+    for token in [known(models)[0], known(models)[1]]:
+        page.fill("#title", token)
+        page.wait_for_selector("#found li")
+        page.keyboard.press("Enter")
+    page.wait_for_selector("article:nth-of-type(2) ol li")
+    page.wait_for_function("document.querySelectorAll('#session li').length === 2")
+    cards = page.locator("article")
+    assert cards.count() == 2
+    assert cards.nth(0).locator("ol li").count() == 10
+    assert cards.nth(1).locator("h3").all_inner_texts() == [
+        "Intent, long view (session_text)",
+        "Intent, short view (session_text)",
+    ]
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    page.screenshot(path=str(tmp_path / f"{width}-{scheme}.png"), full_page=width == 1280)
+    page.fill("#title", "nothing of this name")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#error:not([hidden])")
+    page.click("#clear")
+    page.wait_for_function("document.querySelectorAll('article').length === 0")
+    assert said == []
+    page.close()

@@ -10,6 +10,12 @@ function element(name, text, className) {
   return made;
 }
 
+function titled(name, text) {
+  const made = element(name, text.length > 120 ? `${text.slice(0, 120)}…` : text);
+  made.title = text.slice(0, 500);
+  return made;
+}
+
 async function answer(path, body) {
   const given = body ? { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) } : {};
   const response = await fetch(path, given);
@@ -25,8 +31,8 @@ function say(text) {
 
 function showChoices() {
   found.replaceChildren(...choices.map((choice, place) => {
-    const line = element("li", `${choice.title} `);
-    line.append(element("span", choice.item, "number"));
+    const line = titled("li", choice.title);
+    line.append(" ", element("span", choice.item, "number"));
     line.setAttribute("role", "option");
     line.setAttribute("aria-selected", String(place === at));
     line.addEventListener("mousedown", (event) => { event.preventDefault(); add(choice); });
@@ -54,10 +60,10 @@ function add(choice) {
 
 function show() {
   session.replaceChildren(...items.map((item, place) => {
-    const chip = element("li", item.title);
+    const chip = titled("li", item.title);
     const remove = element("button", "×");
     remove.type = "button";
-    remove.setAttribute("aria-label", `remove ${item.title}`);
+    remove.setAttribute("aria-label", `remove ${item.title.slice(0, 120)}`);
     remove.addEventListener("click", () => { items.splice(place, 1); show(); });
     chip.append(remove);
     return chip;
@@ -70,8 +76,8 @@ function show() {
 function list(kind, rows, number) {
   const made = element(kind);
   made.append(...rows.map((row) => {
-    const line = element("li", `${row.title} `);
-    line.append(element("span", row[number].toFixed(3), "number"));
+    const line = titled("li", row.title);
+    line.append(" ", element("span", row[number].toFixed(3), "number"));
     return line;
   }));
   return made;
