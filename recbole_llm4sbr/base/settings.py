@@ -1,4 +1,7 @@
-"""Settings of a run: properties/ < config files < command line, checked once at the door (no torch, no RecBole import)."""
+"""Settings of a run: properties/ < the dataset's own file < config files < command line, checked once at the door.
+
+Neither torch nor RecBole is imported.
+"""
 
 import difflib
 import functools
@@ -77,7 +80,7 @@ def load_settings(
     config_files: Iterable[str | Path] = (),
     overrides: Mapping[str, Any] | None = None,
 ) -> Settings:
-    """Merge and check all settings.
+    """Merge and check all settings: ours < the model's < the dataset's < `dataset_file` < `config_files` < `overrides`.
 
     Args:
         model: name of a model, or `package.module:Class`; may also stand in a file or in `overrides`.
@@ -108,10 +111,47 @@ def load_settings(
     path = PROPERTIES / "dataset" / f"{external['dataset']}.yaml"
     if path.is_file():
         settings.update(read_yaml(path))
+    settings.update(dataset_file(external))
     check_keys(external, external["model"])
     settings.update(external)
     check_values(settings)
     return settings
+
+
+# What the settings file in a dataset's folder may say besides what decides the prepared files.
+_OF_ITEMS = ("item_name", "item_text", "article_last", "missing_item_text", "prompt", "repeatable")
+
+
+def dataset_file(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings in `<data_path>/<dataset>/<dataset>.yaml`, which `import` writes; none where there is no such file.
+
+    Data come from elsewhere, so the file may say what the data are and nothing more: no address, no model and no folder.
+
+    Args:
+        given: settings that were given; `data_path` may be among them, `dataset` is.
+
+    Raises:
+        UserError: the file is no YAML, or sets something else.
+    """
+    known = schema()
+    dataset, root = given["dataset"], given.get("data_path", known["data_path"].default)
+    known["dataset"].check(dataset)
+    known["data_path"].check(root)
+    path = Path(root) / dataset / f"{dataset}.yaml"
+    if not path.is_file():
+        return {}
+    found = read_yaml(path)
+    allowed = [key for key, each in known.items() if each.decides == "prepared" and key != "dataset"] + [*_OF_ITEMS]
+    for key, value in found.items():
+        if key not in allowed:
+            near = difflib.get_close_matches(str(key), allowed, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else "; give it on the command line or in a file of --config_files"
+            raise UserError(f"{str(path)!r} sets {key!r}, but a dataset's own file says only what the data are{hint}")
+        try:
+            known[key].check(value)
+        except UserError as error:
+            raise UserError(f"{str(path)!r}: {error}") from None
+    return found
 
 
 def recipe_path(name: str | Path) -> Path:
