@@ -1,4 +1,4 @@
-"""What a user imports: the whole line as a function, loading a trained model again, and ensembles of several."""
+"""What a user imports: own data, the whole line as a function, loading a trained model again, and ensembles of several."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from recbole_llm4sbr.base.records import IntentCounts
 from recbole_llm4sbr.base.settings import load_settings, uses_intents, uses_item_texts
 from recbole_llm4sbr.data.checks import RunFiles, check_topk
+from recbole_llm4sbr.data.importing import import_clicks
 from recbole_llm4sbr.data.prepare import prepare
 from recbole_llm4sbr.intent.infer import check_askable, infer
 from recbole_llm4sbr.intent.item_vectors import encode_items
@@ -17,6 +18,7 @@ from recbole_llm4sbr.training.run import train
 __all__ = [
     "Ensemble",
     "Loaded",
+    "import_clicks",
     "load_ensemble",
     "load_model",
     "make_files",
