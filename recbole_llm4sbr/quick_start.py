@@ -8,6 +8,7 @@ from recbole_llm4sbr.base.settings import load_settings, uses_intents, uses_item
 from recbole_llm4sbr.data.checks import RunFiles, check_topk
 from recbole_llm4sbr.data.importing import import_clicks
 from recbole_llm4sbr.data.prepare import prepare
+from recbole_llm4sbr.data.remembered import of_files
 from recbole_llm4sbr.intent.infer import check_askable, infer
 from recbole_llm4sbr.intent.item_vectors import encode_items
 from recbole_llm4sbr.training.config import check_runnable
@@ -51,7 +52,7 @@ def run_recbole_llm4sbr(
     Raises:
         UserError: a mistake in the input, before long work starts.
     """
-    settings = load_settings(model, dataset, config_file_list or (), config_dict)
+    settings = load_settings(model, dataset, config_file_list or (), config_dict, of_files)
     check_runnable(settings)
     files, counts = make_files(settings)
     return train(settings, files, counts, saved).to_json()

@@ -8,7 +8,7 @@ import functools
 import importlib.util
 import logging
 import string
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 from urllib.parse import urlsplit
@@ -79,6 +79,7 @@ def load_settings(
     dataset: str | None = None,
     config_files: Iterable[str | Path] = (),
     overrides: Mapping[str, Any] | None = None,
+    recall: Callable[["Settings", Collection[str]], Mapping[str, Any]] | None = None,
 ) -> Settings:
     """Merge and check all settings: ours < the model's < the dataset's < `dataset_file` < `config_files` < `overrides`.
 
@@ -87,6 +88,7 @@ def load_settings(
         dataset: name of a dataset, likewise.
         config_files: YAML files or names of shipped recipes, later ones win.
         overrides: settings that win over all files (the command line).
+        recall: gives, of all settings and the keys that were given, settings to replace that were not (`data.remembered`).
 
     Returns:
         Every setting of ours with its value, and whatever was given of RecBole's.
@@ -114,6 +116,9 @@ def load_settings(
     settings.update(dataset_file(external))
     check_keys(external, external["model"])
     settings.update(external)
+    if recall is not None:
+        _check_each(settings)
+        settings.update(recall(settings, frozenset(external)))
     check_values(settings)
     return settings
 
@@ -238,17 +243,7 @@ def check_values(settings: Mapping[str, Any]) -> None:
     Raises:
         UserError: names the setting, the value and what is allowed.
     """
-    if {"@", "?"} & set(str(settings["llm_url"] or "")):  # what follows is said with the value
-        raise UserError("llm_url holds a password or a query; put the key into the environment variable OPENAI_API_KEY")
-    known = schema() | model_schema(class_name(settings["model"]))
-    for key, setting in known.items():
-        if key in settings:
-            setting.check(settings[key])
-    recboles = recbole_defaults(settings["model"])
-    for key, value in settings.items():
-        if key not in known:
-            check_plain(key, value)
-            _check_like(key, value, recboles.get(key))
+    _check_each(settings)
     ratio = settings["split_ratio"]
     if abs(sum(ratio) - 1) > 1e-6 or min(ratio) <= 0:
         raise UserError(f"split_ratio={ratio!r} must be three positive shares that sum to 1")
@@ -266,6 +261,25 @@ def check_values(settings: Mapping[str, Any]) -> None:
             f"intent_k={settings['intent_k']} is larger than the {settings['intent_k_max']} nearest items that are stored; "
             f"lower it, or raise --intent_k_max and run again with --rebuild=true"
         )
+
+
+def _check_each(settings: Mapping[str, Any]) -> None:
+    """Refuse wrong types, choices and ranges of single settings.
+
+    Raises:
+        UserError: names the setting, the value and what is allowed.
+    """
+    if {"@", "?"} & set(str(settings["llm_url"] or "")):  # what follows is said with the value
+        raise UserError("llm_url holds a password or a query; put the key into the environment variable OPENAI_API_KEY")
+    known = schema() | model_schema(class_name(settings["model"]))
+    for key, setting in known.items():
+        if key in settings:
+            setting.check(settings[key])
+    recboles = recbole_defaults(settings["model"])
+    for key, value in settings.items():
+        if key not in known:
+            check_plain(key, value)
+            _check_like(key, value, recboles.get(key))
 
 
 def _check_like(key: str, value: Any, default: Any) -> None:
