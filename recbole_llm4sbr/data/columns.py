@@ -80,3 +80,31 @@ def named(table: Table, option: str, column: str) -> str:
 def missing(table: Table, what: str, options: str) -> UserError:
     """The error for a column that no name gives away."""
     return UserError(f"{table.name} has no column whose name says that it is {what}; it has {table.listed()}; {options}")
+
+
+def columns_of_clicks(
+    table: Table, user: str | None, item: str | None, time: str | None, session: str | Sequence[str] | None
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The columns of the clicks by role (session, session_2, ... where several name one), and the roles that were guessed.
+
+    Raises:
+        UserError: a column that is not there or not obvious.
+    """
+    if isinstance(session, str) or session is None:
+        sessions = [choose(table, "session", session)]
+    else:
+        sessions = [named(table, "session", column) for column in session]
+    found = {"user": choose(table, "user", user)}
+    found |= {f"session_{number}" if number > 1 else "session": column for number, column in enumerate(sessions, 1)}
+    found |= {"item": choose(table, "item", item), "time": choose(table, "time", time)}
+    if found["user"] is None and found["session"] is None:
+        raise missing(table, "the user or the session", "name it with --user=COLUMN or --session=COLUMN")
+    if found["item"] is None:
+        raise missing(table, "the item", "name it with --item=COLUMN")
+    if found["time"] is None and time != NONE:
+        raise missing(
+            table, "the time", f"name it with --time=COLUMN, or --time={NONE} where the rows are in the order of time"
+        )
+    given = {"user": user, "session": session, "item": item, "time": time}
+    columns = {role: column for role, column in found.items() if column is not None}
+    return columns, tuple(role for role in columns if role in given and given[role] is None)

@@ -19,7 +19,7 @@ from recbole_llm4sbr.base.schema import schema
 from recbole_llm4sbr.data.catalogue import Catalogue, read_catalogue
 from recbole_llm4sbr.data.cells import as_text, has_control
 from recbole_llm4sbr.data.clicks import id_problem
-from recbole_llm4sbr.data.columns import MOVIES, NONE, PRODUCTS, choose, missing, named, plain
+from recbole_llm4sbr.data.columns import MOVIES, NONE, PRODUCTS, columns_of_clicks, plain
 from recbole_llm4sbr.data.tables import Table, read_table_of
 from recbole_llm4sbr.data.times import Seconds, to_seconds, written
 
@@ -96,7 +96,7 @@ def import_clicks(
     root = Path(schema()["data_path"].default if data_path is None else data_path)
     check_folder(root, "--data_path")
     table = read_table_of(clicks, "clicks")
-    columns, guessed = _columns(table, user, item, time, session)
+    columns, guessed = columns_of_clicks(table, user, item, time, session)
     ids = {role: _ids(table, column) for role, column in columns.items() if role not in ("time", "title")}
     _check_sessions(table, columns, ids)
     seconds, times = (
@@ -118,30 +118,6 @@ def import_clicks(
         len(pd.concat(sessions, axis=1).drop_duplicates()) if sessions else None,
         clicked.nunique(), None if seconds is None else (float(seconds.min()), float(seconds.max())), catalogue, settings,
     )  # fmt: skip
-
-
-def _columns(
-    table: Table, user: str | None, item: str | None, time: str | None, session: str | Sequence[str] | None
-) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The columns of the clicks by role (session, session_2, ... where several name one), and the roles that were guessed."""
-    if isinstance(session, str) or session is None:
-        sessions = [choose(table, "session", session)]
-    else:
-        sessions = [named(table, "session", column) for column in session]
-    found = {"user": choose(table, "user", user)}
-    found |= {f"session_{number}" if number > 1 else "session": column for number, column in enumerate(sessions, 1)}
-    found |= {"item": choose(table, "item", item), "time": choose(table, "time", time)}
-    if found["user"] is None and found["session"] is None:
-        raise missing(table, "the user or the session", "name it with --user=COLUMN or --session=COLUMN")
-    if found["item"] is None:
-        raise missing(table, "the item", "name it with --item=COLUMN")
-    if found["time"] is None and time != NONE:
-        raise missing(
-            table, "the time", f"name it with --time=COLUMN, or --time={NONE} where the rows are in the order of time"
-        )
-    given = {"user": user, "session": session, "item": item, "time": time}
-    columns = {role: column for role, column in found.items() if column is not None}
-    return columns, tuple(role for role in columns if role in given and given[role] is None)
 
 
 def _ids(table: Table, column: str) -> pd.Series:
