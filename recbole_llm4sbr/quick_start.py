@@ -1,4 +1,4 @@
-"""What a user imports: the whole line as a function, loading a trained model again, and ensembles of several."""
+"""What a user imports: own data, the whole line as a function, loading a trained model again, and ensembles of several."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -6,7 +6,9 @@ from typing import Any
 from recbole_llm4sbr.base.records import IntentCounts
 from recbole_llm4sbr.base.settings import load_settings, uses_intents, uses_item_texts
 from recbole_llm4sbr.data.checks import RunFiles, check_topk
+from recbole_llm4sbr.data.importing import import_clicks
 from recbole_llm4sbr.data.prepare import prepare
+from recbole_llm4sbr.data.remembered import of_files
 from recbole_llm4sbr.intent.infer import check_askable, infer
 from recbole_llm4sbr.intent.item_vectors import encode_items
 from recbole_llm4sbr.recommend.recommender import Recommender
@@ -19,6 +21,7 @@ __all__ = [
     "Ensemble",
     "Loaded",
     "Recommender",
+    "import_clicks",
     "load_ensemble",
     "load_model",
     "make_files",
@@ -51,7 +54,7 @@ def run_recbole_llm4sbr(
     Raises:
         UserError: a mistake in the input, before long work starts.
     """
-    settings = load_settings(model, dataset, config_file_list or (), config_dict)
+    settings = load_settings(model, dataset, config_file_list or (), config_dict, of_files)
     check_runnable(settings)
     files, counts = make_files(settings)
     return train(settings, files, counts, saved).to_json()

@@ -124,7 +124,7 @@ def given(raw, tiny_encoder):
     return {
         "data_path": str(raw), "encoder": tiny_encoder, "llm_backend": "echo", "min_item_count": 2, "gpu_id": "", "epochs": 1,
         "embedding_size": 8, "hidden_size": 8, "show_progress": False, "train_batch_size": 32, "item_text": "{title} ({year})",
-        "MAX_ITEM_LIST_LENGTH": 12, "repeatable": True,
+        "MAX_ITEM_LIST_LENGTH": 12, "repeatable": True, "session_rule": "bucket", "session_gap": 600,
     }  # fmt: skip
 
 

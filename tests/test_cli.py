@@ -159,7 +159,7 @@ def test_a_result_file_that_cannot_be_written_is_refused_before_training(verb, r
     assert not (tmp_path / "saved").exists()
 
 
-VERB_NAMES = ("prepare", "infer", "train", "compare", "ablate", "tune", "report", "answers")
+VERB_NAMES = ("import", "prepare", "infer", "train", "compare", "ablate", "tune", "report", "answers")
 
 
 @pytest.mark.parametrize("verb", VERB_NAMES)

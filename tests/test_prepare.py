@@ -125,11 +125,16 @@ def edited(raw, tmp_path, name, change):
                 "tiny.inter",
                 lambda t, no=no: t.replace("m1\t", f"{no}\t"),
                 {},
-                f"item_id='{re.escape(no)}' as an id but as padding",
+                f"item_id='{re.escape(no)}' is no id for RecBole, which reads it as padding",
             )
             for no in ("NA", "nan", "None", "null", "[PAD]", "N/A")
         ],
-        ("tiny.inter", lambda t: t.replace("u1\t", "NULL\t"), {}, "user_id='NULL' as an id but as padding"),
+        (
+            "tiny.inter",
+            lambda t: t.replace("u1\t", "NULL\t"),
+            {},
+            "user_id='NULL' is no id for RecBole, which reads it as padding",
+        ),
         ("tiny.item", lambda t: t.encode("utf-16"), {}, "is UTF-16"),
         ("tiny.inter", lambda t: gzip.compress(t.encode()), {}, "is compressed"),
         ("tiny.item", lambda t: t.replace("m3\t", "m3\tcafé ").encode("latin-1"), {}, r"line 5, is not UTF-8.*iconv"),

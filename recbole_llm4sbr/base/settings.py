@@ -1,11 +1,14 @@
-"""Settings of a run: properties/ < config files < command line, checked once at the door (no torch, no RecBole import)."""
+"""Settings of a run: properties/ < the dataset's own file < config files < command line, checked once at the door.
+
+Neither torch nor RecBole is imported.
+"""
 
 import difflib
 import functools
 import importlib.util
 import logging
 import string
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 from urllib.parse import urlsplit
@@ -76,14 +79,16 @@ def load_settings(
     dataset: str | None = None,
     config_files: Iterable[str | Path] = (),
     overrides: Mapping[str, Any] | None = None,
+    recall: Callable[["Settings", Collection[str]], Mapping[str, Any]] | None = None,
 ) -> Settings:
-    """Merge and check all settings.
+    """Merge and check all settings: ours < the model's < the dataset's < `dataset_file` < `config_files` < `overrides`.
 
     Args:
         model: name of a model, or `package.module:Class`; may also stand in a file or in `overrides`.
         dataset: name of a dataset, likewise.
         config_files: YAML files or names of shipped recipes, later ones win.
         overrides: settings that win over all files (the command line).
+        recall: gives, of all settings and the keys that were given, settings to replace that were not (`data.remembered`).
 
     Returns:
         Every setting of ours with its value, and whatever was given of RecBole's.
@@ -108,10 +113,50 @@ def load_settings(
     path = PROPERTIES / "dataset" / f"{external['dataset']}.yaml"
     if path.is_file():
         settings.update(read_yaml(path))
+    settings.update(dataset_file(external))
     check_keys(external, external["model"])
     settings.update(external)
+    if recall is not None:
+        _check_each(settings)
+        settings.update(recall(settings, frozenset(external)))
     check_values(settings)
     return settings
+
+
+# What the settings file in a dataset's folder may say besides what decides the prepared files.
+_OF_ITEMS = ("item_name", "item_text", "article_last", "missing_item_text", "prompt", "repeatable")
+
+
+def dataset_file(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings in `<data_path>/<dataset>/<dataset>.yaml`, which `import` writes; none where there is no such file.
+
+    Data come from elsewhere, so the file may say what the data are and nothing more: no address, no model and no folder.
+
+    Args:
+        given: settings that were given; `data_path` may be among them, `dataset` is.
+
+    Raises:
+        UserError: the file is no YAML, or sets something else.
+    """
+    known = schema()
+    dataset, root = given["dataset"], given.get("data_path", known["data_path"].default)
+    known["dataset"].check(dataset)
+    known["data_path"].check(root)
+    path = Path(root) / dataset / f"{dataset}.yaml"
+    if not path.is_file():
+        return {}
+    found = read_yaml(path)
+    allowed = [key for key, each in known.items() if each.decides == "prepared" and key != "dataset"] + [*_OF_ITEMS]
+    for key, value in found.items():
+        if key not in allowed:
+            near = difflib.get_close_matches(str(key), allowed, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else "; give it on the command line or in a file of --config_files"
+            raise UserError(f"{str(path)!r} sets {key!r}, but a dataset's own file says only what the data are{hint}")
+        try:
+            known[key].check(value)
+        except UserError as error:
+            raise UserError(f"{str(path)!r}: {error}") from None
+    return found
 
 
 def recipe_path(name: str | Path) -> Path:
@@ -198,17 +243,7 @@ def check_values(settings: Mapping[str, Any]) -> None:
     Raises:
         UserError: names the setting, the value and what is allowed.
     """
-    if {"@", "?"} & set(str(settings["llm_url"] or "")):  # what follows is said with the value
-        raise UserError("llm_url holds a password or a query; put the key into the environment variable OPENAI_API_KEY")
-    known = schema() | model_schema(class_name(settings["model"]))
-    for key, setting in known.items():
-        if key in settings:
-            setting.check(settings[key])
-    recboles = recbole_defaults(settings["model"])
-    for key, value in settings.items():
-        if key not in known:
-            check_plain(key, value)
-            _check_like(key, value, recboles.get(key))
+    _check_each(settings)
     ratio = settings["split_ratio"]
     if abs(sum(ratio) - 1) > 1e-6 or min(ratio) <= 0:
         raise UserError(f"split_ratio={ratio!r} must be three positive shares that sum to 1")
@@ -226,6 +261,25 @@ def check_values(settings: Mapping[str, Any]) -> None:
             f"intent_k={settings['intent_k']} is larger than the {settings['intent_k_max']} nearest items that are stored; "
             f"lower it, or raise --intent_k_max and run again with --rebuild=true"
         )
+
+
+def _check_each(settings: Mapping[str, Any]) -> None:
+    """Refuse wrong types, choices and ranges of single settings.
+
+    Raises:
+        UserError: names the setting, the value and what is allowed.
+    """
+    if {"@", "?"} & set(str(settings["llm_url"] or "")):  # what follows is said with the value
+        raise UserError("llm_url holds a password or a query; put the key into the environment variable OPENAI_API_KEY")
+    known = schema() | model_schema(class_name(settings["model"]))
+    for key, setting in known.items():
+        if key in settings:
+            setting.check(settings[key])
+    recboles = recbole_defaults(settings["model"])
+    for key, value in settings.items():
+        if key not in known:
+            check_plain(key, value)
+            _check_like(key, value, recboles.get(key))
 
 
 def _check_like(key: str, value: Any, default: Any) -> None:

@@ -17,10 +17,11 @@ Asks an LLM for every session's intent, finds the items nearest to each answer, 
 def run(arguments: Arguments) -> int:
     """Write the feature files, unless they are there."""
     from recbole_llm4sbr.data.prepare import prepare
+    from recbole_llm4sbr.data.remembered import of_prepared
     from recbole_llm4sbr.intent.infer import check_askable, dry_run, infer
     from recbole_llm4sbr.intent.item_vectors import encode_items
 
-    settings = load_settings(config_files=arguments.config_files, overrides=arguments.settings)
+    settings = load_settings(config_files=arguments.config_files, overrides=arguments.settings, recall=of_prepared)
     check_askable(settings)
     prepared = prepare(settings)
     if settings["intent_source"] == "none":

@@ -14,7 +14,9 @@ from recbole_llm4sbr.cli.summary import summary
 
 def run(arguments: Arguments) -> int:
     """Walk the whole line; steps whose result is there already are skipped."""
-    settings = load_settings(config_files=arguments.config_files, overrides=arguments.settings)
+    from recbole_llm4sbr.data.remembered import of_files
+
+    settings = load_settings(config_files=arguments.config_files, overrides=arguments.settings, recall=of_files)
     from recbole_llm4sbr.quick_start import make_files, train
     from recbole_llm4sbr.training.config import check_runnable
 

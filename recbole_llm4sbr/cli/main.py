@@ -13,13 +13,27 @@ from recbole_llm4sbr._version import __version__
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.schema import describe_settings
 from recbole_llm4sbr.base.wording import printable
-from recbole_llm4sbr.cli import answers, compare, ensemble, infer, line, prepare, recommend, report, serve, train, tune
+from recbole_llm4sbr.cli import (
+    answers,
+    compare,
+    ensemble,
+    import_clicks,
+    infer,
+    line,
+    prepare,
+    recommend,
+    report,
+    serve,
+    train,
+    tune,
+)
 from recbole_llm4sbr.cli.parsing import Verb, parse_arguments
 
 VERBS: dict[str, Verb] = {
     verb.name: verb
     for verb in (
         line.VERB,
+        import_clicks.VERB,
         prepare.VERB,
         infer.VERB,
         train.VERB,
@@ -44,7 +58,8 @@ verbs (each has a --help of its own)
 examples
   recbole-llm4sbr --model=SRGNN --dataset=ml-100k --config_files=strong   first run: all is downloaded or shipped
   recbole-llm4sbr --model=SRGNN --dataset=ml-100k --llm4sbr=false        the plain backbone on the same files
-  recbole-llm4sbr --model=NARM --dataset=mine --data_path=dataset --item_name='{{title}}' --item_text='{{title}}, {{brand}}'
+  recbole-llm4sbr import clicks.csv --items=products.csv --dataset=mine   own data; then --dataset=mine is all there is to say
+  recbole-llm4sbr --model=NARM --dataset=mine --item_text='{{title}}, {{brand}}'
   recbole-llm4sbr infer --dataset=mine --llm=Qwen/Qwen2.5-7B-Instruct     another LLM: hub id, local folder, .gguf file
   recbole-llm4sbr infer --dataset=mine --dry_run=true                      what it would ask: prompts, tokens, time, cost, examples
   recbole-llm4sbr infer --dataset=mine --llm_backend=openai --llm_url=http://127.0.0.1:8000/v1 --llm=my-model

@@ -16,7 +16,9 @@ Trains on the files that are there, selects the epoch on validation and tests on
 
 def run(arguments: Arguments) -> int:
     """Train and test."""
-    settings = load_settings(config_files=arguments.config_files, overrides=arguments.settings)
+    from recbole_llm4sbr.data.remembered import of_files_alone
+
+    settings = load_settings(config_files=arguments.config_files, overrides=arguments.settings, recall=of_files_alone)
     check_result_file(settings)
     from recbole_llm4sbr.training.run import train
 

@@ -22,7 +22,7 @@ def read_header(path: Path) -> list[str]:
         raise UserError(f"{str(path)!r} is compressed; unpack it")
     if line[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise UserError(f"{str(path)!r} is UTF-16; save it as UTF-8")
-    cells = _decode(path, line).rstrip("\r\n").split("\t")
+    cells = decode(path, line).rstrip("\r\n").split("\t")
     if not all(cell.partition(":")[1] for cell in cells):
         raise UserError(
             f"{str(path)!r} is not a RecBole atomic file: its first line must be tab-separated name:type cells, not {cells[0][:60]!r}"
@@ -50,7 +50,7 @@ def read_table(path: Path) -> pd.DataFrame:
     """
     names = column_names(path)
     data = path.read_bytes()
-    _decode(path, data)
+    decode(path, data)
     _check_lines(path, data, len(names))
     table = pd.read_csv(
         io.BytesIO(data), sep="\t", dtype=str, keep_default_na=False, quoting=csv.QUOTE_NONE, encoding="utf-8-sig", lineterminator="\n",
@@ -61,7 +61,7 @@ def read_table(path: Path) -> pd.DataFrame:
     return table
 
 
-def _decode(path: Path, data: bytes) -> str:
+def decode(path: Path, data: bytes) -> str:
     """UTF-8 as text, without a byte order mark.
 
     Raises:

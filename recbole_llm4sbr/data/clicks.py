@@ -77,6 +77,20 @@ def _named(settings: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys([*columns["session_column"], *columns["user_column"], *user]))
 
 
+def id_problem(token: str) -> str:
+    """Why an atomic file cannot hold an id, or RecBole reads it as another one, with the next step; "" where nothing is wrong.
+
+    >>> id_problem("B00X"), id_problem("NA")
+    ('', 'is no id for RecBole, which reads it as padding; give it another one')
+    """
+    if not token or re.search(r"\s", token):
+        return "is empty or holds white space, which atomic files cannot hold in a sequence; give it another id"
+    if token in NO_IDS or token.startswith('"'):
+        kind = "the beginning of a quotation" if token.startswith('"') else "padding"
+        return f"is no id for RecBole, which reads it as {kind}; give it another one"
+    return ""
+
+
 def _check_ids(path: Path, column: str, ids: pd.Series) -> None:
     """Refuse ids that an atomic file cannot hold, or that RecBole reads as another one.
 
@@ -84,17 +98,8 @@ def _check_ids(path: Path, column: str, ids: pd.Series) -> None:
         UserError: names the file, the column and the id.
     """
     for token in pd.unique(ids):
-        if not token or re.search(r"\s", token):
-            raise UserError(
-                f"{str(path)!r}: {column}={token!r} is empty or holds white space, which atomic files cannot hold in a sequence; "
-                f"give it another id"
-            )
-        if token in NO_IDS or token.startswith('"'):
-            raise UserError(
-                f"{str(path)!r}: RecBole does not read {column}={token!r} as an id but as "
-                + ("the beginning of a quotation" if token.startswith('"') else "padding")
-                + "; give it another one"
-            )
+        if problem := id_problem(token):
+            raise UserError(f"{str(path)!r}: {column}={token!r} {problem}")
 
 
 def _times(path: Path, table: pd.DataFrame, column: str | None) -> Any:

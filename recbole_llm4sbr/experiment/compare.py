@@ -21,6 +21,7 @@ from recbole_llm4sbr.base.records import CellResult, GridEntry, read_cell_result
 from recbole_llm4sbr.base.settings import deciding, load_settings, uses_intents
 from recbole_llm4sbr.base.wording import duration
 from recbole_llm4sbr.data.checks import RunFiles, settled
+from recbole_llm4sbr.data.remembered import of_files
 from recbole_llm4sbr.experiment.cells import Cell, run_cells
 from recbole_llm4sbr.experiment.feature_files import dry_run_of_all, files_for, make_files_of_all
 from recbole_llm4sbr.experiment.keys import result_key, short_hash
@@ -148,7 +149,7 @@ def _cells(
 ) -> Iterator[Cell]:
     """The cells, the first seed's first, so that a run that is cut short has whole comparisons."""
     for dataset in datasets:
-        base = load_settings(dataset=dataset, config_files=config_files, overrides=given)
+        base = load_settings(dataset=dataset, config_files=config_files, overrides=given, recall=of_files)
         first = int(base.get("seed", 2020))
         control = {"control_of": "session_text"} if base["intent_source"] == "session_text" else {}
         shared = {**base, **control}
@@ -182,7 +183,7 @@ class _CellMaker:
             return replace(first, about=ensemble.about, members=members, weights=ensemble.weights)
         variant = make_variant(name, model)
         quiet = {"model": model, "seed": seed, "show_progress": False, "state": "error"}
-        settings = load_settings(None, self.dataset, self.config_files, {**self.given, **quiet, **variant.settings})
+        settings = load_settings(None, self.dataset, self.config_files, {**self.given, **quiet, **variant.settings}, of_files)
         return Cell(self.group, self.dataset, model, name, seed, variant.about, settings, base=self.base)
 
 

@@ -25,6 +25,7 @@ from recbole_llm4sbr.base.schema import per_grid, read_yaml
 from recbole_llm4sbr.base.settings import FEATURE_FILES_BY, Settings, deciding, load_settings, recipe_path
 from recbole_llm4sbr.base.wording import show_settings
 from recbole_llm4sbr.data.checks import RunFiles, settled
+from recbole_llm4sbr.data.remembered import of_files
 from recbole_llm4sbr.experiment.feature_files import dry_run_of_all, make_files_of_all
 from recbole_llm4sbr.experiment.keys import checksums_of
 from recbole_llm4sbr.experiment.ray_search import EXPERIMENT, Plan, optuna_search, run_trials
@@ -67,7 +68,7 @@ def search(
     Raises:
         UserError: a mistake in the space or the settings, another search in the folder, no Ray there, or no trial that ended well.
     """
-    settings = load_settings(config_files=config_files, overrides=given)
+    settings = load_settings(config_files=config_files, overrides=given, recall=of_files)
     dimensions = {
         key: dimension.of_whole_numbers() if isinstance(settings.get(key), int) else dimension
         for key, dimension in read_space(space, how == "grid").items()
@@ -112,7 +113,7 @@ def search(
     with write_whole(path) as handle:
         handle.write(_best_yaml(settings, given, config_files, best.setting))
     log.info("tune: training the best of %s trials again, to test it: %s", len(outcome), show_settings(best.setting))
-    result = train(load_settings(config_files=[path]) | {"show_progress": settings["show_progress"]})
+    result = train(load_settings(config_files=[path], recall=of_files) | {"show_progress": settings["show_progress"]})
     found = replace(found, best=BestTrial(best.setting, best.trial, float(best.score or 0.0), result))
     write_json(out / "search.json", found.to_json())
     runs = {"the best trial": best.unfinished, "its setting, trained again": result.unfinished}
@@ -136,7 +137,7 @@ def _check(
                 f"--atomic_path and --out of its own"
             )
         for value in dimension.examples:
-            check_runnable(load_settings(config_files=config_files, overrides={**given, key: value}))
+            check_runnable(load_settings(config_files=config_files, overrides={**given, key: value}, recall=of_files))
     check_runnable(settings)
 
 

@@ -1,0 +1,119 @@
+"""The texts of imported items, from a table of items or from titles that stand beside the clicks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from recbole_llm4sbr.data.cells import as_text, column_name, one_line
+from recbole_llm4sbr.data.columns import choose, guess, missing, named
+from recbole_llm4sbr.data.tables import Table
+
+_ID_ALSO = ("id", "parentasin")  # in a table of items these are the item's id, if no better name is there
+SHORT = 200  # characters of a text that is kept as a column
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The texts of items.
+
+    Attributes:
+        rows: cells of the `.item` file, the first row its heads, then an item each.
+        id_column, title_column: in the table that they were read from.
+        titled: clicked items with a title.
+        without: clicked items without one.
+        unclicked: items of the table that no click has.
+        several: items with more than one row, of which the first is taken.
+        kept: further columns by the name under which they were written.
+        left_out: further columns that were not, since they are long, no text, or empty.
+        name: what messages call the table.
+    """
+
+    rows: Sequence[tuple[str, ...]]
+    id_column: str
+    title_column: str
+    titled: int
+    without: int
+    unclicked: int
+    several: int
+    kept: tuple[tuple[str, str], ...]
+    left_out: tuple[str, ...]
+    name: str
+
+
+def read_catalogue(
+    table: Table, clicked: pd.Series, item: str, title: str | None, items_id: str | None, own: bool
+) -> Catalogue | None:
+    """The texts of the clicked items.
+
+    Args:
+        table: of the items, or of the clicks.
+        clicked: item ids of all clicks.
+        item: the id's column in the clicks.
+        title: the title's column; None: found by its name, "null": there is none.
+        items_id: the id's column in a table of items; None: `item`, or found by its name.
+        own: whether the table is one of items.
+
+    Returns:
+        None where there are no titles.
+
+    Raises:
+        UserError: a column that is not there or not obvious, or an id that stands for no clicked item in all of the table.
+    """
+    title_column = choose(table, "title", title)
+    if title_column is None:
+        if own:
+            raise missing(table, "the title", "name it with --title=COLUMN, or leave out --items")
+        return None
+    id_column = _id_column(table, item, items_id) if own else item
+    ids = as_text(table.frame[id_column]).str.strip()
+    known = pd.unique(clicked)
+    first = ~ids.duplicated() & ids.isin(set(known))
+    if not own:  # an item's first title that is not empty
+        titles = as_text(table.frame[title_column])
+        filled = (titles.str.strip() != "") & ids.isin(set(known))
+        first = filled & ~ids.where(filled).duplicated()
+    if not first.any():
+        table.refuse(0, id_column, ids[0], "and all other ids stand for no clicked item; name the id's column with --items_id")
+    chosen = np.flatnonzero(first.to_numpy())
+    titles = one_line(as_text(table.frame[title_column].iloc[chosen]))
+    heads, columns = ["item_id:token", "title:token_seq"], [ids.iloc[chosen].tolist(), titles]
+    kept: dict[str, str] = {}
+    left_out = []
+    for column in table.columns if own else ():
+        if column in (id_column, title_column):
+            continue
+        values = table.frame[column].iloc[chosen]
+        texts = one_line(as_text(values))
+        if any(isinstance(value, dict) for value in values) or not 0 < max(map(len, texts)) <= SHORT:
+            left_out.append(column)
+            continue
+        kept[column] = column_name(column, ["item_id", "title", *kept.values()])
+        heads.append(f"{kept[column]}:token")
+        columns.append(texts)
+    titled = sum(map(bool, titles))
+    rows = [tuple(heads), *zip(*columns)]
+    repeated = int(ids[ids.isin(set(known)) & ids.duplicated()].nunique()) if own else _retitled(ids, table, title_column)
+    unclicked = int(ids[~ids.isin(set(known))].nunique())
+    return Catalogue(
+        rows, id_column, title_column, titled, len(known) - titled, unclicked, repeated, tuple(kept.items()), tuple(left_out), table.name,
+    )  # fmt: skip
+
+
+def _id_column(table: Table, item: str, items_id: str | None) -> str:
+    if items_id is not None:
+        return named(table, "items_id", items_id)
+    if item in table.columns:
+        return item
+    found = guess(table, "item", _ID_ALSO)
+    if found is None:
+        raise missing(table, "the item's id", "name it with --items_id=COLUMN")
+    return found
+
+
+def _retitled(ids: pd.Series, table: Table, title: str) -> int:
+    """How many items have several titles in the clicks."""
+    titles = as_text(table.frame[title]).str.strip()
+    named_rows = titles != ""
+    return int((titles[named_rows].groupby(ids[named_rows]).nunique() > 1).sum())
