@@ -7,6 +7,7 @@ import sqlite3
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Sequence
 
 from recbole_llm4sbr._version import __version__
@@ -72,6 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     hide_requests()
     for noisy in ("faiss", "faiss.loader", "transformers", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    if not verbose and not sys.warnoptions:
+        warnings.simplefilter("ignore", FutureWarning)  # of libraries to each other
     try:
         return _run(arguments)
     except KeyboardInterrupt:

@@ -2,8 +2,8 @@
 
 import importlib
 import importlib.util
-import os
 import sys
+from pathlib import Path
 from types import ModuleType
 
 from recbole_llm4sbr.base.recbole import import_models
@@ -18,7 +18,7 @@ def import_own(module: str) -> ModuleType:
     Raises:
         ImportError: there is no such module, or it cannot be imported.
     """
-    here = os.getcwd()
+    here = str(Path.cwd())
     if not _is_found(module) and here not in sys.path:
         sys.path.append(here)
         importlib.invalidate_caches()

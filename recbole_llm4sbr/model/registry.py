@@ -10,13 +10,13 @@ from torch import nn
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.model_names import plain_name
 from recbole_llm4sbr.base.recbole import MODELS, import_models
-from recbole_llm4sbr.model.own_classes import import_own
 from recbole_llm4sbr.model.adapter import AdaptedRecommender, check_adaptable, has_item_table
 from recbole_llm4sbr.model.backbones import BACKBONES
 from recbole_llm4sbr.model.baselines import BASELINES, UntrainedRecommender
 from recbole_llm4sbr.model.contract import SessionRecommender
 from recbole_llm4sbr.model.intents import SessionIntents
 from recbole_llm4sbr.model.item_init import items_in_text_space, start_from_text
+from recbole_llm4sbr.model.own_classes import import_own
 from recbole_llm4sbr.model.wrapper import LLM4SBRWrapper
 
 log = logging.getLogger(__name__)
