@@ -16,6 +16,7 @@ from recbole_llm4sbr.experiment.variants import EnsembleName
 from recbole_llm4sbr.intent import progress
 from recbole_llm4sbr.model.registry import OURS, model_class
 from recbole_llm4sbr.training.epochs import EpochLines, describe_model
+from recbole_llm4sbr.training.epochs import __file__ as epochs_file
 
 # as the console script, whose sys.path holds no working folder
 CONSOLE = (
@@ -81,15 +82,24 @@ def test_verbose_shows_what_is_hidden_and_a_class_in_the_working_folder_is_found
         "        logging.getLogger().info('of my own')\n"
     )
     arguments = ["train", *words(tiny, model="my_models:Mine", epochs=1, llm4sbr="false", step=1)]
-    quiet = console(tmp_path, *arguments).stderr
-    verbose = console(tmp_path, *arguments, "--verbose").stderr
-    for shown in (quiet, verbose):
-        assert "Mine, plain on tiny" in shown
-        assert "of my own" in shown  # the root logger is not RecBole's alone
-        assert "\x1b" not in shown
-    for line in ("learning_rate = ", "epoch 0 evaluating", "Trainable parameters"):
-        assert line in verbose
-        assert line not in quiet
+    shown = console(tmp_path, *arguments, "--verbose").stderr
+    for line in ("Mine, plain on tiny", "of my own", "learning_rate = ", "epoch 0 evaluating", "Trainable parameters"):
+        assert line in shown
+    assert "\x1b" not in shown
+
+
+def test_the_screen_hides_recboles_lines_but_not_its_warnings_and_no_line_of_anybody_else():
+    of_recbole, of_a_user = f"{screen._recboles_files()[0]}trainer/trainer.py", "/home/me/my_models.py"
+    for name, path, level, shown in (
+        ("root", of_recbole, logging.INFO, False),
+        ("root", of_recbole, logging.WARNING, True),
+        ("root", of_a_user, logging.INFO, True),
+        ("recbole", of_a_user, logging.INFO, False),
+        ("recbole_llm4sbr.training.epochs", epochs_file, logging.INFO, True),
+    ):
+        record = logging.LogRecord(name, level, path, 1, "a line", (), None)
+        assert bool(screen.Screen().filter(record)) == shown
+        assert screen.Screen(verbose=True).filter(record)
 
 
 def test_no_file_of_the_working_folder_takes_the_place_of_an_installed_module(tmp_path, monkeypatch):
@@ -151,12 +161,7 @@ def test_an_unknown_name_is_refused_with_near_ones():
     ],
 )
 def test_the_head_says_whose_intents_enhance_the_model(changed, says):
-    assert (
-        describe_model(
-            load_settings("SRGNN", "tiny", (), changed) if "model" not in changed else load_settings(None, "tiny", (), changed)
-        )
-        == says
-    )
+    assert describe_model(load_settings(None, "tiny", (), {"model": "SRGNN"} | changed)) == says
 
 
 @pytest.mark.parametrize(("state", "lines"), [(None, 1), ("debug", 1), ("error", 0)])
