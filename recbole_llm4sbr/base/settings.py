@@ -17,6 +17,7 @@ import yaml
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import PROPERTIES
+from recbole_llm4sbr.base.model_names import LLM2SEQ, canonical_model
 from recbole_llm4sbr.base.schema import (
     Artefact,
     Setting,
@@ -33,7 +34,6 @@ log = logging.getLogger(__name__)
 IntentsOf = Literal["llm", "session_text", "none"]
 # Keys of RecBole that none of its property files mentions.
 _RECBOLE_EXTRA = {"loss_type", "selected_features", "pooling_mode", "user_inter_num_interval"}
-_LLM2SEQ = "LLM2"  # LLM2SRGNN: the plain SRGNN whose item table starts from text (Boz et al. 2024)
 # Settings that say whether a run reads intents or item vectors, and which.
 FEATURE_FILES_BY = ("llm4sbr", "intent_source", "control_of", "views", "item_init")
 
@@ -84,7 +84,8 @@ def load_settings(
     """Merge and check all settings: ours < the model's < the dataset's < `dataset_file` < `config_files` < `overrides`.
 
     Args:
-        model: name of a model, or `package.module:Class`; may also stand in a file or in `overrides`.
+        model: name of a model, in any case and with or without hyphens, or `package.module:Class`; may also stand in a file or in
+            `overrides`. The settings have the name as the class has it.
         dataset: name of a dataset, likewise.
         config_files: YAML files or names of shipped recipes, later ones win.
         overrides: settings that win over all files (the command line).
@@ -106,6 +107,7 @@ def load_settings(
         raise UserError("no dataset was named; add --dataset=NAME (for instance ml-100k, which comes with RecBole)")
     for key in ("model", "dataset"):
         external[key] = str(external[key])
+    external["model"] = canonical_model(external["model"])
     external |= _implied(external)
     name = class_name(external["model"])
     settings = Settings({key: each.default for key, each in schema().items() if each.has_default})
@@ -189,13 +191,13 @@ def _implied(external: Mapping[str, Any]) -> dict[str, Any]:
         UserError: a given setting contradicts it.
     """
     model = external["model"]
-    if not model.startswith(_LLM2SEQ) or len(model) == len(_LLM2SEQ):
+    if not model.startswith(LLM2SEQ) or len(model) == len(LLM2SEQ):
         return {}
     implied = {"llm4sbr": False, "item_init": "pca"}
     for key, value in implied.items():
         if external.get(key, value) != value:
             raise UserError(f"{model} is a plain model on a table of texts: {key}={external[key]!r} contradicts it")
-    return {"model": model[len(_LLM2SEQ) :], **implied}
+    return {"model": model[len(LLM2SEQ) :], **implied}
 
 
 def recbole_keys(model: str) -> set[str]:

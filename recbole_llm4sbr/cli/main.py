@@ -7,11 +7,13 @@ import sqlite3
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Sequence
 
 from recbole_llm4sbr._version import __version__
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.schema import describe_settings
+from recbole_llm4sbr.base.screen import Screen, hide_requests
 from recbole_llm4sbr.base.wording import printable
 from recbole_llm4sbr.cli import (
     answers,
@@ -70,7 +72,7 @@ or package.module:Class;
 baselines: LLMInfer, LLMSeqSim, LLM2SRGNN (LLM2 + any backbone).
 --config_files=a.yaml,b.yaml: settings from files, or from the shipped recipes `paper` (as the paper has it) and `strong` (what wins on
 validation); the command line wins over them. `--key=value` and `--key value` both work.
---verbose: an error shows its traceback.
+--verbose: the screen shows RecBole's own log too, and an error its traceback; without it RecBole's log stands in log/<model>/ alone.
 Every setting of RecBole can be given too. The settings of this package and their defaults:
 """
 
@@ -84,9 +86,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     verbose = bool({"--verbose", "--verbose=true"} & set(arguments))
     arguments = [each for each in arguments if each.partition("=")[0] != "--verbose"]
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "faiss", "faiss.loader", "transformers", "filelock"):
+    logging.basicConfig(level=logging.INFO, handlers=[Screen(verbose)])
+    hide_requests()
+    for noisy in ("faiss", "faiss.loader", "transformers", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    if not verbose and not sys.warnoptions:
+        warnings.simplefilter("ignore", FutureWarning)  # of libraries to each other
     try:
         return _run(arguments)
     except KeyboardInterrupt:

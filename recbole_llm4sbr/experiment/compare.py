@@ -17,6 +17,7 @@ import numpy as np
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import append_json_line, make_folder, read_json, write_json, write_whole
+from recbole_llm4sbr.base.model_names import canonical_model
 from recbole_llm4sbr.base.records import CellResult, GridEntry, read_cell_results
 from recbole_llm4sbr.base.settings import deciding, load_settings, uses_intents
 from recbole_llm4sbr.base.wording import duration
@@ -64,6 +65,7 @@ def compare(
         UserError: an unknown model, variant, dataset or setting; files that were made otherwise. A cell that cannot run is recorded with
             its reason, and ends nothing.
     """
+    models = list(dict.fromkeys(map(canonical_model, models)))
     cells = list(_cells(groups, models, datasets, seeds, given, config_files))
     _check(cells)
     out = make_folder(out)

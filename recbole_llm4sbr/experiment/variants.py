@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import PROPERTIES
+from recbole_llm4sbr.base.model_names import canonical_model
 from recbole_llm4sbr.base.names import ENSEMBLE, control_of_ensemble, split_names
 from recbole_llm4sbr.base.schema import per_grid, read_yaml
 from recbole_llm4sbr.base.settings import parse_value
@@ -91,12 +92,12 @@ class EnsembleName:
             )
         members = []
         for text in split_names(match[1]):
-            parts = re.fullmatch(r"(.+?)(?:@([\w.:]+))?('*)", text.strip())
+            parts = re.fullmatch(r"(.+?)(?:@([\w.:-]+))?('*)", text.strip())
             if parts is None or parts[1].startswith(ENSEMBLE):
                 raise UserError(
                     f"variant {name!r}: the member {text!r} is not understood; name a variant, as plain or text-init@GCEGNN"
                 )
-            members.append(MemberName(parts[1], parts[2], len(parts[3])))
+            members.append(MemberName(parts[1], parts[2] and canonical_model(parts[2]), len(parts[3])))
         if len(set(members)) < len(members):
             raise UserError(f"variant {name!r} names a member twice; plain' is plain with another seed")
         return cls(tuple(members), "valid" if match[2] == "valid" else "equal")

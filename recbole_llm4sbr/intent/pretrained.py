@@ -21,6 +21,7 @@ import torch
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import cache_folder, make_folder, sha256_file
+from recbole_llm4sbr.base.screen import hide_requests
 
 log = logging.getLogger(__name__)
 
@@ -168,6 +169,7 @@ def _load(where: str, *loaders: Callable[[], Any]) -> list[Any]:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
+    hide_requests()  # to the model hub
     try:
         return [loader() for loader in loaders]
     except (OSError, ValueError, KeyError) as error:

@@ -4,17 +4,18 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.wording import duration, printable
 from recbole_llm4sbr.intent.backends import LLMBackend, Request
+from recbole_llm4sbr.intent.progress import Progress
 from recbole_llm4sbr.intent.store import AnswerStore, Asker, answer_key, shipped_answers
 
 log = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ class Questions:
         source = self.store.source(self.backend.identity, self.backend.decoding, self.template)
         missing, started = self.missing, time.perf_counter()
         with (
-            tqdm(total=len(missing), unit="prompt", desc="LLM", smoothing=0.05, mininterval=0.5) as bar,
+            closing(Progress(len(missing))) as progress,
             Asker(self.store) as asker,
             _Writer(self.store, source) as writer,
             _FailureLog(failures) as failed,
@@ -119,7 +120,7 @@ class Questions:
             while len(missing):
                 sent: list[int] = []
                 taken: list[int] = []  # another process is asking these; its claims are not waited for with answers in hand
-                for reply in self.backend.generate(self._pending(missing, asker.owner, sent, taken, bar)):
+                for reply in self.backend.generate(self._pending(missing, asker.owner, sent, taken, progress)):
                     number = sent[reply.position]
                     counts.calls += 1
                     counts.prompt_tokens += reply.prompt_tokens
@@ -136,14 +137,17 @@ class Questions:
                     else:
                         writer.put(self._key(number), reply.answer)
                     writer.came(reply.more)
-                    bar.set_postfix_str(_postfix(counts, prices), refresh=False)
-                    bar.update()
+                    progress.came(reply.prompt_tokens + reply.answer_tokens, reply.more, _postfix(counts, prices))
                 writer.flush()
                 missing = np.array(taken, np.int64)
                 if taken and not sent:
-                    bar.set_postfix_str(f"waiting for {len(taken):,} answers that another process asks for")
+                    progress.wait(f"waiting for {len(taken):,} answers that another process asks for")
                     time.sleep(_WAIT)
-        self.store.add_run(source, counts.calls, counts.seconds, counts.prompt_tokens, counts.answer_tokens)
+        rate = (
+            progress.per_second()
+        )  # what the next `dry_run` predicts from; without the loading of the model where that is known
+        seconds = counts.calls / rate if rate else counts.seconds
+        self.store.add_run(source, counts.calls, seconds, counts.prompt_tokens, counts.answer_tokens)
         if counts.failures:
             log.warning("%s of %s calls failed; reasons: %s", f"{counts.failures:,}", f"{counts.calls:,}", failures)
         if counts.failures > max_failure_rate * counts.calls:
@@ -154,7 +158,7 @@ class Questions:
         return counts
 
     def _pending(
-        self, missing: npt.NDArray[np.int64], owner: str, sent: list[int], taken: list[int], bar: Any
+        self, missing: npt.NDArray[np.int64], owner: str, sent: list[int], taken: list[int], progress: Progress
     ) -> Iterator[Request]:
         """The missing questions in session order that nobody has answered meanwhile or is asking, claimed as they are handed out.
 
@@ -163,7 +167,7 @@ class Questions:
             owner: of the claims.
             sent: to be filled with those handed out, in order.
             taken: to be filled with those that another process is asking.
-            bar: of the progress; moves on for those that another process has answered.
+            progress: moves on for those that another process has answered.
         """
         for start in range(0, len(missing), _BATCH):
             keys = {self._key(number): number for number in missing[start : start + _BATCH].tolist()}
@@ -172,7 +176,7 @@ class Questions:
             for key, number in keys.items():
                 if key in there:
                     self.counts.elsewhere += 1
-                    bar.update()
+                    progress.answered_elsewhere()
                 elif key in mine:
                     sent.append(number)
                     yield self.request(number)
@@ -283,8 +287,7 @@ def cost(counts: Counts, prices: tuple[float, float]) -> float:
 
 
 def _postfix(counts: Counts, prices: tuple[float, float] | None) -> str:
-    text = f"{(counts.prompt_tokens + counts.answer_tokens) / max(counts.seconds, 1e-9):,.0f} tokens/s"
-    text += f", {counts.reused + counts.shipped:,} reused, {counts.failures:,} failed"
+    text = f"{counts.reused + counts.shipped:,} reused, {counts.failures:,} failed"
     return text + (f", cost {cost(counts, prices):,.2f}" if prices else "")
 
 

@@ -178,6 +178,11 @@ class AdaptedRecommender(SessionRecommender):
         """Scores of all items as the model's own loss has them, [B, n_items]; under a cosine `session` is normalised here."""
         return self.compare(session, self._adaptation.items(self.model))
 
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """Cross-entropy, and what the model's own loss adds to it."""
+        return ("cross-entropy", f"{type(self.model).__name__}'s own")
+
     def extra_loss(self, embeddings: SessionEmbeddings, interaction: Any) -> Tensor | None:
         """What the model's own loss adds to cross-entropy, a scalar; None for most models."""
         if self._contrast:

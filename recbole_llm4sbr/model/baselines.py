@@ -35,6 +35,11 @@ class UntrainedRecommender(SessionRecommender):
         """The session's text vector, [B, D]."""
         return embeddings.global_emb
 
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """Of what stands in for a loss."""
+        return ("no loss",)
+
     def calculate_loss(self, interaction: Any) -> Tensor:
         """A loss of 0, since nothing is trained."""
         return self.fake_loss.sum()

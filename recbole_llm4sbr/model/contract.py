@@ -113,6 +113,11 @@ class SessionRecommender(SequentialRecommender):  # type: ignore[misc]
         extra = self.extra_losses(embeddings, interaction)
         return (loss, *extra) if extra else loss
 
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """Names of the parts of `calculate_loss`, in their order; the last one may be absent there."""
+        return ("cross-entropy", f"{type(self).__name__}'s own")
+
     def extra_losses(self, embeddings: SessionEmbeddings, interaction: Interaction) -> list[Tensor]:
         """All losses besides cross-entropy, scalars; the wrapper puts its own before the backbone's."""
         extra = self.extra_loss(embeddings, interaction)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.model_names import plain_name
 from recbole_llm4sbr.base.recbole import MODELS, import_models
 from recbole_llm4sbr.model.adapter import AdaptedRecommender, check_adaptable, has_item_table
 from recbole_llm4sbr.model.backbones import BACKBONES
@@ -15,6 +16,7 @@ from recbole_llm4sbr.model.baselines import BASELINES, UntrainedRecommender
 from recbole_llm4sbr.model.contract import SessionRecommender
 from recbole_llm4sbr.model.intents import SessionIntents
 from recbole_llm4sbr.model.item_init import items_in_text_space, start_from_text
+from recbole_llm4sbr.model.own_classes import import_own
 from recbole_llm4sbr.model.wrapper import LLM4SBRWrapper
 
 log = logging.getLogger(__name__)
@@ -36,7 +38,7 @@ def model_class(name: str) -> type[nn.Module]:
     if ":" in name:
         module_name, _, class_name = name.partition(":")
         try:
-            found = getattr(import_models(module_name), class_name)
+            found = getattr(import_own(module_name), class_name)
         except (ImportError, AttributeError, ValueError) as error:
             raise UserError(f"model {name!r} cannot be imported ({error}); write it as package.module:Class") from None
     else:
@@ -44,7 +46,8 @@ def model_class(name: str) -> type[nn.Module]:
         found = getattr(import_models(f"{MODELS}.{name.lower()}"), name, None) if name.lower() in files else None
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         known = [*OURS, *sorted(each for each in dir(import_models()) if each[0].isupper())]
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        by_plain = {plain_name(each): each for each in known}
+        near = [by_plain[each] for each in difflib.get_close_matches(plain_name(name), by_plain, n=3, cutoff=0.5)]
         raise UserError(
             f"model {name!r} is unknown; " + (f"did you mean {', '.join(near)}?" if near else f"choose from {', '.join(known)}")
         )

@@ -128,6 +128,13 @@ class LLM4SBRWrapper(SessionRecommender):
         scores, query = self.backbone.score(session, embeddings.memo.backbone), embeddings.memo.in_text_space
         return scores if query is None or self.texts is None else torch.addmm(scores, query, self.texts.T)
 
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """Cross-entropy, alignment and uniformity where they count, then the backbone's own."""
+        names = self.backbone.loss_names
+        aligned = self.intent_lambda != 0 and self.project is not None
+        return (names[0], *(["alignment and uniformity"] if aligned else []), *names[1:])
+
     def extra_losses(self, embeddings: SessionEmbeddings, interaction: Any) -> list[Tensor]:
         """lambda * L_AU summed over the views (eq. 9, 15), then the backbone's own losses."""
         losses = self.backbone.extra_losses(embeddings.memo.backbone, interaction)

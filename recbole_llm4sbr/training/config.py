@@ -1,5 +1,6 @@
 """RecBole's Config, filled from our settings: properties found in any install, nothing read from sys.argv, no `eval`."""
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,13 @@ class SessionConfig(Config):  # type: ignore[misc]
         self.final_config_dict["data_path"] = str(folder)  # RecBole would append the dataset, and bend ml-100k's
         # travels in the checkpoint: what it takes to build this run again, on one device
         self.final_config_dict["given"] = {key: settings[key] for key in settings if key not in _OF_MANY} | {"nproc": 1}
+
+    def __str__(self) -> str:
+        """RecBole's text of all settings, without what stands in checkpoints alone."""
+        shown = copy.copy(self)
+        hidden = ("given", "trained_on")
+        shown.final_config_dict = {key: value for key, value in self.final_config_dict.items() if key not in hidden}
+        return str(Config.__str__(shown))
 
     def compatibility_settings(self) -> None:
         """Nothing: `base.recbole` has done what is needed."""

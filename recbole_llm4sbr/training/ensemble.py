@@ -4,6 +4,7 @@ Members are trained apart, on the same files; each scores with its own intents. 
 of the validation part are most likely.
 """
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,6 +24,8 @@ from recbole_llm4sbr.training.environment import peak_memory_mb, versions
 from recbole_llm4sbr.training.fit import shows_progress, test_rows
 from recbole_llm4sbr.training.loading import Loaded, load_model
 from recbole_llm4sbr.training.trainer import plain, read_checkpoint, session_trainer
+
+log = logging.getLogger(__name__)
 
 Weights = Literal["equal", "valid"] | Sequence[float]
 
@@ -251,6 +254,12 @@ def run_ensemble(
     config, ensemble = loaded.config, cast(Ensemble, loaded.model)
     trainer = session_trainer(config, ensemble)
     progress = shows_progress(config)
+    log.info(
+        "ensemble of %s models on %s, weights %s",
+        len(checkpoints),
+        config["dataset"],
+        [round(each, 4) for each in ensemble.weights.tolist()],
+    )
     valid = trainer.evaluate(loaded.valid_data, load_best_model=False, show_progress=progress)
     test = trainer.evaluate(loaded.test_data, load_best_model=False, show_progress=progress)
     if on_test and (found := trainer.ranks()):

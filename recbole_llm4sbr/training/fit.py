@@ -13,10 +13,13 @@ import torch
 
 from recbole_llm4sbr.base.recbole import init_seed
 from recbole_llm4sbr.base.records import Budget, Fitted
+from recbole_llm4sbr.base.screen import RECBOLE
 from recbole_llm4sbr.model import SessionIntents, build_model
 from recbole_llm4sbr.model.training_graphs import training_sessions
 from recbole_llm4sbr.training.config import SessionConfig
 from recbole_llm4sbr.training.trainer import session_trainer
+
+log = getLogger(__name__)
 
 HEAD = 0.2  # share of the catalogue, by clicks in the training part, that counts as its head
 
@@ -56,10 +59,9 @@ def fit(
     Returns:
         The trainer, and what training found: validation, seconds, losses and the number of parameters.
     """
-    logger = getLogger()
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
     model = build_model(config, train_data.dataset).to(config["device"])
-    logger.info(model)
+    getLogger(RECBOLE).info(model)
     trainer = session_trainer(config, model)
     scores: dict[int, float] = {}
 
@@ -90,7 +92,7 @@ def fit(
     )
     budget = Budget(config["epochs"], config["eval_step"])
     if config["local_rank"] == 0 and budget.ended(fitted.best_epoch, fitted.parameters):  # one of several processes says it
-        logger.warning("%s: %s", config["model"], budget.advice())
+        log.warning("%s: %s", config["model"], budget.advice())
     return trainer, fitted
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.model_names import canonical_model
 from recbole_llm4sbr.base.schema import model_schema, schema
 from recbole_llm4sbr.base.settings import Settings, check_keys, check_values, class_name
 from recbole_llm4sbr.data.checks import check_run_files
@@ -49,6 +50,8 @@ def load_model(checkpoint: str | Path, classes: Sequence[str] = (), **changed: A
     state = read_checkpoint(checkpoint)
     saved = Settings(state["config"]["given"])
     _check_trusted(saved["model"], [*classes, changed.get("model")], checkpoint)
+    if changed.get("model"):
+        changed["model"] = canonical_model(changed["model"])
     check_keys(changed, saved["model"])
     settings = saved | changed
     check_values(settings)

@@ -1,11 +1,12 @@
 """The log of a training run: a file of its own under `log/`, as RecBole names it, and the screen where nobody else shows it.
 
+The file holds all that RecBole says, and our own lines; the screen shows what `base/screen.py` lets through.
+
 RecBole's `init_logger` calls `logging.basicConfig`, which does nothing where the root logger is configured already: the log files of
 command-line runs stayed empty. Here handlers are added for the time of a run and taken away after it; no other handler is touched.
 """
 
 import logging
-import re
 import time
 import uuid
 from collections.abc import Iterator
@@ -14,18 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm4sbr.base.files import make_folder
+from recbole_llm4sbr.base.screen import Screen, WithoutColours
 
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _LEVELS = {"info": logging.INFO, "debug": logging.DEBUG, "error": logging.ERROR, "warning": logging.WARNING}
 _LEVELS["critical"] = logging.CRITICAL
 
 
-class _WithoutColours(logging.Formatter):
-    """RecBole colours what it logs for a terminal; in a file the codes are noise."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The line without colour codes."""
-        return _COLOUR.sub("", super().format(record))
+def least_level(state: Any) -> int:
+    """The level from which on a run is logged; `state` is RecBole's key, info by default."""
+    return _LEVELS.get(str(state or "info").lower(), logging.INFO)
 
 
 @contextmanager
@@ -39,18 +37,16 @@ def run_log(config: Any) -> Iterator[Path]:
         The file; it is made with its first line.
     """
     root = logging.getLogger()
-    level = _LEVELS.get(str(config["state"] or "info").lower(), logging.INFO)
+    level = least_level(config["state"])
     folder = make_folder(Path("log") / str(config["model"]))
     # RecBole ends the name with a hash of the settings, which two runs in one second may share.
     unique = f"{time.strftime('%b-%d-%Y_%H-%M-%S')}-{uuid.uuid4().hex[:8]}"
     path = folder / f"{config['model']}-{config['dataset']}-{unique}.log"
     handler = logging.FileHandler(path, encoding="utf-8", delay=True)
-    handler.setFormatter(_WithoutColours("%(asctime)-15s %(levelname)s  %(message)s", "%a %d %b %Y %H:%M:%S"))
+    handler.setFormatter(WithoutColours("%(asctime)-15s %(levelname)s  %(message)s", "%a %d %b %Y %H:%M:%S"))
     added: list[logging.Handler] = [handler]
     if not root.handlers:
-        screen = logging.StreamHandler()
-        screen.setFormatter(logging.Formatter("%(asctime)-15s %(levelname)s  %(message)s", "%d %b %H:%M"))
-        added.append(screen)
+        added.append(Screen())
     before = root.level
     try:
         for each in added:

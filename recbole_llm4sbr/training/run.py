@@ -15,6 +15,7 @@ from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import make_folder
 from recbole_llm4sbr.base.recbole import data_preparation, init_seed
 from recbole_llm4sbr.base.records import IntentCounts, PreparedCounts, RunResult, Tested
+from recbole_llm4sbr.base.screen import RECBOLE, Screen, is_verbose
 from recbole_llm4sbr.base.settings import class_name
 from recbole_llm4sbr.data.checks import PREPARED, RunFiles, check_run_files, run_checksums, settled
 from recbole_llm4sbr.data.folders import dataset_folder
@@ -23,6 +24,7 @@ from recbole_llm4sbr.data.prepare import warn_of_misses
 from recbole_llm4sbr.training.config import SessionConfig, check_runnable
 from recbole_llm4sbr.training.dataset import SessionDataset
 from recbole_llm4sbr.training.environment import peak_memory_mb, versions
+from recbole_llm4sbr.training.epochs import say_head
 from recbole_llm4sbr.training.fit import TestRows, fit, shows_progress, test_rows
 from recbole_llm4sbr.training.logs import run_log
 from recbole_llm4sbr.training.trainer import plain
@@ -92,9 +94,12 @@ def _train_here(
     settings: Mapping[str, Any], saved: bool, on_epoch: OnEpoch | None = None, on_test: OnTest | None = None
 ) -> Tested:
     """Train and test in this process."""
-    config, dataset, (train_data, valid_data, test_data) = load_data(settings)
-    with run_log(config):
-        getLogger().info(dataset)
+    named = {key: settings.get(key) for key in ("dataset", "state")}
+    with run_log({"model": class_name(settings["model"]), **named}):
+        config, dataset, (train_data, valid_data, test_data) = load_data(settings)
+        for each in (config, dataset):
+            getLogger(RECBOLE).info(each)
+        say_head(config, settings, train_data)
         trainer, fitted = fit(config, train_data, valid_data, saved, on_epoch)
         if not config["single_spec"]:
             torch.distributed.barrier()  # the first process writes the checkpoint that all of them read next
@@ -119,12 +124,14 @@ def _train_on_many(settings: Mapping[str, Any], saved: bool) -> Tested:
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
     queue = torch.multiprocessing.get_context("spawn").SimpleQueue()
-    spawn(_one_of_many, (dict(settings), saved, address, queue), nprocs=processes)  # type: ignore[no-untyped-call]
+    spawn(_one_of_many, (dict(settings), saved, address, queue, is_verbose()), nprocs=processes)  # type: ignore[no-untyped-call]
     result: Tested = queue.get()
     return result
 
 
-def _one_of_many(rank: int, settings: dict[str, Any], saved: bool, address: str, queue: Any) -> None:
+def _one_of_many(rank: int, settings: dict[str, Any], saved: bool, address: str, queue: Any, verbose: bool) -> None:
+    if verbose and rank == 0:
+        getLogger().addHandler(Screen(verbose=True))
     cuda = torch.cuda.is_available()
     torch.distributed.init_process_group("nccl" if cuda else "gloo", address, rank=rank, world_size=settings["nproc"])
     quiet = {} if rank == 0 else {"state": "error", "show_progress": False}

@@ -1,6 +1,7 @@
 """RecBole's trainers with checkpoints that can be shared: plain types only, written whole, loaded without unpickling code."""
 
 import time
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import write_whole
 from recbole_llm4sbr.base.recbole import Trainer, get_trainer
+from recbole_llm4sbr.base.screen import RECBOLE
+from recbole_llm4sbr.training.epochs import EpochLines
 
 
 def session_trainer(config: Any, model: torch.nn.Module) -> Trainer:
@@ -23,7 +26,7 @@ def session_trainer(config: Any, model: torch.nn.Module) -> Trainer:
 
 class _SessionTrainer:
     """Mixin over any RecBole trainer: plain-type checkpoints (RecBole pickles its Config, which torch >= 2.6 rightly refuses to load),
-    a step-wise learning rate, and what `evaluate` found of each row."""
+    a step-wise learning rate, a line for each epoch, and what `evaluate` found of each row."""
 
     def __init__(self, config: Any, model: torch.nn.Module) -> None:
         alone = config["single_spec"]
@@ -38,6 +41,7 @@ class _SessionTrainer:
             )
         self.saved_model_file = str(Path(config["checkpoint_dir"]) / f"{config['model']}.pth")
         self.epoch_seconds: list[float] = []
+        self._lines = EpochLines(config, getattr(model, "loss_names", ("loss",)))
         self._rows: list[Tensor] = []
         self._hits: Tensor | None = None
         evaluator = self.evaluator  # type: ignore[attr-defined]
@@ -94,7 +98,19 @@ class _SessionTrainer:
         started = time.perf_counter()
         losses = super()._train_epoch(train_data, epoch, *args, **kwargs)  # type: ignore[misc]
         self.epoch_seconds.append(time.perf_counter() - started)
+        self._lines.trained(epoch, self.epoch_seconds[-1], losses, len(train_data))
+        every = self.eval_step  # type: ignore[attr-defined]
+        if every <= 0 or (epoch + 1) % every:  # not validated
+            self._lines.say()
         return losses
+
+    def _valid_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        score, result = super()._valid_epoch(*args, **kwargs)  # type: ignore[misc]
+        before = self.best_valid_score  # type: ignore[attr-defined]
+        # of equal scores RecBole takes the last
+        best = score >= before if self.config["valid_metric_bigger"] else score <= before  # type: ignore[attr-defined]
+        self._lines.say(float(score), bool(best))
+        return score, result
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         config = self.config  # type: ignore[attr-defined]
@@ -114,7 +130,7 @@ class _SessionTrainer:
         with write_whole(path, "wb") as handle:
             torch.save(state, handle)
         if verbose:
-            self.logger.info(f"Saving current: {path}")  # type: ignore[attr-defined]
+            getLogger(RECBOLE).info("Saving current: %s", path)
 
 
 def plain(value: Any) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.screen import hide_requests
 from recbole_llm4sbr.base.wording import printable
 from recbole_llm4sbr.intent.backends import Reply, Request
 
@@ -59,6 +60,7 @@ class OpenAIBackend:
             raise UserError(
                 "llm_backend='openai' needs the openai client; run `pip install 'recbole-llm4sbr[openai]'`"
             ) from None
+        hide_requests()
         url = url or os.environ.get("OPENAI_BASE_URL") or _HOSTED
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:

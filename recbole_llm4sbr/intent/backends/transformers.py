@@ -18,6 +18,7 @@ from recbole_llm4sbr.intent.pretrained import Pretrained, resolve_llm
 log = logging.getLogger(__name__)
 
 _BLOCK = 8_192  # requests that are tokenized, sorted and grouped together
+_FIRST = 4  # prompts of the first batch: it shows soon that the model answers
 _CPU_TOKENS, _GPU_TOKENS = 16_384, 131_072  # tokens of a batch where the user gives no number
 
 
@@ -44,6 +45,7 @@ class TransformersBackend:
         self.batch_tokens = batch_tokens or (_CPU_TOKENS if self.device.type == "cpu" else _GPU_TOKENS)
         self._share = share
         self._max_new_tokens = max_new_tokens
+        self._first = True  # whether no batch was answered yet
         self._model: Any = None
         self._tokenizer: Any = None
 
@@ -81,25 +83,25 @@ class TransformersBackend:
         # The longest first: what does not fit into memory shows at once. Prompts alone in their group stand by themselves.
         waiting = sorted(groups, key=lambda each: (len(each.members) == 1, rest[id(each)] + len(each.chain)), reverse=True)
         while waiting:
-            count = self._fitting(waiting, rest)
+            if self._first and len(waiting[0].members) > _FIRST:
+                waiting = _halves(waiting[0], _FIRST, rest) + waiting[1:]
+            count = self._fitting(waiting, rest, _FIRST if self._first else None)
             batch, waiting = waiting[:count], waiting[count:]
             try:
                 yield from self._answer(batch, tokens, lines)
+                self._first = False
             except torch.cuda.OutOfMemoryError:
                 torch.cuda.empty_cache()
                 if len(batch) == 1:
                     half = len(batch[0].members) // 2
                     if not half:
                         raise
-                    whole = batch[0]
-                    parts = [Group(whole.chain, whole.members[a], whole.shared[a]) for a in (slice(half), slice(half, None))]
-                    rest |= {id(part): rest[id(whole)] for part in parts}
-                    batch = parts
+                    batch = _halves(batch[0], half, rest)
                 self.batch_tokens //= 2
                 log.warning("out of GPU memory; going on with batches of %s tokens", f"{self.batch_tokens:,}")
                 waiting = batch + waiting
 
-    def _fitting(self, waiting: Sequence[Group], rest: Mapping[int, int]) -> int:
+    def _fitting(self, waiting: Sequence[Group], rest: Mapping[int, int], most: int | None = None) -> int:
         """How many of the first groups make a batch; at least one.
 
         A batch of R prompts costs R * (C + T) tokens with padding: C is the longest chain of its groups, T the longest rest of a prompt
@@ -108,12 +110,14 @@ class TransformersBackend:
         Args:
             waiting: groups in the order in which they are answered.
             rest: by `id` of a group its longest rest, in tokens.
+            most: prompts in the batch; None for any number.
         """
         rows = chain = tail = 0
         for count, each in enumerate(waiting):
             rows, chain, tail = rows + len(each.members), max(chain, len(each.chain)), max(tail, rest[id(each)])
             alone = len(each.members) == 1
-            if count and (rows * (chain + tail) > self.batch_tokens or alone != (len(waiting[0].members) == 1)):
+            much = rows * (chain + tail) > self.batch_tokens or (most is not None and rows > most)
+            if count and (much or alone != (len(waiting[0].members) == 1)):
                 return count
         return len(waiting)
 
@@ -248,6 +252,13 @@ class TransformersBackend:
             ids[row, width - len(tokens) :] = torch.tensor(tokens)
             mask[row, width - len(tokens) :] = 1
         return ids.to(self.device), mask.to(self.device)
+
+
+def _halves(whole: Group, first: int, rest: dict[int, int]) -> list[Group]:
+    """A group as two, the first with so many members; `rest`, as in `_fitting`, gets to know them."""
+    parts = [Group(whole.chain, whole.members[a], whole.shared[a]) for a in (slice(first), slice(first, None))]
+    rest |= {id(part): rest[id(whole)] for part in parts}
+    return parts
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
