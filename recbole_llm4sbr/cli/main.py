@@ -13,7 +13,7 @@ from recbole_llm4sbr._version import __version__
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.schema import describe_settings
 from recbole_llm4sbr.base.wording import printable
-from recbole_llm4sbr.cli import answers, compare, ensemble, infer, line, prepare, recommend, report, train, tune
+from recbole_llm4sbr.cli import answers, compare, ensemble, infer, inspect, line, prepare, recommend, report, train, tune
 from recbole_llm4sbr.cli.parsing import Verb, parse_arguments
 
 VERBS: dict[str, Verb] = {
@@ -25,6 +25,7 @@ VERBS: dict[str, Verb] = {
         train.VERB,
         ensemble.VERB,
         recommend.VERB,
+        inspect.VERB,
         *compare.VERBS,
         tune.VERB,
         report.VERB,
