@@ -122,10 +122,8 @@ def asked_about(settings: Mapping[str, Any], rows: SessionRows) -> list[dict[str
     path = dataset_folder(settings).parent / STORE
     requests = _requests(whole, template, rows)
     raws: list[str | None] = [None] * len(requests)
-    with (
-        suppress(UserError),
-        closing(AnswerStore(path)) as store,
-    ):  # an LLM that is not there any more cannot be told by its name
+    # an LLM that is not there any more has left its answers under a name that cannot be told
+    with closing(AnswerStore(path)) as store, suppress(UserError):
         questions = Questions(make_backend(settings), requests, store, template.name)
         raws = [questions.raw_answer(position) for position in range(len(requests))]
     found: list[dict[str, Asked]] = []

@@ -185,11 +185,9 @@ class Inspector:
         if others:
             order = [name for name in order if (gain[name] > 0 if best else gain[name] < 0)]
         if not order:
-            how = "improves" if best else "worsens"
-            raise UserError(
-                f"no test session's target {how} from {self._rankers[0].checkpoint!r} to {self._rankers[-1].checkpoint!r}; "
-                f"choose --random=N instead"
-            )
+            between = " to ".join(repr(each.checkpoint) for each in self._rankers[:2])
+            how = ("improves from" if best else "worsens from") if others else "is a candidate of"
+            raise UserError(f"no test session's target {how} {between}; choose --random=N instead")
         return order[:count]
 
     def cases(self, sessions: Sequence[str]) -> list[Case]:

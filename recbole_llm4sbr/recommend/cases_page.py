@@ -55,7 +55,7 @@ def page(cases: Sequence[Case], title: str) -> str:
     """The page as text."""
     named = [_text(case.session, 60) for case in cases]
     links = "".join(f'<a href="#s{number}">{name}</a>' for number, name in enumerate(named)) if len(cases) > 1 else ""
-    body = [f"<h1>{_text(title, 200)}</h1>", f"<nav>{links}</nav>"]
+    body = [f"<h1>{_text(title, 200)}</h1>", f"<nav>{links}</nav>" if links else ""]
     for number, (case, name) in enumerate(zip(cases, named)):
         body.append(f'<section><h2 id="s{number}">session {name} <span class=soft>({_text(case.part, 20)} part)</span></h2>')
         body += [*_case(case), "</section>"]
@@ -71,7 +71,7 @@ def _case(case: Case) -> list[str]:
     earlier = len(case.items) - CLICKS
     body = [f"<p class=how>... {earlier} earlier clicks</p>"] if earlier > 0 else []
     clicks = [(str(number), item) for number, item in enumerate(case.items, 1)][-CLICKS:]
-    body.append(_table("click", [*clicks, ("next", case.target)]))
+    body.append(_table("click", [*clicks, ("next", case.target)], marked=False))
     if case.note:
         body.append(f"<p>{_text(case.note, ANSWER)}</p>")
     elif not case.views:
@@ -106,11 +106,13 @@ def _model(model: ModelCase) -> str:
     )
 
 
-def _table(first: str, rows: Sequence[tuple[str, Item]]) -> str:
-    """A row per item: what stands before it, id, title and mark."""
+def _table(first: str, rows: Sequence[tuple[str, Item]], marked: bool = True) -> str:
+    """A row per item: what stands before it, id, title and, where wanted, what it is to its session."""
     body = "".join(
         f"<tr><td class=n>{escape(before)}</td>"
-        + "".join(f"<td>{cell}</td>" for cell in (_text(item.token, 60), _text(item.title, 2 * TITLE), _mark(item)))
+        + "".join(
+            f"<td>{cell}</td>" for cell in (_text(item.token, 60), _text(item.title, 2 * TITLE), _mark(item) if marked else "")
+        )
         + "</tr>"
         for before, item in rows
     )
