@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from recbole_llm4sbr.base.wording import printable
+
 Vectors = npt.NDArray[np.float32]  # [N, D]
+_LONGEST = 500  # characters of a text in a cell
 _CHUNK = 20_000  # sessions whose cells are in memory at once
 
 
@@ -18,6 +21,15 @@ def vector_lines(head: str, ids: Sequence[str], vectors: Vectors) -> Iterable[st
     form = " ".join(["%.6g"] * vectors.shape[1])
     for token, vector in zip(ids, vectors.tolist()):
         yield f"{token}\t{form % tuple(vector)}\n"
+
+
+def text_cell(text: str) -> str:
+    """A text as a cell of an atomic file: on one line, without what a reader of tables takes for the end or the beginning of a cell.
+
+    >>> text_cell('Say\\t"Anything"')
+    "Say 'Anything'"
+    """
+    return printable(text[:_LONGEST]).replace('"', "'")
 
 
 def read_vectors(path: Path) -> tuple[list[str], Vectors]:

@@ -10,27 +10,24 @@ import numpy as np
 import numpy.typing as npt
 
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.records import IntentCounts, IntentQuality, PreparedCounts
+from recbole_llm4sbr.base.records import IntentCounts
 from recbole_llm4sbr.base.settings import check_intent_k, deciding, engine, intents_of
-from recbole_llm4sbr.base.wording import printable
 from recbole_llm4sbr.data.checks import INTENTS, ITEMS, check_prepared, intent_differences, settled
-from recbole_llm4sbr.data.features import Localized, SessionLines, Vectors, read_vectors, vector_lines
+from recbole_llm4sbr.data.features import Localized, SessionLines, Vectors, read_vectors, text_cell, vector_lines
 from recbole_llm4sbr.data.folders import dataset_folder, intents_folder
 from recbole_llm4sbr.data.manifest import Manifest, of_views
-from recbole_llm4sbr.data.rows import SessionRows, read_items, read_sessions
+from recbole_llm4sbr.data.rows import SessionRows, read_sessions
 from recbole_llm4sbr.data.sessions import PARTS
 from recbole_llm4sbr.intent.encoder import Encoder
 from recbole_llm4sbr.intent.item_vectors import encode_items, model_identities
 from recbole_llm4sbr.intent.llm_intents import REFRESH, Intents, ask_llm, describe_questions, refresh_since
 from recbole_llm4sbr.intent.localization import ItemIndex, Places, ranges
 from recbole_llm4sbr.intent.pretrained import identify
-from recbole_llm4sbr.intent.prompts import PromptTemplate, item_names
-from recbole_llm4sbr.intent.quality import measure
+from recbole_llm4sbr.intent.prompts import PromptTemplate
+from recbole_llm4sbr.intent.quality import quality_of
 from recbole_llm4sbr.intent.session_text import session_text
 
 log = logging.getLogger(__name__)
-
-_LONGEST = 500  # characters of an answer in `.intentemb`
 
 
 @dataclass(frozen=True)
@@ -91,7 +88,7 @@ def infer(settings: Mapping[str, Any], prepared: Manifest | None = None) -> Infe
         no_intent=without - intents.counts.not_asked,
         dim=item_vectors.shape[1],
         k_max=found.items.shape[1],
-        quality=_quality(settings, prepared, intents, rows, tokens, found),
+        quality=quality_of(settings, prepared, intents, rows, tokens, found),
     )
     lines = SessionLines(rows.ids, intents.rows, tokens, found)
     manifest = Manifest(
@@ -107,24 +104,6 @@ def infer(settings: Mapping[str, Any], prepared: Manifest | None = None) -> Infe
     counts = replace(counts, seconds=round(time.perf_counter() - started, 1))
     log.info(describe_counts(counts))
     return Inferred(items, manifest, counts)
-
-
-def _quality(
-    settings: Mapping[str, Any],
-    prepared: Manifest,
-    intents: Intents,
-    rows: SessionRows,
-    tokens: Sequence[str],
-    found: Localized,
-) -> IntentQuality:
-    """How good the intents are; titles are what prompts call the items."""
-    titles = None
-    if intents.names:
-        items = read_items(dataset_folder(settings) / f"{settings['dataset']}.item")
-        named = dict(zip(items["item_id"], item_names(items, settings)))
-        titles = [named[token] for token in tokens]
-    parts = PreparedCounts.from_json(prepared.counts).rows
-    return measure(intents, found, rows, tokens, titles, parts, "nearest" if settings["repeatable"] else "title")
 
 
 def localized(
@@ -257,17 +236,8 @@ def _files(dataset: str, lines: SessionLines, vectors: Vectors | None, names: Se
     files: dict[str, Iterable[str]] = {f"{dataset}.sessemb": lines}
     if vectors is not None:
         numbers = [f"i{number}" for number in range(len(vectors))]
-        cells = [f"{number}\t{_cell(name)}" for number, name in zip(numbers, names, strict=True)]
+        cells = [f"{number}\t{text_cell(name)}" for number, name in zip(numbers, names, strict=True)]
         files[f"{dataset}.intentemb"] = vector_lines(
             "intent_id:token\tintent_text:token_seq\tintent_emb:float_seq", cells, vectors
         )
     return files
-
-
-def _cell(name: str) -> str:
-    """An answer as a cell of an atomic file: on one line, without what a reader of tables takes for the end or the beginning of a cell.
-
-    >>> _cell('Say\\t"Anything"')
-    "Say 'Anything'"
-    """
-    return printable(name[:_LONGEST]).replace('"', "'")

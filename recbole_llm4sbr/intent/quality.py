@@ -4,23 +4,50 @@ The training and the validation part are looked at, targets of the validation pa
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from recbole_llm4sbr.base.records import IntentQuality, ViewQuality
+from recbole_llm4sbr.base.records import IntentQuality, PreparedCounts, ViewQuality
 from recbole_llm4sbr.base.wording import aligned
 from recbole_llm4sbr.data.features import Localized
-from recbole_llm4sbr.data.rows import SessionRows
+from recbole_llm4sbr.data.folders import dataset_folder
+from recbole_llm4sbr.data.manifest import Manifest
+from recbole_llm4sbr.data.rows import SessionRows, read_items
 from recbole_llm4sbr.intent.cleaning import clean
 from recbole_llm4sbr.intent.llm_intents import Intents
 from recbole_llm4sbr.intent.localization import ranges
-from recbole_llm4sbr.intent.prompts import UNKNOWN_ITEM
+from recbole_llm4sbr.intent.prompts import UNKNOWN_ITEM, item_names
 
 Numbers = npt.NDArray[np.int64]
 
 _ROWS = 50_000  # sessions looked at together
 _FAR = 20  # the cut-off of hits beside `intent_k`, where so many nearest items are stored
+
+
+def quality_of(
+    settings: Mapping[str, Any],
+    prepared: Manifest,
+    intents: Intents,
+    rows: SessionRows,
+    tokens: Sequence[str],
+    found: Localized,
+) -> IntentQuality:
+    """The quality of a run's intents; titles are what prompts call the items.
+
+    Args:
+        settings: of the run.
+        prepared: the manifest of the session files.
+        intents, rows, tokens, found: as for `measure`.
+    """
+    titles = None
+    if intents.names:
+        items = read_items(dataset_folder(settings) / f"{settings['dataset']}.item")
+        named = dict(zip(items["item_id"], item_names(items, settings)))
+        titles = [named[token] for token in tokens]
+    parts = PreparedCounts.from_json(prepared.counts).rows
+    return measure(intents, found, rows, tokens, titles, parts, "nearest" if settings["repeatable"] else "title")
 
 
 def measure(
