@@ -64,6 +64,47 @@ class PreparedCounts(Record):
 
 
 @dataclass(frozen=True)
+class ViewQuality(Record):
+    """How good the intents of a view are, over the sessions of the training and the validation part that have one.
+
+    Attributes:
+        view: its name.
+        sessions: that have an intent.
+        titles: share of them whose answer is the title of an item of the catalogue; None where no LLM answers.
+        inside: share of them whose intent lies in the session itself; None where that cannot be told.
+        valid_sessions: those of the validation part.
+        hits: share of those whose target is among the 1, 2, ... nearest items that are stored; empty without such sessions.
+    """
+
+    view: str
+    sessions: int
+    titles: float | None
+    inside: float | None
+    valid_sessions: int
+    hits: list[float]
+
+
+@dataclass(frozen=True)
+class IntentQuality(Record):
+    """How good the intents of stage 1 are; the test part is not looked at.
+
+    Attributes:
+        inside_by: what `inside` means: `nearest`: the nearest item is one of the session's; `title`: the answer is the title of one.
+        views: by view.
+        equal: share of the sessions with all intents whose nearest items are the same in all views; None for a single view.
+    """
+
+    inside_by: str
+    views: list[ViewQuality]
+    equal: float | None = None
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """As `Record.from_json`, with its views."""
+        return super().from_json({**value, "views": [ViewQuality.from_json(each) for each in value["views"]]})
+
+
+@dataclass(frozen=True)
 class IntentCounts(Record):
     """What `infer` made of prepared sessions.
 
@@ -75,6 +116,7 @@ class IntentCounts(Record):
         calls, reused, shipped, failures: of this run: LLM calls, answers from the store or shipped, of these shipped, calls that failed.
         prompt_tokens, answer_tokens, llm_seconds, cost: of this run's calls; cost None without `llm_prices`.
         seconds: of the whole run.
+        quality: of the intents; None in files of a version that did not measure it.
     """
 
     sessions: int = 0
@@ -95,14 +137,22 @@ class IntentCounts(Record):
     llm_seconds: float = 0.0
     cost: float | None = None
     seconds: float = 0.0
+    quality: IntentQuality | None = None
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """As `Record.from_json`, with its quality."""
+        quality = value.get("quality")
+        return super().from_json({**value, "quality": IntentQuality.from_json(quality) if quality else None})
 
     def of_files(self) -> dict[str, Any]:
-        """The counts that belong to the files, not to the run that wrote them."""
+        """The counts that belong to the files, not to the run that wrote them, as plain values."""
         return {name: value for name, value in self.to_json().items() if name in _OF_INTENT_FILES}
 
 
 _OF_INTENT_FILES = (
     "sessions", "intents", "no_intent", "not_asked", "prompts", "distinct_prompts", "distinct_answers", "dim", "k_max",
+    "quality",
 )  # fmt: skip
 
 

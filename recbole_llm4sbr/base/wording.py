@@ -25,6 +25,16 @@ def printable(text: str) -> str:
     return "".join(sign for sign in spaced if unicodedata.category(sign) not in ("Cc", "Cf", "Cs"))
 
 
+def shortened(text: str, longest: int) -> str:
+    """Text from elsewhere on one line, harmless, and at most so many characters; dots stand for what is cut off.
+
+    >>> shortened("a title that does not end", 12), shortened("short", 12)
+    ('a title t...', 'short')
+    """
+    said = printable(text[: 8 * longest])  # a text may have any length
+    return said if len(said) <= longest and len(text) <= 8 * longest else said[: longest - 3] + "..."
+
+
 def show(value: Any, digits: int = 6) -> str:
     """A setting's value as it would be typed; numbers in so many significant digits.
 

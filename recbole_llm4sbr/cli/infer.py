@@ -20,6 +20,7 @@ def run(arguments: Arguments) -> int:
     from recbole_llm4sbr.data.remembered import of_prepared
     from recbole_llm4sbr.intent.infer import check_askable, dry_run, infer
     from recbole_llm4sbr.intent.item_vectors import encode_items
+    from recbole_llm4sbr.intent.quality import describe_quality
 
     settings = load_settings(config_files=arguments.config_files, overrides=arguments.settings, recall=of_prepared)
     check_askable(settings)
@@ -29,7 +30,9 @@ def run(arguments: Arguments) -> int:
     elif settings["dry_run"]:
         print(dry_run(settings, prepared))
     else:
-        infer(settings, prepared)
+        quality = infer(settings, prepared).counts.quality
+        if quality is not None:
+            print(describe_quality(quality, settings["intent_k"]))
     return 0
 
 

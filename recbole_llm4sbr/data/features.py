@@ -8,25 +8,37 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from recbole_llm4sbr.base.wording import printable
+
 Vectors = npt.NDArray[np.float32]  # [N, D]
+_LONGEST = 500  # characters of a text in a cell
 _CHUNK = 20_000  # sessions whose cells are in memory at once
 
 
 def vector_lines(head: str, ids: Sequence[str], vectors: Vectors) -> Iterable[str]:
-    """Lines of an atomic file of one vector per id, six significant digits."""
+    """Lines of an atomic file of one vector per id, six significant digits; an id may be several cells."""
     yield head + "\n"
     form = " ".join(["%.6g"] * vectors.shape[1])
     for token, vector in zip(ids, vectors.tolist()):
         yield f"{token}\t{form % tuple(vector)}\n"
 
 
+def text_cell(text: str) -> str:
+    """A text as a cell of an atomic file: on one line, without what a reader of tables takes for the end or the beginning of a cell.
+
+    >>> text_cell('Say\\t"Anything"')
+    "Say 'Anything'"
+    """
+    return printable(text[:_LONGEST]).replace('"', "'")
+
+
 def read_vectors(path: Path) -> tuple[list[str], Vectors]:
-    """Ids and vectors of such a file, [N] and [N, D]."""
+    """Ids and vectors of such a file, its first and its last column, [N] and [N, D]."""
     with open(path, encoding="utf-8") as lines:
         next(lines)
         cells = [line.rstrip("\n").split("\t") for line in lines]
-    numbers = np.concatenate([np.fromstring(text, np.float32, sep=" ") for _, text in cells])
-    return [token for token, _ in cells], numbers.reshape(len(cells), -1)
+    numbers = np.concatenate([np.fromstring(text, np.float32, sep=" ") for *_, text in cells])
+    return [token for token, *_ in cells], numbers.reshape(len(cells), -1)
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,18 @@ class Localized:
     items: npt.NDArray[np.int64] | npt.NDArray[np.int32]
     sims: Vectors
     places: Mapping[str, npt.NDArray[np.int32]]
+
+
+def read_localized(path: Path, sessions: Sequence[str]) -> dict[str, dict[str, str]]:
+    """The cells of some sessions in a `.sessemb` by session and column (without its type)."""
+    wanted, found = set(sessions), dict[str, dict[str, str]]()
+    with open(path, encoding="utf-8") as lines:
+        names = [cell.partition(":")[0] for cell in next(lines).rstrip("\n").split("\t")]
+        for line in lines:
+            session = line[: line.find("\t")]
+            if session in wanted:
+                found[session] = dict(zip(names, line.rstrip("\n").split("\t")))
+    return found
 
 
 class SessionLines:

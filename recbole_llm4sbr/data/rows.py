@@ -34,12 +34,16 @@ class SessionRows:
         """Item tokens of one row's prefix, in click order."""
         return [self.tokens[item] for item in self.clicks[self.starts[row] : self.starts[row + 1]]]
 
+    def places_in(self, tokens: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Where each of these tokens stands in others, which hold them all, [len(self.tokens)]."""
+        place = {token: position for position, token in enumerate(tokens)}
+        return np.array([place[token] for token in self.tokens], np.int64)
+
     def clicks_in(self, tokens: Sequence[str]) -> npt.NDArray[np.int64]:
         """`clicks` as places in other tokens, which hold all items of these, [N]."""
         if tokens is self.tokens:
             return self.clicks.astype(np.int64)
-        place = {token: position for position, token in enumerate(tokens)}
-        return np.array([place[token] for token in self.tokens], np.int64)[self.clicks]
+        return self.places_in(tokens)[self.clicks]
 
 
 def read_sessions(folder: Path, dataset: str, *parts: str) -> SessionRows:

@@ -13,7 +13,7 @@ from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.records import IntentCounts
 from recbole_llm4sbr.base.settings import check_intent_k, deciding, engine, intents_of
 from recbole_llm4sbr.data.checks import INTENTS, ITEMS, check_prepared, intent_differences, settled
-from recbole_llm4sbr.data.features import Localized, SessionLines, Vectors, read_vectors, vector_lines
+from recbole_llm4sbr.data.features import Localized, SessionLines, Vectors, read_vectors, text_cell, vector_lines
 from recbole_llm4sbr.data.folders import dataset_folder, intents_folder
 from recbole_llm4sbr.data.manifest import Manifest, of_views
 from recbole_llm4sbr.data.rows import SessionRows, read_sessions
@@ -24,6 +24,7 @@ from recbole_llm4sbr.intent.llm_intents import REFRESH, Intents, ask_llm, descri
 from recbole_llm4sbr.intent.localization import ItemIndex, Places, ranges
 from recbole_llm4sbr.intent.pretrained import identify
 from recbole_llm4sbr.intent.prompts import PromptTemplate
+from recbole_llm4sbr.intent.quality import quality_of
 from recbole_llm4sbr.intent.session_text import session_text
 
 log = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ def infer(settings: Mapping[str, Any], prepared: Manifest | None = None) -> Infe
         no_intent=without - intents.counts.not_asked,
         dim=item_vectors.shape[1],
         k_max=found.items.shape[1],
+        quality=quality_of(settings, prepared, intents, rows, tokens, found),
     )
     lines = SessionLines(rows.ids, intents.rows, tokens, found)
     manifest = Manifest(
@@ -97,7 +99,7 @@ def infer(settings: Mapping[str, Any], prepared: Manifest | None = None) -> Infe
         model_identities(settings, "encoder", "llm"),
         counts=counts.of_files(),
         views=lines.checksums(),
-    ).write(_files(settings["dataset"], lines, intents.vectors if asking else None))
+    ).write(_files(settings["dataset"], lines, intents.vectors if asking else None, intents.names))
     (here / REFRESH).unlink(missing_ok=True)
     counts = replace(counts, seconds=round(time.perf_counter() - started, 1))
     log.info(describe_counts(counts))
@@ -229,10 +231,13 @@ def describe_counts(counts: IntentCounts) -> str:
     return text
 
 
-def _files(dataset: str, lines: SessionLines, vectors: Vectors | None) -> dict[str, Iterable[str]]:
+def _files(dataset: str, lines: SessionLines, vectors: Vectors | None, names: Sequence[str]) -> dict[str, Iterable[str]]:
     """`.sessemb` and, of an LLM, `.intentemb` (else every session has a vector of its own: too much for a text file)."""
     files: dict[str, Iterable[str]] = {f"{dataset}.sessemb": lines}
     if vectors is not None:
         numbers = [f"i{number}" for number in range(len(vectors))]
-        files[f"{dataset}.intentemb"] = vector_lines("intent_id:token\tintent_emb:float_seq", numbers, vectors)
+        cells = [f"{number}\t{text_cell(name)}" for number, name in zip(numbers, names, strict=True)]
+        files[f"{dataset}.intentemb"] = vector_lines(
+            "intent_id:token\tintent_text:token_seq\tintent_emb:float_seq", cells, vectors
+        )
     return files

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,13 @@ class Intents:
         vectors: of the distinct intents, [N, D].
         rows: by view each session's row of `vectors`, -1 where there is no intent, [S].
         counts: of what was asked.
+        names: what an LLM answered, in the order of `vectors`; empty where none did.
     """
 
     vectors: Vectors
     rows: dict[str, npt.NDArray[np.int32]]
     counts: IntentCounts
+    names: Sequence[str] = ()
 
 
 def ask_llm(settings: Mapping[str, Any], rows: SessionRows, encoder: Encoder, since: int | None = None) -> Intents:
@@ -84,7 +87,55 @@ def ask_llm(settings: Mapping[str, Any], rows: SessionRows, encoder: Encoder, si
         cost=round(cost(asked, prices), 4) if prices else None,
         not_asked=(len(rows.ids) - len(places)) * len(views),
     )
-    return Intents(encoder.encode(names), by_view, counts)
+    return Intents(encoder.encode(names), by_view, counts, names)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question about a session, and what came back.
+
+    Attributes:
+        prompt: the two messages, and what was put into the LLM's mouth.
+        raw: the answer as it came; None where there is none.
+        name: found in it; "" where it names nothing.
+    """
+
+    prompt: str
+    raw: str | None
+    name: str
+
+
+def asked_about(settings: Mapping[str, Any], rows: SessionRows) -> list[dict[str, Asked]]:
+    """By row and view, what the LLM is asked, and what the store or the package has as its answer; no LLM is called.
+
+    Args:
+        settings: of the run that made the store.
+        rows: sessions.
+
+    Raises:
+        UserError: the template or a column of the items is wrong.
+    """
+    views, joint, whole = settings["views"], settings["views_in_one_call"], {**settings, "max_sessions": 0}
+    template = PromptTemplate.load(settings["prompt"])
+    template.check_views(views)
+    qualifiers = [view.qualifier for view in template.views.values()]
+    path = dataset_folder(settings).parent / STORE
+    requests = _requests(whole, template, rows)
+    raws: list[str | None] = [None] * len(requests)
+    # an LLM that is not there any more has left its answers under a name that cannot be told
+    with closing(AnswerStore(path)) as store, suppress(UserError):
+        questions = Questions(make_backend(settings), requests, store, template.name)
+        raws = [questions.raw_answer(position) for position in range(len(requests))]
+    found: list[dict[str, Asked]] = []
+    for row in range(len(rows.ids)):
+        found.append({})
+        for column, view in enumerate(views):
+            position = row if joint else row * len(views) + column
+            raw, request = raws[position], requests[position]
+            said = "" if raw is None else split_joint(raw, views)[column] if joint else raw
+            prompt = "\n\n".join(filter(None, [request.system, request.user, request.answer_start]))
+            found[-1][view] = Asked(prompt, raw, clean(said, qualifiers))
+    return found
 
 
 def known_answers(
@@ -110,7 +161,7 @@ def known_answers(
         names, by_view, _ = _read_answers(settings, _questions(settings, store, rows, names=names), rows)
     finally:
         store.close()
-    return Intents(encoder().encode(names), by_view, IntentCounts()) if names else None
+    return Intents(encoder().encode(names), by_view, IntentCounts(), names) if names else None
 
 
 def _read_answers(
@@ -169,11 +220,18 @@ def _questions(
 ) -> Questions:
     """What there is to ask about the rows; `names` are read where they are not given."""
     template = PromptTemplate.load(settings["prompt"])
+    return Questions(make_backend(settings), _requests(settings, template, rows, names), store, template.name, since)
+
+
+def _requests(
+    settings: Mapping[str, Any], template: PromptTemplate, rows: SessionRows, names: Sequence[str] | None = None
+) -> SessionPrompts:
+    """The questions about the rows."""
     if names is None:
         items = read_items(dataset_folder(settings) / f"{settings['dataset']}.item")
         named = dict(zip(items["item_id"], item_names(items, settings)))
         names = [named.get(token, "") for token in rows.tokens]  # padding has no name
-    requests = SessionPrompts(
+    return SessionPrompts(
         template,
         settings["views"],
         rows,
@@ -182,7 +240,6 @@ def _questions(
         settings["intent_refresh"] == "powers",
         settings["views_in_one_call"],
     )
-    return Questions(make_backend(settings), requests, store, template.name, since)
 
 
 def _prices(settings: Mapping[str, Any]) -> tuple[float, float] | None:

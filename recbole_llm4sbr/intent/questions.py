@@ -89,6 +89,11 @@ class Questions:
         """A distinct question."""
         return self.requests[int(self._first[number])]
 
+    def raw_answer(self, position: int) -> str | None:
+        """What was answered to the request at a position of `requests`, as it came; None where nothing was."""
+        key = self._key(int(self.number[position]))
+        return self.store.get([key]).get(key, self._shipped.get(key))
+
     def ask(self, failures: Path, max_failure_rate: float = 0.01, prices: tuple[float, float] | None = None) -> Counts:
         """Call the LLM for every missing question, storing answers as they come.
 

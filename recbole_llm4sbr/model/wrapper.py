@@ -144,11 +144,21 @@ class LLM4SBRWrapper(SessionRecommender):
         both = torch.stack([*h, *t]).view(2, len(h), *h[0].shape)
         return [self.intent_lambda * paired_alignment_uniformity(both, torch.stack(known)).sum(), *losses]
 
+    @torch.no_grad()
+    def gate_values(self, interaction: Any) -> dict[str, Tensor]:
+        """The gates w^T sigmoid(h + t) of a batch by embedding (`global`, `local` or `session`; eq. 10-11), [B] each."""
+        pairs = self.encode(interaction).memo.pairs
+        return {name: self._gate(name, pairs).squeeze(1) for name in self.gates}
+
+    def _gate(self, name: str, pairs: dict[str, tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+        """The gate of an embedding, [B, 1]."""
+        embedding, intent, _ = pairs[name]
+        gate: Tensor = self.gates[name](torch.sigmoid(embedding + intent))
+        return gate
+
     def _gated(self, name: str, pairs: dict[str, tuple[Tensor, Tensor, Tensor]]) -> Tensor:
         """An embedding times its gate (eq. 10-11), [B, H]."""
-        embedding, intent, _ = pairs[name]
-        gated: Tensor = self.gates[name](torch.sigmoid(embedding + intent)) * embedding  # [B, 1] * [B, H]
-        return gated
+        return self._gate(name, pairs) * pairs[name][0]
 
     def _mixed(self, *parts: Tensor) -> Tensor:
         """Eq. 12: a linear layer over the joined `parts` [B, H] each, [B, H]."""

@@ -14,10 +14,10 @@ from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.recbole import Interaction
 from recbole_llm4sbr.data.folders import dataset_folder
 from recbole_llm4sbr.model import SessionIntents
-from recbole_llm4sbr.model.candidates import exclude_clicked
 from recbole_llm4sbr.model.training_graphs import training_sessions
 from recbole_llm4sbr.recommend.catalogue import Catalogue
 from recbole_llm4sbr.recommend.intents import SOURCES, Found, IntentLookup, Source, rows_of
+from recbole_llm4sbr.recommend.ranking import candidate_scores
 from recbole_llm4sbr.training.ensemble import Weights, load_members, pool_members
 from recbole_llm4sbr.training.loading import Loaded
 
@@ -148,12 +148,8 @@ class Recommender:
         with ExitStack() as held:
             for (part, _), found in zip(self._lookups, read):
                 held.enter_context(part.holding(found.vectors, found.nearest, found.sims))
-            scores: Tensor = self._model.full_sort_predict(interaction).view(len(sessions), -1)  # type: ignore[operator]
-        scores = scores.clone()
-        scores[:, 0] = -torch.inf
-        if self._config["repeatable"] is False:
-            exclude_clicked(scores, interaction[self._clicks])
-        return scores.cpu(), read
+            scores = candidate_scores(self._model, self._config, interaction)
+        return scores, read
 
     def described(
         self, sessions: Sequence[Sequence[int]], scores: Tensor, found: Sequence[Found], topn: int

@@ -4,6 +4,7 @@ import gc
 import socket
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def train(
     warn_of_misses(settings, PreparedCounts.from_json(files.prepared.counts))
     if files.intents is not None and counts is None:
         counts = IntentCounts.from_json(files.intents.counts)
-        counts = IntentCounts(**counts.of_files(), reused=counts.distinct_prompts)
+        counts = replace(IntentCounts.from_json(counts.of_files()), reused=counts.distinct_prompts)
     run_name = (
         f"{class_name(settings['model'])}-{settings['dataset']}-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6:06d}"
     )
