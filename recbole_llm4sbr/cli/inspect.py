@@ -6,6 +6,7 @@ from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import make_folder
 from recbole_llm4sbr.base.settings import load_settings, recbole_defaults
 from recbole_llm4sbr.cli.parsing import Arguments, Option, Verb
+from recbole_llm4sbr.data.remembered import of_files_alone
 
 USAGE = """\
 usage: recbole-llm4sbr inspect --dataset=NAME (--session=ID | --random=N) [--html=FILE.html] [--key=value ...]
@@ -46,7 +47,7 @@ def run(arguments: Arguments) -> int:
         make_folder(Path(options["html"]).parent)
     settings = dict(arguments.settings)
     if not checkpoints:
-        settings = load_settings(config_files=arguments.config_files, overrides=settings)
+        settings = load_settings(config_files=arguments.config_files, overrides=settings, recall=of_files_alone)
     from recbole_llm4sbr.recommend.cases import Inspector
     from recbole_llm4sbr.recommend.cases_page import write_page
     from recbole_llm4sbr.recommend.cases_text import describe
