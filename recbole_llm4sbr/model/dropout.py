@@ -12,8 +12,8 @@ _STEPS = 65_536
 def dropout(values: Tensor, share: float) -> Tensor:
     """`values` with a share of their numbers set to zero at random, the others divided by what is kept; in training only.
 
-    >>> torch.manual_seed(0) and dropout(torch.ones(8), 0.5)
-    tensor([2., 0., 2., 2., 0., 0., 2., 2.])
+    >>> sorted(set(dropout(torch.ones(1000), 0.5).tolist()))
+    [0.0, 2.0]
     """
     dropped = round(share * _STEPS)
     if values.device.type != "cpu" or not 0 < dropped < _STEPS:
