@@ -29,7 +29,7 @@ def write_log(folder: str, rows: int, items: int) -> None:
     rng = random.Random(1)
     home = Path(folder, "synthetic")
     home.mkdir()
-    users = max(rows * 10 // 8 // (LENGTH - 1), items // LENGTH + 1)
+    users = max(rows * 10 // 8 // (LENGTH - 1), 2 * items // LENGTH)  # the first of them click every item once
     stream = chain(rng.sample(range(items), items), iter(lambda: rng.randrange(items), None))
     with open(home / "synthetic.inter", "w", encoding="utf-8") as handle:
         handle.write("user_id:token\titem_id:token\ttimestamp:float\n")
@@ -91,10 +91,11 @@ def main() -> None:
     by_rows = [measure(each, items[0]) for each in rows]
     by_items = [by_rows[0], *(measure(rows[0], each) for each in items[1:])]
     few, many = by_rows[0], by_rows[-1]
-    print(
-        f"{many['rows'] / few['rows']:.0f} x the rows: {many['seconds_per_thousand_rows'] / few['seconds_per_thousand_rows']:.2f} x the "
-        f"seconds per row, {(many['peak_mb'] - few['peak_mb']) * 2**20 / (many['rows'] - few['rows']):.0f} bytes of memory per row"
-    )
+    if many is not few:
+        print(
+            f"{many['rows'] / few['rows']:.0f} x the rows: {many['seconds_per_thousand_rows'] / few['seconds_per_thousand_rows']:.2f} x the "
+            f"seconds per row, {(many['peak_mb'] - few['peak_mb']) * 2**20 / (many['rows'] - few['rows']):.0f} bytes of memory per row"
+        )
     steps = [each["seconds_per_thousand_rows"] * BATCH for each in by_items]  # milliseconds per step
     per_item, fixed = np.polyfit([each["items"] for each in by_items], steps, 1)
     print(
