@@ -92,9 +92,10 @@ def main() -> None:
     by_items = [by_rows[0], *(measure(rows[0], each) for each in items[1:])]
     few, many = by_rows[0], by_rows[-1]
     if many is not few:
+        slower = many["seconds_per_thousand_rows"] / few["seconds_per_thousand_rows"]
+        bytes_per_row = (many["peak_mb"] - few["peak_mb"]) * 2**20 / (many["rows"] - few["rows"])
         print(
-            f"{many['rows'] / few['rows']:.0f} x the rows: {many['seconds_per_thousand_rows'] / few['seconds_per_thousand_rows']:.2f} x the "
-            f"seconds per row, {(many['peak_mb'] - few['peak_mb']) * 2**20 / (many['rows'] - few['rows']):.0f} bytes of memory per row"
+            f"{many['rows'] / few['rows']:.0f} x the rows: {slower:.2f} x the seconds per row, {bytes_per_row:.0f} bytes per row"
         )
     steps = [each["seconds_per_thousand_rows"] * BATCH for each in by_items]  # milliseconds per step
     per_item, fixed = np.polyfit([each["items"] for each in by_items], steps, 1)
