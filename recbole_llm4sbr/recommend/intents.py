@@ -61,11 +61,8 @@ class IntentLookup:
     def __init__(self, loaded: Loaded, intents: SessionIntents, titles: Sequence[str]) -> None:
         self._loaded, self._intents, self._titles = loaded, intents, titles
         self._settings: Mapping[str, Any] = {**loaded.config["given"], "max_sessions": 0, "llm_refresh": False}
-        self._own = self._settings["intent_source"] not in (
-            "none",
-            "random",
-            "shuffled",
-        )  # these controls say nothing of a session
+        # the controls say nothing of a session
+        self._own = self._settings["intent_source"] not in ("none", "random", "shuffled")
         self._encoder: Encoder | None = None
         self._index: ItemIndex | None = None
         self._near: tuple[Any, Tensor] | None = None

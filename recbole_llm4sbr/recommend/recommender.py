@@ -19,6 +19,7 @@ from recbole_llm4sbr.recommend.catalogue import Catalogue
 from recbole_llm4sbr.recommend.intents import SOURCES, Found, IntentLookup, Source, rows_of
 from recbole_llm4sbr.recommend.ranking import candidate_scores
 from recbole_llm4sbr.training.ensemble import Weights, load_members, pool_members
+from recbole_llm4sbr.training.epochs import describe_model
 from recbole_llm4sbr.training.loading import Loaded
 
 COLUMNS = ["session", "rank", "item", "title", "score", "intents"]
@@ -53,8 +54,7 @@ class Recommender:
         """The model, or how many there are, with whose intents."""
         if len(self._members) > 1:
             return f"ensemble of {len(self._members)}"
-        given = self._config["given"]
-        return f"{self._config['model']} + {given['intent_source']}" if given["llm4sbr"] else f"{self._config['model']}, plain"
+        return describe_model(self._config["given"])
 
     @classmethod
     def load(
@@ -97,7 +97,7 @@ class Recommender:
             that are no candidates are left out, so that a session may have fewer rows than `topn`.
 
         Raises:
-            UserError: no session, an empty one, an item that is unknown or ambiguous, or a wrong `topn` or `intents`.
+            UserError: an empty session, an item that is unknown or ambiguous, or a wrong `topn` or `intents`.
         """
         if intents not in SOURCES:
             raise UserError(f"intents={intents!r} is unknown; choose one of {', '.join(SOURCES)}")
