@@ -1,6 +1,7 @@
 """`recommend`: sessions by what they hold, against the scores that the model gives the same sessions of its own files."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -220,3 +221,15 @@ def test_python_callers_hear_of_wrong_arguments(trained):
     with pytest.raises(UserError, match="is no list of items"):
         recommender.recommend(["abc"])
     assert recommender.recommend([]).empty
+
+
+def test_a_damaged_answer_store_is_said_and_not_passed_over(tiny):
+    checkpoint = checkpoint_of(tiny)
+    recommender = Recommender.load(checkpoint)
+    store = next(Path(tiny["atomic_path"]).rglob("answers.sqlite"))
+    for each in store.parent.glob("answers.sqlite*"):
+        each.unlink()
+    store.write_bytes(b"no database" * 100)
+    known = recommender.catalogue.clicked.index(True)
+    with pytest.raises(UserError, match="is not an answer store"):
+        recommender.scores([[known]])

@@ -150,18 +150,18 @@ def known_answers(
         names: what prompts call each item, in the order of `rows.tokens`.
 
     Returns:
-        None where no prompt is answered.
+        None where no prompt is answered, or the LLM is not there any more, whose answers stand under a name that cannot be told then.
 
     Raises:
-        UserError: the template, a column of the items or the LLM's name is wrong.
+        UserError: the store is damaged, or the encoder is not there.
     """
-    path = dataset_folder(settings).parent / STORE
-    store = AnswerStore(path)
-    try:
-        names, by_view, _ = _read_answers(settings, _questions(settings, store, rows, names=names), rows)
-    finally:
-        store.close()
-    return Intents(encoder().encode(names), by_view, IntentCounts(), names) if names else None
+    with closing(AnswerStore(dataset_folder(settings).parent / STORE)) as store:
+        try:
+            questions = _questions(settings, store, rows, names=names)
+        except UserError:
+            return None
+        found, by_view, _ = _read_answers(settings, questions, rows)
+    return Intents(encoder().encode(found), by_view, IntentCounts(), found) if found else None
 
 
 def _read_answers(

@@ -1,7 +1,6 @@
 """Intents of sessions that stand in no file: asked, found in the answer store, or those of the nearest training session."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -132,9 +131,7 @@ class IntentLookup:
             return Intents(*session_text(rows, rows.tokens, self._texts, settings["views"]), IntentCounts())
         if source == "ask":
             return ask_llm(settings, rows, self._text_encoder())
-        with suppress(UserError):  # an LLM that is not there any more has left its answers under a name that cannot be told
-            return known_answers(settings, rows, self._text_encoder, self._titles)
-        return None
+        return known_answers(settings, rows, self._text_encoder, self._titles)
 
     def _text_encoder(self) -> Encoder:
         if self._encoder is None:
