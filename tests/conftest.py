@@ -57,6 +57,15 @@ def raw(tmp_path_factory):
     return folder.parent
 
 
+def file_of(settings, name):
+    """Path of a prepared or feature file of a run: an LLM's intents stand in a folder of their own."""
+    from recbole_llm4sbr.data.folders import dataset_folder, intents_folder
+
+    folder = dataset_folder(settings)
+    own = name.endswith((".sessemb", ".intentemb")) or name in ("infer.json", "failures.jsonl")
+    return (intents_folder(folder, settings) if own else folder) / name
+
+
 def session_rows(folder, name, *parts):
     """(session id, prefix, target) of every row, read as plain text."""
     rows = []

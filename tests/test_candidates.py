@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import session_rows
+from conftest import file_of, session_rows
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -151,12 +151,11 @@ def test_the_intents_in_the_files_hold_no_item_of_their_session(settings_for, so
     settings = settings_for(intent_source=source, repeatable=False)
     prepare(settings)
     infer(settings)
-    folder = dataset_folder(settings) / ("" if source == "llm" else source)
     rows = {
         session: set(prefix) for session, prefix, _ in session_rows(dataset_folder(settings), "tiny", "train", "valid", "test")
     }
     vectors = dict(zip(*read_vectors(dataset_folder(settings) / "tiny.itememb")))
-    head, *lines = (folder / "tiny.sessemb").read_text().splitlines()
+    head, *lines = file_of(settings, "tiny.sessemb").read_text().splitlines()
     columns = [cell.partition(":")[0] for cell in head.split("\t")]
     filled = 0
     for line in lines:

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import file_of
 
-from recbole_llm4sbr.data.folders import dataset_folder
 from recbole_llm4sbr.data.prepare import prepare
 from recbole_llm4sbr.intent.infer import infer
 from recbole_llm4sbr.model import build_model
@@ -17,7 +17,7 @@ def sigmoid(x):
 
 
 def table(settings, name):
-    frame = pd.read_csv(dataset_folder(settings) / name, sep="\t", dtype=str, keep_default_na=False)
+    frame = pd.read_csv(file_of(settings, name), sep="\t", dtype=str, keep_default_na=False)
     return frame.rename(columns=lambda column: column.partition(":")[0])
 
 

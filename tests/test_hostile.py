@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import file_of
 from test_bad_input import refused
 
 from recbole_llm4sbr.base.errors import UserError
@@ -116,7 +117,7 @@ def test_a_damaged_answer_store_is_named(harm, line, tiny, capsys):
 
 
 def test_a_folder_where_the_failures_go_is_named(line, tiny, capsys):
-    (Path(tiny["atomic_path"]) / "tiny" / FAILURES).mkdir()
+    file_of(tiny, FAILURES).mkdir()
     assert main(["infer", *line, "--views=[long,short,normal]"]) == 2
     assert FAILURES in capsys.readouterr().err.splitlines()[-1]
 

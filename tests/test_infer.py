@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import session_rows
+from conftest import file_of, session_rows
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.data.checks import check_run_files
@@ -22,11 +22,11 @@ FILES = ("tiny.itememb", "tiny.sessemb", "tiny.intentemb", "infer.json")
 
 
 def content(settings):
-    return {name: (dataset_folder(settings) / name).read_bytes() for name in FILES}
+    return {name: file_of(settings, name).read_bytes() for name in FILES}
 
 
 def table(settings, name):
-    frame = pd.read_csv(dataset_folder(settings) / name, sep="\t", dtype=str, keep_default_na=False)
+    frame = pd.read_csv(file_of(settings, name), sep="\t", dtype=str, keep_default_na=False)
     return frame.rename(columns=lambda column: column.partition(":")[0])
 
 
@@ -107,10 +107,10 @@ def test_a_killed_refresh_goes_on_where_it_was(tiny, monkeypatch):
 def test_feature_files_of_other_sessions_are_refused(tiny):
     prepare(tiny | {"split": "paper", "rebuild": True})
     infer(tiny | {"split": "paper"})
-    old = (dataset_folder(tiny) / "infer.json").read_text()
+    old = file_of(tiny, "infer.json").read_text()
     prepare(tiny | {"rebuild": True})
     infer(tiny)
-    (dataset_folder(tiny) / "infer.json").write_text(old)
+    file_of(tiny, "infer.json").write_text(old)
     with pytest.raises(UserError, match="session files are others"):
         check_run_files(tiny)
 
@@ -140,7 +140,7 @@ def test_session_text_needs_no_llm_and_is_the_mean_of_the_items(settings_for):
     assert not (dataset_folder(settings).parent / "answers.sqlite").exists()
     items = read_items(dataset_folder(settings) / "tiny.item")
     vector = dict(zip(items["item_id"], Encoder(settings["encoder"]).encode(item_texts(items, settings)), strict=True))
-    prefixes, sessions = rows_of(settings), table(settings, "session_text/tiny.sessemb")
+    prefixes, sessions = rows_of(settings), table(settings, "tiny.sessemb")
     for row in sessions.head(30).itertuples():
         for view, shown in (("long", prefixes[row.sid]), ("short", prefixes[row.sid][-3:])):
             mean = np.mean([vector[item] for item in shown], 0)

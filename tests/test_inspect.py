@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import session_rows
+from conftest import file_of, session_rows
 
 from recbole_llm4sbr import load_model
 from recbole_llm4sbr.base.errors import UserError
@@ -100,7 +100,7 @@ def test_a_case_holds_what_the_files_say(world, both):
         for name, prefix, target in session_rows(folder, "tiny", part)
     }
     titles = dict(read_items(folder / "tiny.item")[["item_id", "title"]].to_numpy().tolist())
-    table = pd.read_csv(folder / "tiny.sessemb", sep="\t", dtype=str).set_index("sid:token")
+    table = pd.read_csv(file_of(settings, "tiny.sessemb"), sep="\t", dtype=str).set_index("sid:token")
     chosen = [*list(rows)[:3], *both[1].draw(3, 2020)]
     for case in both[1].cases(chosen):
         prefix, target, part = rows[case.session]
@@ -153,7 +153,7 @@ def brute_force(settings, folder):
 def test_quality_is_what_counting_session_by_session_gives(tiny, repeatable):
     settings = tiny | {"repeatable": repeatable, "rebuild": not repeatable}
     quality = infer(settings).counts.quality
-    facts, same = brute_force(settings, dataset_folder(tiny))
+    facts, same = brute_force(settings, file_of(settings, "tiny.sessemb").parent)
     assert quality.inside_by == ("nearest" if repeatable else "title")
     for view in quality.views:
         count, titled, inside, hits = facts[view.view]
@@ -195,7 +195,7 @@ def test_quality_of_a_hand_worked_world_does_not_look_at_the_test_part():
 
 
 def test_old_files_without_the_answers_text_still_load_and_recbole_reads_the_new_ones(tiny, tmp_path):
-    path = dataset_folder(tiny) / "tiny.intentemb"
+    path = file_of(tiny, "tiny.intentemb")
     lines = [line.split("\t") for line in path.read_text().splitlines()]
     assert lines[0] == ["intent_id:token", "intent_text:token_seq", "intent_emb:float_seq"]
     titles = set(read_items(dataset_folder(tiny) / "tiny.item")["title"])
@@ -208,6 +208,7 @@ def test_old_files_without_the_answers_text_still_load_and_recbole_reads_the_new
     from recbole.data import create_dataset
     from test_interop import GRU4Rec, stock
 
+    shutil.copy(path, dataset_folder(tiny))
     load = {"inter": ["session_id", "item_id_list", "item_id"], "intentemb": ["intent_id", "intent_text", "intent_emb"]}
     feat = create_dataset(stock(tiny, GRU4Rec, load_col=load, additional_feat_suffix=["intentemb"])).intentemb_feat
     assert len(feat) == len(vectors)
@@ -313,8 +314,7 @@ def test_a_mistake_is_one_line(world, tmp_path, monkeypatch, capsys, arguments, 
 
 
 def test_files_that_are_not_there_are_named_where_a_model_reads_them(tiny):
-    for path in dataset_folder(tiny).glob("infer.json"):
-        path.unlink()
+    file_of(tiny, "infer.json").unlink()
     with pytest.raises(UserError, match="holds no feature files; run"):
         Inspector(tiny)
     plain = Inspector(tiny | {"llm4sbr": False})

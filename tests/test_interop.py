@@ -1,10 +1,11 @@
 """Drop-in comparison in both directions: stock RecBole reads our files with a config file that we ship, over the same items."""
 
 import re
+import shutil
 from pathlib import Path
 
 import yaml
-from conftest import session_rows
+from conftest import file_of, session_rows
 from recbole.config import Config
 from recbole.data import create_dataset
 from recbole.data.utils import data_preparation
@@ -103,6 +104,7 @@ def test_feature_files_survive_a_round_trip_through_recboles_reader(tiny):
         alias_of_user_id=["sid"],
         alias_of_item_id=["item_id_list", "iid", "long_items", "short_items"],
     )
+    shutil.copy(file_of(tiny, "tiny.sessemb"), dataset_folder(tiny))  # RecBole reads one folder
     dataset = create_dataset(config)
     dataset.build()
     our_config, ours, _ = load_data(tiny | {"intent_k": 10})

@@ -6,13 +6,13 @@ import shutil
 from collections import Counter
 
 import pytest
+from conftest import file_of
 
 from recbole_llm4sbr import run_recbole_llm4sbr
 from recbole_llm4sbr.base import files
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import sha256_file
 from recbole_llm4sbr.data.checks import check_run_files
-from recbole_llm4sbr.data.folders import dataset_folder
 from recbole_llm4sbr.data.manifest import Manifest, setting_differences
 from recbole_llm4sbr.data.prepare import prepare
 from recbole_llm4sbr.intent.infer import infer
@@ -81,7 +81,7 @@ def test_a_file_that_changes_within_a_process_is_read_again(tmp_path):
 @pytest.mark.parametrize("name", ["prepare.json", "itememb.json", "infer.json"])
 @pytest.mark.parametrize("content", [b"{}", b"null", b"[1]", b'{"format": 2}', b"\xff\xfe", b"{"])
 def test_a_manifest_of_another_shape_is_named_and_the_remedy_works(tiny, name, content):
-    path = dataset_folder(tiny) / name
+    path = file_of(tiny, name)
     path.write_bytes(content)
     with pytest.raises(UserError, match=rf"{name} is of another version of this package, or is damaged.*--rebuild=true"):
         infer(tiny, prepare(tiny))
@@ -93,7 +93,7 @@ def test_a_manifest_of_another_shape_is_named_and_the_remedy_works(tiny, name, c
 @pytest.mark.parametrize("name", ["tiny.train.inter", "tiny.item", "tiny.itememb", "tiny.sessemb", "tiny.intentemb"])
 @pytest.mark.parametrize("change", ["delete", "append"])
 def test_a_changed_file_is_named_and_the_remedy_works(tiny, name, change):
-    path = dataset_folder(tiny) / name
+    path = file_of(tiny, name)
     before = path.read_bytes()
     if change == "delete":
         path.unlink()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import file_of
 from test_bad_input import refused
 
 from recbole_llm4sbr.base.errors import UserError
@@ -100,7 +101,7 @@ def test_whether_items_repeat_is_no_matter_of_intents_alone_and_is_not_taken(tol
 
 def test_an_address_is_taken_by_train_alone(told):
     settings, now = told
-    path = Path(settings["atomic_path"]) / "tiny" / "infer.json"
+    path = file_of(settings, "infer.json")
     value = json.loads(path.read_text())
     value["settings"] |= {"llm_backend": "openai", "llm_url": "http://elsewhere/v1"}
     path.write_text(json.dumps(value))
@@ -114,7 +115,7 @@ def test_an_address_is_taken_by_train_alone(told):
 def test_values_that_no_setting_has_are_a_damaged_manifest(told, harm, capsys):
     settings, now = told
     for name in ("prepare.json", "infer.json"):
-        path = Path(settings["atomic_path"]) / "tiny" / name
+        path = file_of(settings, name)
         value = json.loads(path.read_text())
         value["settings"] |= harm
         path.write_text(json.dumps(value))

@@ -119,6 +119,7 @@ def test_a_strange_host_is_refused_and_the_page_runs_no_foreign_code(client):
         ([], "serve needs --checkpoint"),
         (["--checkpoint=gone.pth"], "there is no checkpoint 'gone.pth'"),
         (["--checkpoint=a.pth,b.pth", "--names=one"], "must be a name of its own for each of the 2 checkpoints"),
+        (["--checkpoint=gone.pth", "--ensemble=true"], "--ensemble=true needs two checkpoints"),
         (["--checkpoint=a.pth", "--port=0"], "--port='0' must be a whole number of at least 1"),
     ],
 )
@@ -140,6 +141,7 @@ def address(checkpoints):
         "serve",
         f"--checkpoint={','.join(checkpoints)}",
         "--names=plain,enhanced",
+        "--ensemble=true",
     ]
     with subprocess.Popen([*command, f"--port={port}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         url = f"http://127.0.0.1:{port}/"
@@ -154,11 +156,16 @@ def address(checkpoints):
         process.kill()
 
 
-def test_the_command_serves(address, models):
-    body = json.dumps({"sessions": [known(models)[:2]], "model": "enhanced", "topn": 1}).encode()
-    request = urllib.request.Request(address + "recommend", body, {"Content-Type": "application/json"})
-    found = json.loads(urllib.request.urlopen(request, timeout=10).read())["results"][0]["items"][0]
-    assert found["item"] == models["enhanced"].recommend([known(models)[:2]], topn=1)["item"][0]
+def test_the_command_serves_each_model_and_all_together(address, models, checkpoints):
+    assert json.loads(urllib.request.urlopen(address + "health", timeout=10).read())["models"] == [
+        "plain", "enhanced", "ensemble of 2"]  # fmt: skip
+    for name, expected in (("enhanced", models["enhanced"]), ("ensemble of 2", Recommender.load(checkpoints))):
+        body = json.dumps({"sessions": [known(models)[:2]], "model": name, "topn": 3}).encode()
+        request = urllib.request.Request(address + "recommend", body, {"Content-Type": "application/json"})
+        found = json.loads(urllib.request.urlopen(request, timeout=10).read())["results"][0]["items"]
+        rows = expected.recommend([known(models)[:2]], topn=3)
+        assert [each["item"] for each in found] == rows["item"].tolist()
+        assert [each["score"] for each in found] == pytest.approx(rows["score"].tolist(), abs=1e-5)
 
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'\t<script>alert(2)</script>" + "x" * 10_000

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import file_of
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.settings import load_settings
@@ -230,7 +231,7 @@ def test_llmseqsim_is_the_cosine_of_texts(aggregate, tiny, settings_for):
 def test_llminfer_ranks_by_the_localized_intents(tiny, settings_for):
     model, dataset, batch = built(settings_for(model="LLMInfer", intent_k=2))
     texts, place = texts_of(tiny, dataset), {token: n for n, token in enumerate(dataset.field2id_token["item_id"])}
-    lines = (dataset_folder(tiny) / "tiny.sessemb").read_text().splitlines()
+    lines = file_of(tiny, "tiny.sessemb").read_text().splitlines()
     head = [cell.split(":")[0] for cell in lines[0].split("\t")]
     rows = {line.split("\t")[0]: dict(zip(head, line.split("\t"))) for line in lines[1:]}
     for session, scores in zip(batch["session_id"], model.full_sort_predict(batch).detach().numpy()):
@@ -260,14 +261,14 @@ def test_llm2seq_is_the_plain_backbone_on_a_text_table():
 
 
 def test_sources_stand_side_by_side_and_new_views_are_added(tiny, settings_for):
-    folder = dataset_folder(tiny)
-    before = (folder / "tiny.sessemb").read_bytes()
+    path = file_of(tiny, "tiny.sessemb")
+    before = path.read_bytes()
     infer(settings_for(intent_source="session_text"))
-    assert (folder / "tiny.sessemb").read_bytes() == before
+    assert path.read_bytes() == before
     assert train(settings_for(intent_source="session_text"), saved=False).infer.prompts == 0
     counts = infer(settings_for(views=["normal"])).counts
     assert counts.reused > 0  # the long and short answers
-    head = (folder / "tiny.sessemb").read_text().split("\n")[0]
+    head = path.read_text().split("\n")[0]
     assert [f"{view}_items:token_seq" in head for view in ("long", "short", "normal")] == [True] * 3
     assert infer(settings_for()).counts.calls == 0  # two of three views are there
     with pytest.raises(UserError, match="item_text was"):
@@ -283,9 +284,8 @@ def test_a_plain_model_from_text_needs_no_llm(settings_for):
     }
     changed = given | {"llm4sbr": False, "item_init": "text", "gpu_id": "", "item_text": "{title}"}
     run_recbole_llm4sbr("SRGNN", "tiny", config_dict=changed, saved=False)
-    folder = dataset_folder(settings)
-    assert (folder / "tiny.itememb").is_file()
-    assert not (folder / "tiny.sessemb").exists()
+    assert file_of(settings, "tiny.itememb").is_file()
+    assert not list(dataset_folder(settings).rglob("*.sessemb"))
 
 
 def test_intents_in_memory_serve_only_runs_that_find_in_them_what_they_need(tiny):

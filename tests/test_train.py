@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import session_rows
+from conftest import file_of, session_rows
 
 from recbole_llm4sbr import run_recbole_llm4sbr
 from recbole_llm4sbr.base.errors import UserError
@@ -87,9 +87,8 @@ def test_recboles_own_resume_continues_from_the_checkpoint(tiny):
 
 def test_feature_files_changed_after_training_are_noticed(tiny):
     result = train(tiny)
-    from recbole_llm4sbr.data.folders import dataset_folder
 
-    with open(dataset_folder(tiny) / "tiny.sessemb", "a") as handle:
+    with open(file_of(tiny, "tiny.sessemb"), "a") as handle:
         handle.write("x\n")
     with pytest.raises(UserError, match=r"tiny\.sessemb"):
         load_model(result.checkpoint)

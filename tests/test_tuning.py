@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import file_of
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import PROPERTIES, is_own, mark_own, read_json
 from recbole_llm4sbr.base.settings import load_settings
 from recbole_llm4sbr.cli.main import main
-from recbole_llm4sbr.data.folders import dataset_folder
 from recbole_llm4sbr.experiment.shared_data import dataloaders, share
 from recbole_llm4sbr.experiment.space import read_space
 from recbole_llm4sbr.model import IntentFiles, SessionIntents, build_model
@@ -116,7 +116,7 @@ def test_intents_from_memory_are_those_of_the_files(tiny, settings_for, k):
     config, dataset, _ = load_data(settings_for(intent_k=k, views=["short"]))
     read = SessionIntents.from_dataset(config, dataset)
     dataset.preloaded = IntentFiles.read(config, dataset, ["long", "short"], 5, with_answers=True)
-    (dataset_folder(tiny) / "tiny.sessemb").unlink()
+    file_of(tiny, "tiny.sessemb").unlink()
     held = SessionIntents.from_dataset(config, dataset)
     sessions = torch.arange(len(read.nearest))
     for mine, theirs in zip(read(sessions), held(sessions)):

@@ -83,6 +83,10 @@ class ViewQuality(Record):
     valid_sessions: int
     hits: list[float]
 
+    def hit(self, cutoff: int) -> float | None:
+        """The share of hits among so many nearest items; None where it was not measured."""
+        return self.hits[cutoff - 1] if cutoff <= len(self.hits) else None
+
 
 @dataclass(frozen=True)
 class IntentQuality(Record):
@@ -97,6 +101,11 @@ class IntentQuality(Record):
     inside_by: str
     views: list[ViewQuality]
     equal: float | None = None
+
+    def cutoffs(self, intent_k: int) -> list[int]:
+        """The cut-offs at which hits are shown: `intent_k` and 20, or as many as are stored."""
+        stored = max((len(each.hits) for each in self.views), default=0)
+        return sorted({min(max(intent_k, 1), stored), min(20, stored)} - {0})
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:

@@ -5,8 +5,10 @@ Neither torch nor RecBole is imported.
 
 import difflib
 import functools
+import hashlib
 import importlib.util
 import logging
+import re
 import string
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
@@ -32,6 +34,7 @@ from recbole_llm4sbr.base.schema import (
 log = logging.getLogger(__name__)
 
 IntentsOf = Literal["llm", "session_text", "none"]
+SESSION_TEXT = "session_text"
 # Keys of RecBole that none of its property files mentions.
 _RECBOLE_EXTRA = {"loss_type", "selected_features", "pooling_mode", "user_inter_num_interval"}
 # Settings that say whether a run reads intents or item vectors, and which.
@@ -339,6 +342,32 @@ def intents_of(settings: Lookup) -> IntentsOf:
     """Whose feature files a run reads; the controls `shuffled` and `random` change those of `control_of`."""
     source = settings["intent_source"]
     return cast(IntentsOf, settings["control_of"] if source in ("shuffled", "random") else source)
+
+
+def llm_name(settings: Lookup) -> str:
+    """What an LLM is called: as it was given, but an endpoint's by `llm_name` where there is one, and `echo`."""
+    if engine(settings) == "echo":
+        return "echo"
+    return str((settings["llm_name"] if engine(settings) == "openai" else None) or settings["llm"])
+
+
+def intents_name(settings: Lookup) -> str:
+    """Whose intents a run reads, as the name of their folder: `session_text`, or the LLM's name in characters that every disk allows.
+
+    A path becomes its last part, with a few digits that tell it from others which end alike.
+
+    >>> intents_name({"intent_source": "llm", "llm_backend": "vllm", "llm": "Qwen/Qwen2.5-7B-Instruct"})
+    'Qwen-Qwen2.5-7B-Instruct'
+    """
+    if intents_of(settings) != "llm":
+        return intents_of(settings)
+    name = llm_name(settings)
+    path = Path(name).expanduser()
+    if path.is_absolute() or name.startswith("."):
+        digits = hashlib.sha256(str(path.resolve()).encode("utf-8", "surrogatepass")).hexdigest()[:6]
+        name = f"{path.resolve().name}-{digits}"
+    shown = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.")[:100] or "llm"
+    return f"{shown}-llm" if shown == SESSION_TEXT else shown
 
 
 def reads_intents(settings: Lookup) -> bool:

@@ -25,6 +25,15 @@ def printable(text: str) -> str:
     return "".join(sign for sign in spaced if unicodedata.category(sign) not in ("Cc", "Cf", "Cs"))
 
 
+def percent(share: float | None) -> str:
+    """A share as it is read; a dash for none.
+
+    >>> percent(0.1234), percent(None)
+    ('12.3 %', '-')
+    """
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
 def shortened(text: str, longest: int) -> str:
     """Text from elsewhere on one line, harmless, and at most so many characters; dots stand for what is cut off.
 

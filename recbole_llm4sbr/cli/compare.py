@@ -25,7 +25,14 @@ ABLATE = (
 )
 _MODELS = Option("models", "names of models, of this package or of RecBole, by default SRGNN; --model for one", None, "names")
 _DATASETS = Option("datasets", "names of datasets, by default ml-100k; --dataset for one", None, "names")
+_LLMS = Option(
+    "llms",
+    "names of LLMs: each variant that reads an LLM's intents is trained with those of each; --llm for one",
+    None,
+    "names",
+)
 _GRID = (
+    _LLMS,
     Option("seeds", "how many, from --seed (2020) on, or which, as [1,2,3]", 3, "value"),
     Option(
         "workers",
@@ -64,8 +71,11 @@ def _run(arguments: Arguments, groups: Mapping[str, Sequence[str]]) -> int:
         raise UserError(f"--seeds={seeds!r} must be a number of seeds, as 3, or the seeds, as [1,2,3]")
     from recbole_llm4sbr.experiment.compare import compare
 
+    llms = options["llms"] or []
+    if llms and "llm" in settings:
+        raise UserError("--llm and --llms are both given; use one of them")
     results = compare(
-        groups, models, datasets, seeds, settings, out, options["workers"], arguments.config_files, arguments.command
+        groups, models, datasets, seeds, settings, out, options["workers"], arguments.config_files, arguments.command, llms
     )
     if not results:  # a dry run
         return 0

@@ -23,12 +23,13 @@ def run(arguments: Arguments) -> int:
     from recbole_llm4sbr.intent.quality import describe_quality
 
     settings = load_settings(config_files=arguments.config_files, overrides=arguments.settings, recall=of_prepared)
+    if settings["dry_run"]:
+        print(dry_run(settings))
+        return 0
     check_askable(settings)
     prepared = prepare(settings)
     if settings["intent_source"] == "none":
         encode_items(settings, prepared)
-    elif settings["dry_run"]:
-        print(dry_run(settings, prepared))
     else:
         quality = infer(settings, prepared).counts.quality
         if quality is not None:

@@ -22,11 +22,9 @@ def run(arguments: Arguments) -> int:
 
     check_runnable(settings)
     if settings["dry_run"]:
-        from recbole_llm4sbr.data.prepare import prepare
         from recbole_llm4sbr.intent.infer import dry_run
 
-        prepared = prepare(settings)
-        print(dry_run(settings, prepared) if uses_intents(settings) else "this model reads no intents: no LLM is asked")
+        print(dry_run(settings) if uses_intents(settings) else "this model reads no intents: no LLM is asked")
         return 0
     check_result_file(settings)
     files, counts = make_files(settings)

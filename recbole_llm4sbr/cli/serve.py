@@ -12,6 +12,7 @@ Serves trained models over the same items: POST /recommend, GET /health, GET /it
 on which a person types titles and sees what every model recommends, side by side. Needs `pip install 'recbole-llm4sbr[serve]'`.
 
   recbole-llm4sbr serve --checkpoint=plain.pth,enhanced.pth --names=plain,enhanced
+  recbole-llm4sbr serve --checkpoint=srgnn.pth,gcegnn.pth --ensemble=true        both, and both together as a third
   curl -s 127.0.0.1:8000/recommend -H 'Content-Type: application/json' -d '{"sessions": [["Toy Story", "Aladdin"]], "topn": 5}'
 """
 
@@ -28,6 +29,8 @@ def run(arguments: Arguments) -> int:
         raise UserError(
             f"--names={','.join(names)} must be a name of its own for each of the {len(options['checkpoint'])} checkpoints"
         )
+    if options["ensemble"] and len(options["checkpoint"]) < 2:
+        raise UserError("--ensemble=true needs two checkpoints or more")
     try:
         import uvicorn
     except ImportError:
@@ -42,6 +45,9 @@ def run(arguments: Arguments) -> int:
     if any(each.catalogue.tokens != loaded[0].catalogue.tokens for each in loaded):
         raise UserError("the checkpoints rank different items; serve those of one data set together")
     models = dict(zip(names or _titles([each.title for each in loaded]), loaded))
+    if options["ensemble"]:
+        together = Recommender.together(loaded)
+        models[together.title] = together
     hosts = ["*"] if options["host"] in ("0.0.0.0", "::") else [options["host"], "localhost"]
     print(f"serving {', '.join(models)} at http://{options['host']}:{options['port']}/ (end with Ctrl+C)", flush=True)
     app = create_app(models, hosts, options["allow_ask"])
@@ -62,6 +68,7 @@ VERB = Verb(
     (
         Option("checkpoint", "files that `train` named", None, "names"),
         Option("names", "what each is called, with commas; by default its model and intents", None, "names"),
+        Option("ensemble", "serve all checkpoints together as one model more, their log-probabilities added", False, "flag"),
         Option("host", "address to listen at; 0.0.0.0 opens the service to the network", "127.0.0.1"),
         Option("port", "port to listen at", 8000, "whole", least=1),
         Option("allow_ask", 'requests may have the LLM asked ("intents": "ask")', False, "flag"),

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from recbole_llm4sbr.base.settings import Lookup, intents_of
+from recbole_llm4sbr.base.settings import SESSION_TEXT, Lookup, intents_name
+
+PREPARED, ITEMS, INTENTS = "prepare.json", "itememb.json", "infer.json"  # the manifests
 
 
 def dataset_folder(settings: Lookup) -> Path:
@@ -11,6 +13,15 @@ def dataset_folder(settings: Lookup) -> Path:
 
 
 def intents_folder(folder: Path, settings: Lookup) -> Path:
-    """Where the `.sessemb` of a run stands: the LLM's in the dataset's `folder`, another source's in a folder of its own there."""
-    source = intents_of(settings)
-    return folder if source == "llm" else folder / source
+    """Where the `.sessemb` of a run stands: each LLM's, and that of `session_text`, in a folder of its own in the dataset's `folder`."""
+    return folder / intents_name(settings)
+
+
+def intents_manifests(folder: Path) -> list[Path]:
+    """The manifests of all intents of a dataset; those that `infer` was last asked for come last."""
+    return sorted(folder.glob(f"*/{INTENTS}"), key=lambda path: (path.stat().st_mtime_ns, path))
+
+
+def llm_manifests(folder: Path) -> list[Path]:
+    """Those of them that LLMs made."""
+    return [path for path in intents_manifests(folder) if path.parent.name != SESSION_TEXT]

@@ -17,9 +17,8 @@ from recbole_llm4sbr.base.files import make_folder, sha256_file
 from recbole_llm4sbr.base.records import PreparedCounts
 from recbole_llm4sbr.base.settings import deciding
 from recbole_llm4sbr.data.atomic import read_header, read_table
-from recbole_llm4sbr.data.checks import INTENTS, ITEMS, PREPARED
 from recbole_llm4sbr.data.clicks import read_clicks
-from recbole_llm4sbr.data.folders import dataset_folder
+from recbole_llm4sbr.data.folders import ITEMS, PREPARED, dataset_folder, intents_manifests
 from recbole_llm4sbr.data.manifest import Manifest
 from recbole_llm4sbr.data.raw import check_columns, click_files, locate
 from recbole_llm4sbr.data.sessions import PARTS, counts, drop_unseen, filter_rare, prefixes, session_names, sessionize, split
@@ -68,8 +67,8 @@ def prepare(settings: Mapping[str, Any]) -> Manifest:
     manifest = Manifest(folder / PREPARED, "prepare", wanted, {"source": source}, counts=numbers.to_json())
     manifest.check_own(tables)
     # What was made of other session files goes; the answers of the LLM stay in their store.
-    for name in (INTENTS, ITEMS, f"session_text/{INTENTS}"):
-        if (stale := Manifest.read(folder / name)) is not None and stale.files:
+    for path in (folder / ITEMS, *intents_manifests(folder)):
+        if (stale := Manifest.read(path)) is not None and stale.files:
             stale.remove()
     manifest = manifest.write(tables)
     log.info("prepare: %s; %s", describe_counts(numbers), describe_repeatable(settings, numbers))

@@ -13,10 +13,16 @@ from typing import Any
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import PROPERTIES
 from recbole_llm4sbr.base.schema import Artefact, schema
-from recbole_llm4sbr.base.settings import Settings, engine, template_content, uses_intents, uses_item_texts
+from recbole_llm4sbr.base.settings import (
+    Settings,
+    engine,
+    intents_of,
+    template_content,
+    uses_intents,
+    uses_item_texts,
+)
 from recbole_llm4sbr.base.wording import printable, show_settings
-from recbole_llm4sbr.data.checks import INTENTS, ITEMS, PREPARED
-from recbole_llm4sbr.data.folders import dataset_folder, intents_folder
+from recbole_llm4sbr.data.folders import INTENTS, ITEMS, PREPARED, dataset_folder, intents_folder, llm_manifests
 from recbole_llm4sbr.data.manifest import FORMAT, Manifest
 
 log = logging.getLogger(__name__)
@@ -54,7 +60,7 @@ def _recall(settings: Settings, given: Collection[str], artefacts: Collection[Ar
     folder = dataset_folder(settings)
     paths = [folder / PREPARED]
     paths += [folder / ITEMS] if uses_item_texts(settings) else []
-    paths += [intents_folder(folder, settings) / INTENTS] if uses_intents(settings) else []
+    paths += [_intents(folder, settings, given)] if uses_intents(settings) else []
     made: dict[str, Any] = {}
     for path in paths:
         manifest = Manifest.read(path)
@@ -67,6 +73,19 @@ def _recall(settings: Settings, given: Collection[str], artefacts: Collection[Ar
     if changed:
         _say(f"as the files in {str(folder)!r} were made: {printable(show_settings(changed))}")
     return changed
+
+
+def _intents(folder: Path, settings: Settings, given: Collection[str]) -> Path:
+    """The manifest of the intents that are meant: the given LLM's, else those of the LLM that `infer` was last asked for."""
+    of_llms = llm_manifests(folder)
+    if intents_of(settings) != "llm" or not of_llms or {"llm", "llm_backend", "ray_backend", "llm_name"} & set(given):
+        return intents_folder(folder, settings) / INTENTS
+    if len(of_llms) > 1:
+        others = ", ".join(sorted(path.parent.name for path in of_llms[:-1]))
+        _say(
+            f"{str(folder)!r} holds intents of several LLMs: those of {of_llms[-1].parent.name} are used, by --llm those of {others}"
+        )
+    return of_llms[-1]
 
 
 def _check(made: Mapping[str, Any], folder: Path) -> None:

@@ -19,14 +19,14 @@ from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import append_json_line, make_folder, read_json, write_json, write_whole
 from recbole_llm4sbr.base.model_names import canonical_model
 from recbole_llm4sbr.base.records import CellResult, GridEntry, read_cell_results
-from recbole_llm4sbr.base.settings import deciding, load_settings, uses_intents
-from recbole_llm4sbr.base.wording import duration
+from recbole_llm4sbr.base.settings import Settings, deciding, intents_of, llm_name, load_settings, uses_intents
+from recbole_llm4sbr.base.wording import duration, show
 from recbole_llm4sbr.data.checks import RunFiles, settled
 from recbole_llm4sbr.data.remembered import of_files
 from recbole_llm4sbr.experiment.cells import Cell, run_cells
 from recbole_llm4sbr.experiment.feature_files import dry_run_of_all, files_for, make_files_of_all
 from recbole_llm4sbr.experiment.keys import result_key, short_hash
-from recbole_llm4sbr.experiment.variants import EnsembleName, make_variant, with_controls
+from recbole_llm4sbr.experiment.variants import EnsembleName, Variant, make_variant, of_llms, with_controls
 from recbole_llm4sbr.model import model_class
 from recbole_llm4sbr.training.environment import machine
 
@@ -43,6 +43,7 @@ def compare(
     workers: int = 1,
     config_files: Sequence[str] = (),
     command: str = "",
+    llms: Sequence[str] = (),
 ) -> list[CellResult]:
     """Run what is missing of a grid.
 
@@ -57,6 +58,7 @@ def compare(
             then stands for each. With the setting `ray_address` a Ray cluster runs them instead.
         config_files: settings files for every cell.
         command: what was typed, for the report.
+        llms: names of LLMs; each variant that reads an LLM's intents is run with those of each.
 
     Returns:
         The results of the grid's cells; none for a dry run.
@@ -66,7 +68,8 @@ def compare(
             its reason, and ends nothing.
     """
     models = list(dict.fromkeys(map(canonical_model, models)))
-    cells = list(_cells(groups, models, datasets, seeds, given, config_files))
+    given = {**given, "llm": llms[0]} if llms else given
+    cells = list(_cells(groups, models, datasets, seeds, given, config_files, llms))
     _check(cells)
     out = make_folder(out)
     if any(cell.settings["dry_run"] for cell in cells):
@@ -148,6 +151,7 @@ def _cells(
     seeds: int | Sequence[int],
     given: Mapping[str, Any],
     config_files: Sequence[str],
+    llms: Sequence[str],
 ) -> Iterator[Cell]:
     """The cells, the first seed's first, so that a run that is cut short has whole comparisons."""
     for dataset in datasets:
@@ -162,7 +166,8 @@ def _cells(
             for title, names in groups.items():
                 maker = _CellMaker(title, dataset, control | dict(given), config_files, shared_hash)
                 for model in models:
-                    yield from (maker.cell(name, model, seed) for name in with_controls(names))
+                    named = [each for name in names for each in of_llms(name, model, llms, maker.reads_llm)]
+                    yield from (maker.cell(name, model, seed) for name in with_controls(named))
 
 
 @dataclass(frozen=True)
@@ -184,9 +189,17 @@ class _CellMaker:
             first = replace(members[0], model=model, variant=name, seed=seed)
             return replace(first, about=ensemble.about, members=members, weights=ensemble.weights)
         variant = make_variant(name, model)
-        quiet = {"model": model, "seed": seed, "show_progress": False, "state": "error"}
-        settings = load_settings(None, self.dataset, self.config_files, {**self.given, **quiet, **variant.settings}, of_files)
+        settings = self._settings(variant, model, seed)
         return Cell(self.group, self.dataset, model, name, seed, variant.about, settings, base=self.base)
+
+    def reads_llm(self, variant: Variant) -> bool:
+        """Whether a variant reads the intents of an LLM."""
+        settings = self._settings(variant, variant.settings.get("model", "SRGNN"), 0)
+        return uses_intents(settings) and intents_of(settings) == "llm"
+
+    def _settings(self, variant: Variant, model: str, seed: int) -> Settings:
+        quiet = {"model": model, "seed": seed, "show_progress": False, "state": "error"}
+        return load_settings(None, self.dataset, self.config_files, {**self.given, **quiet, **variant.settings}, of_files)
 
 
 _APART = 1000  # between the seeds of plain and plain'
@@ -208,10 +221,25 @@ def _check(cells: Sequence[Cell]) -> None:
     one_call = {
         tuple(cell.settings["views"]) for cell in cells if cell.settings["views_in_one_call"] and uses_intents(cell.settings)
     }
+    _warn_of_other_questions(cells)
     if len(one_call) > 1:
         raise UserError(
             "views_in_one_call=true asks for all views together, so that variants with other views cannot share its answers"
         )
+
+
+_OF_QUESTIONS = ("prompt", "max_sessions", "intent_refresh", "views_in_one_call", "llm_max_new_tokens")
+
+
+def _warn_of_other_questions(cells: Sequence[Cell]) -> None:
+    """Say where LLMs that are compared were not asked the same."""
+    reading = [cell.settings for cell in cells if uses_intents(cell.settings) and intents_of(cell.settings) == "llm"]
+    for key in _OF_QUESTIONS:
+        said = dict.fromkeys(f"{show(settings[key])} for {llm_name(settings)}" for settings in reading)
+        if len({str(settings[key]) for settings in reading}) > 1:
+            log.warning(
+                "the LLMs were asked otherwise, so that they are not compared like with like: %s: %s", key, "; ".join(said)
+            )
 
 
 def _with_keys(cells: Sequence[Cell]) -> list[Cell]:

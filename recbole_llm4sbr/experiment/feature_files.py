@@ -4,12 +4,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.settings import Settings, intents_of, uses_intents, uses_item_texts
+from recbole_llm4sbr.base.settings import Settings, engine, intents_name, llm_name, uses_intents, uses_item_texts
 from recbole_llm4sbr.data.checks import RunFiles
 from recbole_llm4sbr.data.prepare import prepare
 from recbole_llm4sbr.intent.infer import dry_run
 from recbole_llm4sbr.quick_start import make_files
 from recbole_llm4sbr.training.config import check_runnable
+
+_ITEMS, _PLAIN = ".items", ".plain"  # not the name of any LLM's folder
 
 
 def make_files_of_all(runs: Sequence[Mapping[str, Any]]) -> dict[str, RunFiles]:
@@ -19,20 +21,20 @@ def make_files_of_all(runs: Sequence[Mapping[str, Any]]) -> dict[str, RunFiles]:
         runs: settings of each; those that cannot run are left out.
 
     Returns:
-        Manifests by source: `llm`, `session_text`, `items` (item vectors alone) and `plain` (session files alone).
+        Manifests by source, for `files_for`.
 
     Raises:
-        UserError: as `make_files`.
+        UserError: as `make_files`, or two LLMs have one folder.
     """
     made = {source: make_files(settings)[0] for source, settings in _by_source(runs)}
-    return made or {"plain": RunFiles(prepare(next(iter(runs))))}
+    return made or {_PLAIN: RunFiles(prepare(next(iter(runs))))}
 
 
 def dry_run_of_all(runs: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """What the LLM would be asked for the runs, in words."""
     for _, settings in _by_source(runs):
         if uses_intents(settings):
-            yield dry_run(settings, prepare(settings))
+            yield dry_run(settings)
 
 
 def files_for(settings: Mapping[str, Any], made: Mapping[str, RunFiles]) -> RunFiles:
@@ -41,10 +43,10 @@ def files_for(settings: Mapping[str, Any], made: Mapping[str, RunFiles]) -> RunF
 
 
 def source_of(settings: Mapping[str, Any]) -> str:
-    """Which files a run reads, as `make_files_of_all` names them."""
+    """Which files a run reads: the name of its intents' folder, or that it reads item vectors alone or session files alone."""
     if uses_intents(settings):
-        return intents_of(settings)
-    return "items" if uses_item_texts(settings) else "plain"
+        return intents_name(settings)
+    return _ITEMS if uses_item_texts(settings) else _PLAIN
 
 
 def _by_source(runs: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, Settings]]:
@@ -58,6 +60,16 @@ def _by_source(runs: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, Setting
         source = source_of(settings)
         first = found.setdefault(source, Settings({**settings, "views": settings["views"]}))
         if uses_intents(settings):
+            if _asked(first) != _asked(settings):
+                raise UserError(
+                    f"the intents of {' and '.join(map(repr, (_asked(first), _asked(settings))))} would stand in one folder, {source!r}; "
+                    f"compare them in two runs, each with an --atomic_path of its own"
+                )
             first["views"] = list(dict.fromkeys([*first["views"], *settings["views"]]))
             first["intent_k"] = max(first["intent_k"], settings["intent_k"])
     yield from sorted(found.items(), key=lambda each: not uses_item_texts(each[1]))
+
+
+def _asked(settings: Mapping[str, Any]) -> str:
+    """The LLM and what answers for it."""
+    return f"{llm_name(settings)} by {engine(settings)}"

@@ -1,7 +1,7 @@
 """What a model is compared as: the shipped variants of `properties/variants.yaml`, and the paper's ablations made of them."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -37,6 +37,8 @@ ABLATIONS: dict[str, tuple[str, list[str]]] = {
     ),
 }
 
+_OF_THE_LLM = ("llm", "llm_backend")  # each LLM's intents have a folder of their own, so that variants may differ in them
+
 
 @dataclass(frozen=True)
 class MemberName:
@@ -64,6 +66,11 @@ class EnsembleName:
 
     members: tuple[MemberName, ...]
     weights: Literal["equal", "valid"]
+
+    def renamed(self, rename: Callable[[MemberName], str]) -> str:
+        """The ensemble as typed, with other names for the variants of its members."""
+        members = (rename(each) + (f"@{each.model}" if each.model else "") + "'" * each.again for each in self.members)
+        return f"{ENSEMBLE}{','.join(members)})" + ("+weights=valid" if self.weights == "valid" else "")
 
     @property
     def about(self) -> str:
@@ -144,13 +151,32 @@ def make_variant(name: str, model: str) -> Variant:
             raise UserError(
                 f"variant {name!r}: {key!r} is chosen for the grid; name it with --{'models' if key == 'model' else key}"
             )
-        if per_grid(key):
+        if per_grid(key) and key not in _OF_THE_LLM:
             raise UserError(
                 f"variant {name!r}: {key!r} is decided before training, for all cells; run the grid once for each value, with --{key} "
                 f"and an --atomic_path and --out of its own"
             )
         settings[key] = parse_value(value, key)
     return Variant(name, ", ".join([variants[shipped]["about"], *changes]), settings)
+
+
+def of_llms(name: str, model: str, llms: Sequence[str], reads_llm: Callable[[Variant], bool]) -> list[str]:
+    """Names of a variant for each LLM, where it reads an LLM's intents; the name alone where it does not.
+
+    Args:
+        name: of a variant or an ensemble.
+        model: that it is a variant of.
+        llms: names of LLMs; none leave the name as it is.
+        reads_llm: says whether a variant that is no ensemble reads an LLM's intents.
+    """
+    ensemble = EnsembleName.read(name)
+
+    def of(llm: str) -> str:
+        if ensemble is None:
+            return f"{name}+llm={llm}" if reads_llm(make_variant(name, model)) else name
+        return ensemble.renamed(lambda each: of_llms(each.variant, each.model or model, [llm], reads_llm)[0])
+
+    return list(dict.fromkeys(of(llm) for llm in llms)) or [name]
 
 
 def with_controls(names: Sequence[str]) -> list[str]:

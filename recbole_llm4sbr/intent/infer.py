@@ -1,6 +1,7 @@
 """`infer`: prepared sessions -> LLM intents -> `.itememb`, `.sessemb`, `.intentemb` (paper section 4.1; docs/feature-files.md)."""
 
 import logging
+import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,16 +12,17 @@ import numpy.typing as npt
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.records import IntentCounts
-from recbole_llm4sbr.base.settings import check_intent_k, deciding, engine, intents_of
-from recbole_llm4sbr.data.checks import INTENTS, ITEMS, check_prepared, intent_differences, settled
+from recbole_llm4sbr.base.settings import Settings, check_intent_k, deciding, engine, intents_of
+from recbole_llm4sbr.data.checks import check_prepared, intent_differences, settled
 from recbole_llm4sbr.data.features import Localized, SessionLines, Vectors, read_vectors, text_cell, vector_lines
-from recbole_llm4sbr.data.folders import dataset_folder, intents_folder
+from recbole_llm4sbr.data.folders import INTENTS, ITEMS, dataset_folder, intents_folder
 from recbole_llm4sbr.data.manifest import Manifest, of_views
+from recbole_llm4sbr.data.prepare import prepare
 from recbole_llm4sbr.data.rows import SessionRows, read_sessions
 from recbole_llm4sbr.data.sessions import PARTS
 from recbole_llm4sbr.intent.encoder import Encoder
 from recbole_llm4sbr.intent.item_vectors import encode_items, model_identities
-from recbole_llm4sbr.intent.llm_intents import REFRESH, Intents, ask_llm, describe_questions, refresh_since
+from recbole_llm4sbr.intent.llm_intents import REFRESH, STORE, Intents, ask_llm, describe_questions, refresh_since
 from recbole_llm4sbr.intent.localization import ItemIndex, Places, ranges
 from recbole_llm4sbr.intent.pretrained import identify
 from recbole_llm4sbr.intent.prompts import PromptTemplate
@@ -48,8 +50,9 @@ class Inferred:
 def infer(settings: Mapping[str, Any], prepared: Manifest | None = None) -> Inferred:
     """Write the feature files of a prepared dataset, unless they are there, made with the same settings.
 
-    Views that are missing in files made otherwise alike are added to them. The LLM's and `session_text`'s files stand beside each
-    other; `.itememb` is shared. With `llm_refresh` the LLM is asked anew; a refresh that was killed goes on where it was.
+    Views that are missing in files made otherwise alike are added to them, and with a larger `max_sessions` the sessions that were not
+    asked about. The files of each LLM and those of `session_text` stand beside each other; `.itememb` is shared. With `llm_refresh` the
+    LLM is asked anew; a refresh that was killed goes on where it was.
 
     Args:
         settings: what `settings.load_settings` returned.
@@ -139,16 +142,34 @@ def localized(
     return Localized(items, similarities, places)
 
 
-def dry_run(settings: Mapping[str, Any], prepared: Manifest | None = None) -> str:
-    """What `infer` would ask, in words, without a call.
+def dry_run(settings: Mapping[str, Any]) -> str:
+    """What `infer` would ask, in words, without a call. Files that were made otherwise are left as they are, and do not hinder it.
 
     Raises:
-        UserError: as `infer`.
+        UserError: a dataset, column, template, view or model that is not there.
     """
-    _checked(settings, prepared)
     if intents_of(settings) != "llm":
         return f"intent_source={settings['intent_source']} asks no LLM"
-    return describe_questions(settings, read_sessions(dataset_folder(settings), settings["dataset"], *PARTS))
+    PromptTemplate.load(settings["prompt"]).check_views(settings["views"])
+    folder = dataset_folder(settings)
+    with tempfile.TemporaryDirectory() as scratch:
+        here, notes = settings, []
+        try:
+            prepared = prepare(settings)
+        except UserError as error:
+            here = Settings(settings) | {"atomic_path": scratch}
+            prepared = prepare(here)
+            notes = [f"{error}. Of files made anew:", ""]
+        else:
+            made = Manifest.read(intents_folder(folder, settings) / INTENTS)
+            if made is not None and (changed := _hindrances(made, settled(settings, prepared), prepared)):
+                notes = [
+                    f"the feature files in {str(made.path.parent)!r} were made otherwise: {'; '.join(changed)}; infer makes them anew "
+                    f"with --rebuild=true",
+                    "",
+                ]
+        rows = read_sessions(dataset_folder(here), settings["dataset"], *PARTS)
+        return "\n".join([*notes, describe_questions(here, rows, folder.parent / STORE)])
 
 
 def check_askable(settings: Mapping[str, Any]) -> None:
@@ -190,29 +211,49 @@ def _already_there(settings: Mapping[str, Any], prepared: Manifest) -> tuple[Inf
     if made is None:
         return None, settings
     models = model_identities(settings, "encoder", "llm")
-    damage = made.damage()
-    changed = damage or intent_differences(made, settings, prepared, None, models)
+    changed = made.damage() or intent_differences(made, settings, prepared, None, models)
     wider = {**settings, "views": list(dict.fromkeys([*made.settings.get("views", ()), *settings["views"]]))}
     refresh = settings["llm_refresh"] and intents_of(settings) == "llm"
     if not changed and not refresh:
         items = encode_items(settings, prepared)
         if made.inputs["items"] == items.files:
             counts = IntentCounts.from_json(made.counts)
+            made.path.touch()  # the intents that `infer` was last asked for are those that later verbs read
             log.info("infer: %s sessions have their intents already; no LLM call", f"{counts.sessions:,}")
             return Inferred(items, made, replace(counts, reused=counts.distinct_prompts)), settings
         changed = ["the item vectors are others than those it was made from"]
     if not changed:
         return None, wider  # a refresh keeps the views that the files have
-    of_old_views = of_views(deciding(wider, "items", "intents"), made.settings.get("views", ()))
-    extends = not damage and not made.differences(of_old_views, {"prepared": prepared.files}, models)
-    if extends and not settings["views_in_one_call"]:
-        return None, wider  # the files keep their views and get new ones
+    changed = _hindrances(made, settings, prepared)
+    if not changed:
+        return None, wider  # the files keep their views and get new ones, or answers about more sessions
     if not settings["rebuild"]:
         raise UserError(
             f"the feature files in {str(here)!r} were made otherwise: {'; '.join(changed)}; "
             f"add --rebuild=true to make them anew (LLM answers are kept), or choose another --atomic_path"
         )
     return None, settings
+
+
+def _hindrances(made: Manifest, settings: Mapping[str, Any], prepared: Manifest) -> list[str]:
+    """What in a folder's intents, in words, keeps `infer` from leaving them there, and from adding views and sessions to them."""
+    models = model_identities(settings, "encoder", "llm")
+    views = made.settings.get("views", [])
+    wider = list(dict.fromkeys([*views, *settings["views"]]))
+    if damage := made.damage():
+        return damage
+    if settings["views_in_one_call"] and set(wider) != set(views):
+        return intent_differences(made, settings, prepared, None, models)
+    wanted = of_views(deciding({**settings, "views": wider}, "items", "intents"), views)
+    grown = replace(made, settings=_grown(made.settings, settings["max_sessions"]))
+    return grown.differences(wanted, {"prepared": prepared.files}, models)
+
+
+def _grown(made: Mapping[str, Any], wanted: int) -> dict[str, Any]:
+    """The settings of files with `max_sessions` as it is wanted, where that asks about more sessions: those asked before are among them."""
+    before = made.get("max_sessions")
+    grows = type(before) is int and before and (not wanted or wanted > before)
+    return {**made, "max_sessions": wanted} if grows else dict(made)
 
 
 def describe_counts(counts: IntentCounts) -> str:

@@ -6,9 +6,9 @@ from typing import Any
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.settings import deciding, engine, intents_of
-from recbole_llm4sbr.data.checks import ITEMS, check_prepared, item_differences
+from recbole_llm4sbr.data.checks import check_prepared, item_differences
 from recbole_llm4sbr.data.features import vector_lines
-from recbole_llm4sbr.data.folders import dataset_folder
+from recbole_llm4sbr.data.folders import ITEMS, dataset_folder
 from recbole_llm4sbr.data.manifest import Manifest
 from recbole_llm4sbr.data.rows import read_items
 from recbole_llm4sbr.intent.encoder import Encoder

@@ -16,7 +16,7 @@ from recbole_llm4sbr.base.files import make_folder, read_json, write_json
 from recbole_llm4sbr.base.records import IntentCounts
 from recbole_llm4sbr.base.settings import deciding
 from recbole_llm4sbr.data.features import Vectors
-from recbole_llm4sbr.data.folders import dataset_folder
+from recbole_llm4sbr.data.folders import dataset_folder, intents_folder
 from recbole_llm4sbr.data.manifest import Manifest, setting_differences
 from recbole_llm4sbr.data.rows import SessionRows, read_items
 from recbole_llm4sbr.intent.backends import make_backend
@@ -66,7 +66,7 @@ def ask_llm(settings: Mapping[str, Any], rows: SessionRows, encoder: Encoder, si
     folder = dataset_folder(settings)
     store = AnswerStore(folder.parent / STORE)
     questions = _questions(settings, store, rows, since)
-    asked = questions.ask(folder / FAILURES, settings["max_failure_rate"], prices)
+    asked = questions.ask(make_folder(intents_folder(folder, settings)) / FAILURES, settings["max_failure_rate"], prices)
     names, by_view, places = _read_answers(settings, questions, rows)
     store.close()
     if not names:
@@ -183,9 +183,15 @@ def _read_answers(
     return names, by_view, places
 
 
-def describe_questions(settings: Mapping[str, Any], rows: SessionRows) -> str:
-    """What `ask_llm` would ask, in words, without a call: prompts, tokens, time, cost, examples."""
-    store = AnswerStore(dataset_folder(settings).parent / STORE)
+def describe_questions(settings: Mapping[str, Any], rows: SessionRows, path: Path) -> str:
+    """What `ask_llm` would ask, in words, without a call: prompts, tokens, time, cost, examples.
+
+    Args:
+        settings: of the run.
+        rows: prepared sessions.
+        path: of the answer store.
+    """
+    store = AnswerStore(path)
     try:
         return estimate(_questions(settings, store, rows), _prices(settings))
     finally:
@@ -248,7 +254,13 @@ def _prices(settings: Mapping[str, Any]) -> tuple[float, float] | None:
 
 
 def _spread(total: int, most: int) -> list[int]:
-    """Row numbers to ask about: all, or `most` of them at even distances, so that every part gets its share."""
+    """Row numbers to ask about: all, or `most` of them, spread so that every part gets its share; those of a smaller `most` are among them.
+
+    Rows are taken in the order of van der Corput's sequence: 0, 1/2, 1/4, 3/4, 1/8, ... of a power of two.
+    """
     if not most or most >= total:
         return list(range(total))
-    return [int((number + 0.5) * total / most) for number in range(most)]
+    rows, order = np.arange(total), np.zeros(total, np.int64)
+    for bit in range((total - 1).bit_length()):  # the bits of each row's number, turned round
+        order = 2 * order + (rows >> bit & 1)
+    return sorted(np.argsort(order)[:most].tolist())

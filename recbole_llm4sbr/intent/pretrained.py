@@ -160,11 +160,6 @@ def identify(name: str, option: str) -> str:
     return resolve(name, option).identity
 
 
-def resolve_llm(name: str) -> Pretrained:
-    """`resolve` for the LLM."""
-    return resolve(name, "llm")
-
-
 def _load(where: str, *loaders: Callable[[], Any]) -> list[Any]:
     from transformers.utils import logging as transformers_logging
 

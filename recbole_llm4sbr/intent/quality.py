@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from recbole_llm4sbr.base.records import IntentQuality, PreparedCounts, ViewQuality
-from recbole_llm4sbr.base.wording import aligned
+from recbole_llm4sbr.base.wording import aligned, percent
 from recbole_llm4sbr.data.features import Localized
 from recbole_llm4sbr.data.folders import dataset_folder
 from recbole_llm4sbr.data.manifest import Manifest
@@ -23,7 +23,6 @@ from recbole_llm4sbr.intent.prompts import UNKNOWN_ITEM, item_names
 Numbers = npt.NDArray[np.int64]
 
 _ROWS = 50_000  # sessions looked at together
-_FAR = 20  # the cut-off of hits beside `intent_k`, where so many nearest items are stored
 
 
 def quality_of(
@@ -146,19 +145,13 @@ def _share(which: npt.NDArray[np.bool_]) -> float | None:
 
 def describe_quality(quality: IntentQuality, intent_k: int) -> str:
     """The quality as a small table for people; hits at `intent_k` and at 20, or at as many as are stored."""
-    stored = max((len(each.hits) for each in quality.views), default=0)
-    cutoffs = sorted({min(max(intent_k, 1), stored), min(_FAR, stored)} - {0})
     inside = "nearest in session" if quality.inside_by == "nearest" else "title in session"
     rows = [
-        {"view": each.view, "sessions": each.sessions, "a title": _percent(each.titles), inside: _percent(each.inside)}
-        | {f"hit@{cutoff}": _percent(each.hits[cutoff - 1] if each.hits else None) for cutoff in cutoffs}
+        {"view": each.view, "sessions": each.sessions, "a title": percent(each.titles), inside: percent(each.inside)}
+        | {f"hit@{cutoff}": percent(each.hit(cutoff)) for cutoff in quality.cutoffs(intent_k)}
         for each in quality.views
     ]
     lines = ["intents of the training and validation sessions (hits: of validation, among the nearest items)", aligned(rows)]
     if quality.equal is not None:
-        lines.append(f"the same nearest items in all views: {_percent(quality.equal)} of the sessions")
+        lines.append(f"the same nearest items in all views: {percent(quality.equal)} of the sessions")
     return "\n".join(lines)
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f} %"

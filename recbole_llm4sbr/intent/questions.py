@@ -306,7 +306,11 @@ def estimate(questions: Questions, prices: tuple[float, float] | None, examples:
     if len(missing):
         some = missing[np.linspace(0, len(missing) - 1, min(len(missing), 1000)).astype(int)]
         sample = [questions.request(number) for number in some]
-        counted = questions.backend.count_tokens(sample)
+        try:
+            counted = questions.backend.count_tokens(sample)
+        except UserError as error:
+            counted = None
+            lines.append(f"the LLM is not at hand: {error}")
         tokens = counted if counted is not None else sum(len(request.user) + len(request.system) for request in sample) / 4
         tokens = tokens / len(sample) * len(missing)
         exact = "" if counted is not None else " (a quarter of the characters: the tokenizer is not at hand)"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.settings import intents_of
+from recbole_llm4sbr.base.settings import intents_name
 from recbole_llm4sbr.data.features import read_vectors
 from recbole_llm4sbr.data.folders import intents_folder
 
@@ -27,7 +27,7 @@ class IntentFiles:
     """The feature files of a dataset in memory, by RecBole's ids. A search reads them once and shares them among its trials.
 
     Attributes:
-        source: whose intents they are, `llm` or `session_text`.
+        source: whose intents they are, by the name of their folder.
         views: the V views, in the order of the tensors' second dimension.
         items: text vectors of the items [n_items, D].
         nearest, sims: rows of `items` and their similarities by session and view, [S, V, K]; K may be 0.
@@ -46,7 +46,7 @@ class IntentFiles:
     def serves(self, config: Any) -> bool:
         """Whether a run with these settings finds here what it needs."""
         enough = config["intent_k"] <= self.nearest.size(2) if config["intent_k"] else bool(len(self.answers))
-        return self.source == intents_of(config) and set(config["views"]) <= set(self.views) and enough
+        return self.source == intents_name(config) and set(config["views"]) <= set(self.views) and enough
 
     @classmethod
     def read(cls, config: Any, dataset: Any, views: Sequence[str], k: int, with_answers: bool = False) -> "IntentFiles":
@@ -78,7 +78,7 @@ class IntentFiles:
             answer = columns("intent", pd.Index(["", *tokens]), 1)[:, :, 0]
         none = torch.zeros(len(sessions), len(views), 0)
         nearest, sims = (columns("items", items, k), columns("sims", None, k)) if k else (none.int(), none)
-        return cls(intents_of(config), list(views), item_vectors(config, dataset), nearest, sims, answers, answer)
+        return cls(intents_name(config), list(views), item_vectors(config, dataset), nearest, sims, answers, answer)
 
 
 def item_vectors(config: Any, dataset: Any) -> Tensor:

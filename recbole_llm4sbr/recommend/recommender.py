@@ -75,6 +75,12 @@ class Recommender:
         members = load_members([checkpoints] if isinstance(checkpoints, str | Path) else checkpoints, classes, **changed)
         return cls(members, members[0].model if len(members) == 1 else pool_members(members, weights))
 
+    @classmethod
+    def together(cls, recommenders: Sequence["Recommender"]) -> "Recommender":
+        """Loaded models over the same items as an ensemble of equal weights; they share what is loaded, so that one ranks at a time."""
+        members = [member for each in recommenders for member in each._members]
+        return cls(members, pool_members(members, "equal"))
+
     def recommend(
         self,
         sessions: Sequence[Sequence[str]],

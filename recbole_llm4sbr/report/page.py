@@ -10,8 +10,9 @@ from pathlib import Path
 from recbole_llm4sbr.base.files import make_folder, write_whole
 from recbole_llm4sbr.base.wording import show
 from recbole_llm4sbr.report.figures import figures_of, page_script
+from recbole_llm4sbr.report.intents import describe_all
 from recbole_llm4sbr.report.reading import Block, common_settings, read_grids
-from recbole_llm4sbr.report.table import Table, describe_intents
+from recbole_llm4sbr.report.table import Table
 from recbole_llm4sbr.report.tables import shown_settings, tables_of
 
 
@@ -81,9 +82,8 @@ def _facts(block: Block) -> list[str]:
 
 def intents_said(block: Block) -> str:
     """Who made the intents of a block's `llm4sbr`, in words."""
-    line = next((each for each in block.lines if each.variant.startswith("llm4sbr") and each.results), None)
-    if line is not None:
-        return describe_intents(next(iter(line.results.values())))
+    if said := describe_all(block.lines):
+        return said
     return "see the search below." if block.searches else "none of these models reads an LLM's intents."
 
 

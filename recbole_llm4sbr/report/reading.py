@@ -1,5 +1,6 @@
 """What `compare`, `ablate` and `tune` left in their folders, read for the report: `grid.json`, `cells.jsonl`, `ranks/*.npz`."""
 
+import re
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -128,8 +129,8 @@ class Block:
         return max(results, key=lambda result: result.infer is not None)
 
     def pairs(self, group: str) -> list[tuple[Line, Line]]:
-        """What is tested against what: every variant against the model's reference, LLM4SBR against its controls, and an ensemble against
-        as many plain models."""
+        """What is tested against what: every variant against the model's reference, LLM4SBR against its controls and with one LLM against
+        the first one, and an ensemble against as many plain models."""
         found: dict[frozenset[int], tuple[Line, Line]] = {}  # each pair once, whichever of the two comes first
         for line in self.of(group):
             others = [each for each in self.of(group) if each.model == line.model]
@@ -138,11 +139,21 @@ class Block:
             else:
                 others = [each for each in others if not each.variant.startswith(ENSEMBLE)]
                 references = [_reference(others)]
-                references += [each for each in others if each.variant in CONTROLS] if line.variant == "llm4sbr" else []
+                references += _compared(line, others)
             for reference in references:
                 if reference is not line:
                     found.setdefault(frozenset((id(line), id(reference))), (line, reference))
         return list(found.values())
+
+
+def _compared(line: Line, others: Sequence[Line]) -> list[Line]:
+    """What LLM4SBR is tested against beside the reference: its controls, and the same with the intents of the first LLM; else nothing."""
+    match = re.fullmatch(r"llm4sbr(\+llm=[^+]+)?", line.variant)
+    if match is None:
+        return []
+    llm = match[1] or ""
+    first = [each for each in others if each.variant.startswith("llm4sbr+llm=")][:1] if llm else []
+    return [each for each in others if each.variant in CONTROLS or each.variant.removesuffix(llm) in CONTROLS] + first
 
 
 def _reference(lines: Sequence[Line]) -> Line:

@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from recbole_llm4sbr.base.records import Search
 from recbole_llm4sbr.base.wording import show, show_settings
-from recbole_llm4sbr.report.table import Table, describe_intents
+from recbole_llm4sbr.report.intents import describe_intents
+from recbole_llm4sbr.report.table import Table
 from recbole_llm4sbr.report.unfinished import COLUMN, UNFINISHED
 
 

@@ -1,10 +1,8 @@
-"""A table of the report, as Markdown and as HTML; and who made the intents of a run, in words."""
+"""A table of the report, as Markdown and as HTML."""
 
 import html
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-
-from recbole_llm4sbr.base.records import RunResult
 
 
 def _one_line(text: str) -> str:
@@ -63,22 +61,3 @@ class Table:
             f"<h3>{html.escape(self.title)}</h3>\n<p class=how>{html.escape(self.how)}</p>\n"
             f"<div class=scroll><table><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table></div>\n"
         )
-
-
-def describe_intents(result: RunResult) -> str:
-    """Who made the intents that a run read, in words."""
-    settings, counts = result.settings, result.infer
-    if counts is None:
-        return "no intents."
-    if settings["intent_source"] != "llm":
-        return (
-            "**no language model was asked here.** LLM4SBR reads `session_text`: the mean text vector of the session's items (of its last "
-            "three for the short view). It shows what the fusion does with text, not what an LLM adds."
-        )
-    text = (
-        f"answers of {settings['llm']}, {counts.prompts:,} prompts, {counts.no_intent:,} of "
-        f"{counts.intents + counts.no_intent:,} intents missing; text encoder {settings['encoder']}"
-    )
-    if counts.not_asked:
-        text += f"; {counts.not_asked:,} further intents were not asked for (max_sessions={settings['max_sessions']})"
-    return text + "."

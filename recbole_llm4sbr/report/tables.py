@@ -8,6 +8,7 @@ import numpy.typing as npt
 from recbole_llm4sbr.base.records import RunResult
 from recbole_llm4sbr.base.schema import schema
 from recbole_llm4sbr.base.wording import show, show_settings
+from recbole_llm4sbr.report.intents import quality_table
 from recbole_llm4sbr.report.reading import Block, Line, buckets_of, common_settings, is_per_session, main_metrics, metrics_of
 from recbole_llm4sbr.report.searches import search_tables
 from recbole_llm4sbr.report.statistics import holm, improvement, paired_p, verdict
@@ -33,6 +34,8 @@ def tables_of(block: Block) -> list[Table]:
         tested = [metric for metric in main_metrics(main) if is_per_session(metric)]
         if tested and all(line.ranks for line in main):
             tables.append(_buckets_table(main, tested))
+        if (quality := quality_table(block.lines)) is not None:
+            tables.append(quality)
         tables += [_cost_table(_distinct(block)), _variants_table(block)]
     failed = [[line.model, line.variant, str(seed), reason] for line in block.lines for seed, reason in line.reasons.items()]
     if failed:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from recbole_llm4sbr.base.settings import class_name, engine, intents_of, reads_intents
+from recbole_llm4sbr.base.settings import class_name, engine, intents_of, llm_name, reads_intents
 from recbole_llm4sbr.training.logs import least_level
 
 log = logging.getLogger(__name__)
@@ -21,10 +21,9 @@ def _intents(settings: Any) -> str:
     source = settings["intent_source"]
     if source in ("none", "random"):
         return "no intents" if source == "none" else "random vectors"
-    asked = (settings["llm_name"] or settings["llm"]) if engine(settings) == "openai" else settings["llm"]
-    llm = "echo (not a language model)" if engine(settings) == "echo" else str(asked)
+    llm = "echo (not a language model)" if engine(settings) == "echo" else llm_name(settings)
     whose = llm if intents_of(settings) == "llm" else intents_of(settings)
-    return f"{whose}, exchanged between sessions" if source == "shuffled" else str(whose)
+    return f"{whose}, exchanged between sessions" if source == "shuffled" else whose
 
 
 def say_head(config: Any, settings: Mapping[str, Any], train_data: Any) -> None:

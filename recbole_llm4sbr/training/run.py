@@ -18,8 +18,8 @@ from recbole_llm4sbr.base.recbole import data_preparation, init_seed
 from recbole_llm4sbr.base.records import IntentCounts, PreparedCounts, RunResult, Tested
 from recbole_llm4sbr.base.screen import RECBOLE, Screen, is_verbose
 from recbole_llm4sbr.base.settings import class_name
-from recbole_llm4sbr.data.checks import PREPARED, RunFiles, check_run_files, run_checksums, settled
-from recbole_llm4sbr.data.folders import dataset_folder
+from recbole_llm4sbr.data.checks import RunFiles, check_run_files, run_checksums, settled
+from recbole_llm4sbr.data.folders import PREPARED, dataset_folder
 from recbole_llm4sbr.data.manifest import Manifest
 from recbole_llm4sbr.data.prepare import warn_of_misses
 from recbole_llm4sbr.training.config import SessionConfig, check_runnable

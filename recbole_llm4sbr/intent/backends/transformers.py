@@ -6,6 +6,7 @@ beginning form a group; the beginning's keys and values are computed once per gr
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 from recbole_llm4sbr.intent.backends import Reply, Request
 from recbole_llm4sbr.intent.backends.chat import Group, common, group, local_decoding, tokenize
-from recbole_llm4sbr.intent.pretrained import Pretrained, resolve_llm
+from recbole_llm4sbr.intent.pretrained import Pretrained, identify, resolve
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +39,8 @@ class TransformersBackend:
     """
 
     def __init__(self, llm: str, max_new_tokens: int, batch_tokens: int = 0, device: str = "auto", share: bool = True) -> None:
-        self.source: Pretrained = resolve_llm(llm)
-        self.identity = self.source.identity
+        self.identity = identify(llm, "llm")
+        self._llm = llm
         self.decoding = local_decoding(max_new_tokens)
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         self.batch_tokens = batch_tokens or (_CPU_TOKENS if self.device.type == "cpu" else _GPU_TOKENS)
@@ -53,6 +54,11 @@ class TransformersBackend:
     def from_settings(cls, settings: Mapping[str, Any]) -> "TransformersBackend":
         """As `llm`, `llm_max_new_tokens`, `llm_batch_tokens`, `llm_device` say."""
         return cls(settings["llm"], settings["llm_max_new_tokens"], settings["llm_batch_tokens"], settings["llm_device"])
+
+    @cached_property
+    def source(self) -> Pretrained:
+        """Where the model is; an embedded one is fetched when it is first asked for, not to know what it has answered."""
+        return resolve(self._llm, "llm")
 
     def count_tokens(self, requests: Iterable[Request]) -> int:
         """Tokens of the prompts; loads the tokenizer only."""

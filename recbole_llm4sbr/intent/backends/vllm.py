@@ -4,6 +4,7 @@ The engine batches and schedules by itself; here the prompts only stand in an or
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.intent.backends import Reply, Request
 from recbole_llm4sbr.intent.backends.chat import local_decoding, tokenize
-from recbole_llm4sbr.intent.pretrained import resolve_llm
+from recbole_llm4sbr.intent.pretrained import Pretrained, identify, resolve
 
 _BLOCK = 8_192  # requests given to the engine at once
 
@@ -35,8 +36,8 @@ class VLLMBackend:
                 f"llm_backend='vllm' cannot load vLLM ({error}); run `pip install 'recbole-llm4sbr[vllm]'` on a machine with a GPU"
             ) from None
         self._vllm = vllm
-        self._source = resolve_llm(llm)
-        self.identity = self._source.identity
+        self.identity = identify(llm, "llm")
+        self._llm = llm
         self.decoding = local_decoding(max_new_tokens)
         self._max_new_tokens = max_new_tokens
         self._engine: Any = None
@@ -46,6 +47,10 @@ class VLLMBackend:
     def from_settings(cls, settings: Mapping[str, Any]) -> "VLLMBackend":
         """As `llm` and `llm_max_new_tokens` say."""
         return cls(settings["llm"], settings["llm_max_new_tokens"])
+
+    @cached_property
+    def _source(self) -> Pretrained:
+        return resolve(self._llm, "llm")
 
     def count_tokens(self, requests: Iterable[Request]) -> int:
         """Tokens of the prompts; loads the tokenizer only."""
