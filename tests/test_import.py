@@ -5,6 +5,9 @@ import datetime
 import gzip
 import json
 import random
+import re
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -479,3 +482,20 @@ def test_the_example_of_the_docs_is_imported_as_the_docs_say(capsys):
     assert "400 users, 104 items (104 with a title, 0 without)" in capsys.readouterr().out
     assert 'The "oak" lamp, 10 cm' in {row[1] for row in plain("item")}
     assert prepare(load_settings(dataset="mine")).counts["catalogue"] == 104
+
+
+def test_the_readmes_commands_lead_from_files_to_recommendations(tiny_encoder, capsys):
+    home = Path(__file__).parents[1]
+    block = next(each for each in (home / "README.md").read_text().split("```") if "own_data_example.py" in each)
+    script, *commands = [shlex.split(line, comments=True) for line in block.splitlines()[1:]]
+    assert script[0] == "python"
+    subprocess.run([sys.executable, str(home / script[1])], check=True)
+    assert [command[0] for command in commands] == ["recbole-llm4sbr"] * 3
+    for command in commands:
+        trains = [f"--encoder={tiny_encoder}", "--epochs=2", "--gpu_id="] if "--model=SRGNN" in command else []
+        assert main([*command[1:], *trains]) == 0
+        said = capsys.readouterr().out
+    head, *rows = said.splitlines()
+    assert head.split() == ["rank", "item", "score", "title", "(intents:", "session_text)"]
+    assert [row.split()[0] for row in rows] == ["1", "2", "3", "4", "5"]
+    assert all(re.search(r'The "\w+" \w+, \d+ cm$', row) for row in rows)

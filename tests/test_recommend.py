@@ -233,3 +233,14 @@ def test_a_damaged_answer_store_is_said_and_not_passed_over(tiny):
     known = recommender.catalogue.clicked.index(True)
     with pytest.raises(UserError, match="is not an answer store"):
         recommender.scores([[known]])
+
+
+def test_a_pattern_means_the_newest_checkpoint_of_that_form(tiny, tmp_path):
+    old, new = (train(tiny | {"model": "SRGNN", "llm4sbr": False, "seed": seed, "checkpoint_dir": str(tmp_path / name)}).checkpoint
+                for seed, name in ((1, "z"), (2, "a")))  # fmt: skip
+    pattern = (
+        str(tmp_path / "*" / "*" / "SRGNN.pth") if Path(old).parent.parent.name == "z" else str(tmp_path / "*" / "SRGNN.pth")
+    )
+    assert Recommender.load(pattern).recommend([["m1"]]).equals(Recommender.load(new).recommend([["m1"]]))
+    with pytest.raises(UserError, match="no checkpoint has the form"):
+        load_model(str(tmp_path / "none-*"))

@@ -16,6 +16,8 @@ from recbole_llm4sbr.base.recbole import Trainer, get_trainer
 from recbole_llm4sbr.base.screen import RECBOLE
 from recbole_llm4sbr.training.epochs import EpochLines
 
+log = getLogger(__name__)
+
 
 def session_trainer(config: Any, model: torch.nn.Module) -> Trainer:
     """RecBole's trainer for the model, with safe checkpoints, the seconds of each training epoch in `epoch_seconds`, and `ranks`."""
@@ -145,9 +147,20 @@ def plain(value: Any) -> Any:
 def read_checkpoint(path: str | Path, device: str = "cpu") -> dict[str, Any]:
     """Load a checkpoint; no code in it is ever run.
 
+    Args:
+        path: of the file, or a pattern as `saved/SRGNN-mine-*/SRGNN.pth`, which means the newest file of that form.
+        device: where its tensors go.
+
     Raises:
         UserError: the file is missing or is not a checkpoint of this package.
     """
+    if "*" in str(path) and not Path(path).is_file():
+        anchor = Path(path).anchor
+        found = list(Path(anchor).glob(str(Path(path).relative_to(anchor))))
+        if not found:
+            raise UserError(f"no checkpoint has the form {str(path)!r}; `train` names the file that it wrote")
+        path = max(found, key=lambda each: each.stat().st_mtime_ns)
+        log.info("checkpoint %s", path)
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
