@@ -80,7 +80,7 @@ def test_metrics_are_those_of_the_plain_formulas(sessions, monkeypatch, model):
 
 
 def test_with_every_item_a_candidate_the_numbers_are_those_of_before(tmp_path):
-    """What commit 090c0b5, the last before `repeatable`, printed for these settings; without the session's items it is 0.0477 and 0.1415."""
+    """What commit 090c0b5, the last before `repeatable`, printed; without the session's items they are 0.0477 and 0.1415."""
     given = {"llm4sbr": False, "repeatable": True, "epochs": 4, "show_progress": False, "atomic_path": str(tmp_path / "atomic")}
     settings = load_settings("SRGNN", "ml-100k", overrides=given)
     prepare(settings)
