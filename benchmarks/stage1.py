@@ -1,10 +1,10 @@
 """LLM prompts per second: a loop of one prompt at a time, as in the authors' code, and ours, measure by measure, in one run.
 
-    python benchmarks/stage1.py [--targets last] [--sessions 32] [--dataset ml-100k] [--llm smollm2-135m-instruct] [--json FILE]
+    python benchmarks/stage1.py [--targets last] [--sessions 32] [--dataset ml-100k] [--llm smollm2-135m-instruct] [--vllm] [--json FILE]
 
 All lines answer the same prompts with the same model in the same number type: two views of each row of the first sessions;
 `--targets all` makes every prefix of them a row, as the paper's protocol for Beauty does. Short by default; figures grow steadier
-with more sessions.
+with more sessions. With `--vllm` the same by vLLM too, where it is installed (benchmarks/vllm_environment.py).
 """
 
 import argparse
@@ -20,7 +20,7 @@ from recbole_llm4sbr.base.settings import load_settings
 from recbole_llm4sbr.data.folders import dataset_folder
 from recbole_llm4sbr.data.prepare import prepare
 from recbole_llm4sbr.data.rows import read_items, read_sessions
-from recbole_llm4sbr.intent.backends import Reply, Request
+from recbole_llm4sbr.intent.backends import LLMBackend, Reply, Request
 from recbole_llm4sbr.intent.backends.chat import Group, render, tokenize
 from recbole_llm4sbr.intent.backends.transformers import TransformersBackend
 from recbole_llm4sbr.intent.prompts import PromptTemplate, SessionPrompts, item_names
@@ -59,7 +59,7 @@ def one_at_a_time(backend: TransformersBackend, requests: Sequence[Request], sto
     return answers
 
 
-def collected(backend: TransformersBackend, requests: Sequence[Request]) -> list[str]:
+def collected(backend: LLMBackend, requests: Sequence[Request]) -> list[str]:
     got = {reply.position: reply.answer for reply in backend.generate(requests)}
     return [got[position] for position in range(len(requests))]
 
@@ -94,6 +94,7 @@ def main() -> None:
     parser.add_argument("--data_path", default="dataset/")
     parser.add_argument("--llm", default="smollm2-135m-instruct")
     parser.add_argument("--batch_tokens", type=int, default=0)
+    parser.add_argument("--vllm", action="store_true", help="also ask vLLM, in the same number type")
     parser.add_argument("--json", help="also write the figures to this file")
     options = parser.parse_args()
 
@@ -115,6 +116,13 @@ def main() -> None:
         ("+ shared beginnings computed once", lambda: collected(ours, requests)),
         ("+ equal prompts sent once", lambda: distinct_once(ours, requests)),
     ]
+    if options.vllm:
+        from recbole_llm4sbr.intent.backends.vllm import VLLMBackend
+
+        dtype = str(next(ours._model.parameters()).dtype).removeprefix("torch.")
+        engine = VLLMBackend(options.llm, 16, {"dtype": dtype, "max_model_len": 2048})
+        collected(engine, requests[:8])
+        measures.append(("vLLM", lambda: collected(engine, requests)))
     tokens = ours.count_tokens(requests) / len(requests)
     dtype = str(next(ours._model.parameters()).dtype).removeprefix("torch.")
     print(f"{options.llm}, {ours.device}, {dtype}; {len(requests)} prompts of {tokens:.0f} tokens, targets {options.targets}")

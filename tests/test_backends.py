@@ -160,24 +160,39 @@ def test_the_embedded_llm_answers_and_the_embedded_encoder_knows_what_is_alike()
 
 
 class FakeVLLM:
-    """Stands in for the vllm module, which needs a GPU: it "generates" the reversed prompt and keeps what it was given."""
+    """Stands in for the vllm module (tests/test_vllm.py runs the real one): it "generates" the reversed prompt, ends up to three
+    requests in each step, the newest first, and keeps what it was given."""
 
     class LLM:
         def __init__(self, **given):
-            FakeVLLM.made = given
+            FakeVLLM.made, FakeVLLM.prompts, FakeVLLM.sampling, FakeVLLM.most = given, [], [], 0
+            self.llm_engine, self._waiting = self, {}
 
-        def generate(self, prompts, sampling, use_tqdm):
-            FakeVLLM.prompts, FakeVLLM.sampling = prompts, sampling
-            ids = [prompt["prompt_token_ids"][::-1] for prompt in prompts]
-            return [SimpleNamespace(outputs=[SimpleNamespace(text=f"{each[0]}-{len(each)}", token_ids=each)]) for each in ids]
+        def add_request(self, name, prompt, sampling):
+            FakeVLLM.prompts.append(prompt)
+            FakeVLLM.sampling.append(sampling)
+            self._waiting[name] = prompt["prompt_token_ids"][::-1]
+            FakeVLLM.most = max(FakeVLLM.most, len(self._waiting))
+
+        def step(self):
+            ended = [self._waiting.popitem() for _ in range(min(3, len(self._waiting)))]
+            output = [(name, SimpleNamespace(text=f"{ids[0]}-{len(ids)}", token_ids=ids)) for name, ids in ended]
+            unfinished = [SimpleNamespace(request_id=name, finished=False) for name in self._waiting]
+            return [SimpleNamespace(request_id=name, finished=True, outputs=[each]) for name, each in output] + unfinished
 
     SamplingParams = staticmethod(lambda **given: given)
 
 
 def test_the_vllm_backend_gives_each_request_its_own_answer_and_keeps_shared_beginnings_together(tiny_llm, monkeypatch):
+    from recbole_llm4sbr.intent.backends import vllm
     from recbole_llm4sbr.intent.backends.vllm import VLLMBackend
 
     monkeypatch.setitem(sys.modules, "vllm", FakeVLLM)
+    monkeypatch.setitem(
+        sys.modules, "vllm.sampling_params", SimpleNamespace(RequestOutputKind=SimpleNamespace(FINAL_ONLY="last"))
+    )
+    monkeypatch.setattr(vllm, "_BLOCK", 7)
+    monkeypatch.setattr(vllm, "_WAITING", 5)
     backend, plain = VLLMBackend(tiny_llm, 12), TransformersBackend(tiny_llm, 12, device="cpu")
     assert (backend.identity, backend.decoding) == (plain.identity, plain.decoding)  # local engines share their answers
     asked = [*requests(), Request("s", "two lines", "", 2)]
@@ -185,7 +200,12 @@ def test_the_vllm_backend_gives_each_request_its_own_answer_and_keeps_shared_beg
     expected = [tokenizer(render(tokenizer, request), add_special_tokens=False).input_ids for request in asked]
     assert answers(backend, asked) == {n: f"{ids[-1]}-{len(ids)}" for n, ids in enumerate(expected)}
     given = [prompt["prompt_token_ids"] for prompt in FakeVLLM.prompts]
-    assert given == sorted(given)
+    assert len(asked) > 7
+    assert all(given[start : start + 7] == sorted(given[start : start + 7]) for start in range(0, len(given), 7))
+    assert FakeVLLM.most == 5
+    replies = list(backend.generate(asked))
+    ends = [place for place, reply in enumerate(replies) if not reply.more]
+    assert max(end - start for start, end in zip([-1, *ends], ends)) <= 3  # a step ends a batch, which is stored
     assert FakeVLLM.made["enable_prefix_caching"]
     assert {each["max_tokens"] for each in FakeVLLM.sampling} == {12, 24}
     assert all(each["temperature"] == 0 for each in FakeVLLM.sampling)

@@ -462,3 +462,16 @@ def test_cells_run_on_a_ray_cluster(here, ray_cluster):
     same = run(here, "alone", seeds=1)
     assert [row.result.test_result for row in rows] == [row.result.test_result for row in same]
     assert rows[0].key == same[0].key
+
+
+def test_a_class_in_the_working_folder_trains_in_processes_with_the_defaults_of_what_it_extends(here, tmp_path, monkeypatch):
+    Path("own_models.py").write_text(
+        "from recbole.model.sequential_recommender import GRU4Rec\n\nclass Mine(GRU4Rec):\n    pass\n"
+        "\nclass Wide(Mine):\n    pass\n"
+    )
+    own, wide = run(here, models=["own_models:Mine", "own_models:Wide"], variants=["llm4sbr"], seeds=1, workers=2)
+    (theirs,) = run(here, models=["GRU4Rec"], variants=["llm4sbr"], seeds=1)
+    assert own.result.test_result == wide.result.test_result == theirs.result.test_result
+    assert own.result.parameters == theirs.result.parameters
+    (larger,) = run(here | {"num_layers": 2}, models=["own_models:Mine"], variants=["llm4sbr"], seeds=1)
+    assert larger.result.parameters > own.result.parameters

@@ -102,7 +102,9 @@ def test_a_dry_run_counts_for_files_made_otherwise_and_leaves_them_as_they_are(t
     said = dry_run(settings_for(item_name="{title} ({year})"))
     assert "made otherwise: item_name was" in said.splitlines()[0]
     assert "(1950)" in said or "(19" in said
-    said = dry_run(settings_for(llm="nobody/nothing-such", llm_backend="transformers", encoder="nobody/nothing"))
+    Path("hollow").mkdir()
+    Path("hollow/config.json").write_text("{}")
+    said = dry_run(settings_for(llm=str(Path("hollow").resolve()), llm_backend="transformers", encoder="nobody/nothing"))
     assert "the LLM is not at hand" in said
     assert "prompt tokens: about" in said
     after = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

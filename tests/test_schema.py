@@ -76,6 +76,10 @@ TRAINING = {
 RUN = {
     "eval_batch_size": (7, {}),
     "llm_batch_tokens": (512, {}),
+    "vllm_tensor_parallel": (2, {}),
+    "vllm_dtype": ("float32", {}),
+    "vllm_memory": (0.5, {}),
+    "vllm_max_tokens": (4096, {}),
     "llm_concurrency": (2, {}),
     "llm_timeout": (9.0, {}),
     "llm_retries": (1, {}),

@@ -224,6 +224,17 @@ def recbole_defaults(model: str) -> dict[str, Any]:
     return found
 
 
+def inherited_defaults(model: type) -> dict[str, Any]:
+    """The defaults of the settings of a model that a class of the user's own extends; none for a model that has its own."""
+    for base in model.__mro__:
+        general, own = recbole_defaults(""), recbole_defaults(base.__name__)
+        found = {key: value for key, value in own.items() if key not in general or general[key] != value}
+        found |= model_defaults(base.__name__)
+        if found:
+            return {} if base is model else found
+    return {}
+
+
 def check_keys(keys: Iterable[str], model: str) -> None:
     """Refuse settings that neither this package nor RecBole knows; a model class of the user's own may have settings of its own.
 

@@ -155,7 +155,7 @@ def _cells(
 ) -> Iterator[Cell]:
     """The cells, the first seed's first, so that a run that is cut short has whole comparisons."""
     for dataset in datasets:
-        base = load_settings(dataset=dataset, config_files=config_files, overrides=given, recall=of_files)
+        base = _base(dataset, models[0], config_files, given)
         first = int(base.get("seed", 2020))
         control = {"control_of": "session_text"} if base["intent_source"] == "session_text" else {}
         shared = {**base, **control}
@@ -168,6 +168,14 @@ def _cells(
                 for model in models:
                     named = [each for name in names for each in of_llms(name, model, llms, maker.reads_llm)]
                     yield from (maker.cell(name, model, seed) for name in with_controls(named))
+
+
+def _base(dataset: str, model: str, config_files: Sequence[str], given: Mapping[str, Any]) -> Settings:
+    """The settings of a grid without those of any model: of the default model, or of `model` where settings of its own are given."""
+    try:
+        return load_settings(None, dataset, config_files, given, of_files)
+    except UserError:
+        return load_settings(model, dataset, config_files, given, of_files)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import check_folder
 from recbole_llm4sbr.base.recbole import Config
-from recbole_llm4sbr.base.settings import check_intent_k, uses_intents
+from recbole_llm4sbr.base.settings import check_intent_k, inherited_defaults, uses_intents
 from recbole_llm4sbr.model import check_stock, check_wrappable, is_switched, model_class
 
 _OF_MANY = ("local_rank", "world_size", "offset")  # settings of one of several training processes
@@ -32,9 +32,8 @@ class SessionConfig(Config):  # type: ignore[misc]
             check_wrappable(model)
         folder = Path(settings["atomic_path"]) / settings["dataset"]
         try:
-            given = (
-                dict(settings) | file_settings(settings) | {"repeatable": True}
-            )  # RecBole takes no other for sequential models
+            given = inherited_defaults(model) | dict(settings) | file_settings(settings)
+            given["repeatable"] = True  # RecBole takes no other for sequential models
             super().__init__(model=model, dataset=settings["dataset"], config_dict=given)
         except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
             raise UserError(f"RecBole refuses these settings: {error}") from None

@@ -48,7 +48,7 @@ def load_model(checkpoint: str | Path, classes: Sequence[str] = (), **changed: A
             asked for, or prepared or feature files other than those that the model was trained on.
     """
     state = read_checkpoint(checkpoint)
-    saved = Settings(state["config"]["given"])
+    saved = _of_now(state["config"]["given"])
     _check_trusted(saved["model"], [*classes, changed.get("model")], checkpoint)
     if changed.get("model"):
         changed["model"] = canonical_model(changed["model"])
@@ -63,6 +63,12 @@ def load_model(checkpoint: str | Path, classes: Sequence[str] = (), **changed: A
     model.load_state_dict(state["state_dict"])
     model.load_other_parameter(state.get("other_parameter"))  # type: ignore[operator]
     return Loaded(config, model.eval(), dataset, train_data, valid_data, test_data)
+
+
+def _of_now(saved: Mapping[str, Any]) -> Settings:
+    """The settings of a checkpoint, with those that came later and decide nothing, such as how vLLM is started, at their defaults."""
+    of_runs = {key: each.default for key, each in schema().items() if each.has_default and each.decides == "run"}
+    return Settings(of_runs) | saved
 
 
 def _check_same_data(then: Any, now: dict[str, Any], checkpoint: str | Path) -> None:

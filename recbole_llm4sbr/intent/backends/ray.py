@@ -53,9 +53,10 @@ class RayBackend:
 
         connect(self._settings["ray_address"])
         resources = ray.cluster_resources()
-        gpus = 1 if resources.get("GPU") else 0
+        each = self._settings["vllm_tensor_parallel"] if self._settings["ray_backend"] == "vllm" else 1
+        gpus = each if resources.get("GPU") else 0
         cpus = self._settings["ray_cpus_per_worker"]
-        most = int(resources["GPU"] if gpus else resources["CPU"] // cpus)
+        most = int(resources["GPU"] // gpus if gpus else resources["CPU"] // cpus)
         workers = min(self._settings["ray_workers"] or most, -(-len(rows) // _BLOCK))
         if workers > most or most < 1:
             raise UserError(

@@ -1,9 +1,10 @@
-"""Backend `vllm`: vLLM's offline engine with automatic prefix caching, for GPUs (`pip install 'recbole-llm4sbr[vllm]'`).
+"""Backend `vllm`: vLLM's offline engine with automatic prefix caching (`pip install 'recbole-llm4sbr[vllm]'`).
 
-The engine batches and schedules by itself; here the prompts only stand in an order in which shared beginnings follow each other.
+The engine batches and schedules by itself, in the order in which requests reach it. Prompts reach it in lexical order, in which shared
+beginnings follow each other, so that its cache still holds them; a limited number wait in it, and every step's answers are handed on.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -14,7 +15,8 @@ from recbole_llm4sbr.intent.backends import Reply, Request
 from recbole_llm4sbr.intent.backends.chat import local_decoding, tokenize
 from recbole_llm4sbr.intent.pretrained import Pretrained, identify, resolve
 
-_BLOCK = 8_192  # requests given to the engine at once
+_BLOCK = 8_192  # requests that are put in order together
+_WAITING = 1_024  # requests in the engine at once; what is computed when a run is killed is lost
 
 
 class VLLMBackend:
@@ -23,30 +25,38 @@ class VLLMBackend:
     Args:
         llm: short name, hub id, local folder or .gguf file.
         max_new_tokens: longest line of an answer in tokens.
+        engine: further arguments of vLLM's `LLM`, as `{"tensor_parallel_size": 2}`.
 
     Raises:
         UserError: vLLM is not installed, or the model cannot be found.
     """
 
-    def __init__(self, llm: str, max_new_tokens: int) -> None:
+    def __init__(self, llm: str, max_new_tokens: int, engine: Mapping[str, Any] | None = None) -> None:
         try:
             import vllm
         except ImportError as error:
             raise UserError(
-                f"llm_backend='vllm' cannot load vLLM ({error}); run `pip install 'recbole-llm4sbr[vllm]'` on a machine with a GPU"
+                f"llm_backend='vllm' cannot load vLLM ({error}); run `pip install 'recbole-llm4sbr[vllm]'` on a machine with a GPU, or see "
+                f"docs/llm-backends.md for one without"
             ) from None
         self._vllm = vllm
         self.identity = identify(llm, "llm")
-        self._llm = llm
         self.decoding = local_decoding(max_new_tokens)
-        self._max_new_tokens = max_new_tokens
+        self._llm, self._max_new_tokens, self._arguments = llm, max_new_tokens, dict(engine or {})
         self._engine: Any = None
         self._tokenizer: Any = None
+        self._count = 0  # requests that the engine was given
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> "VLLMBackend":
-        """As `llm` and `llm_max_new_tokens` say."""
-        return cls(settings["llm"], settings["llm_max_new_tokens"])
+        """As `llm`, `llm_max_new_tokens` and the settings that begin with `vllm_` say."""
+        engine = {
+            "tensor_parallel_size": settings["vllm_tensor_parallel"],
+            "dtype": settings["vllm_dtype"],
+            "gpu_memory_utilization": settings["vllm_memory"],
+            "max_model_len": settings["vllm_max_tokens"] or None,
+        }
+        return cls(settings["llm"], settings["llm_max_new_tokens"], engine)
 
     @cached_property
     def _source(self) -> Pretrained:
@@ -58,29 +68,64 @@ class VLLMBackend:
         return sum(map(len, tokenize(self._tokenizer, requests)))
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Reply]:
-        """Answer all requests, block by block."""
+        """Answer all requests; what is done after a step of the engine is yielded together.
+
+        Raises:
+            UserError: vLLM cannot start its engine with this model and these settings.
+        """
         coming, done = iter(requests), 0
         while block := list(islice(coming, _BLOCK)):
-            if self._engine is None:
-                self._tokenizer = self._tokenizer or self._source.load_tokenizer()
-                where = Path(self._source.where, self._source.gguf_file) if self._source.gguf_file else self._source.where
-                self._engine = self._vllm.LLM(model=str(where), enable_prefix_caching=True, seed=0)
-            tokens = tokenize(self._tokenizer, block)
+            tokens = tokenize(self._started_tokenizer(), block)
             order = sorted(range(len(block)), key=lambda position: tokens[position])
-            outputs = self._engine.generate(
-                [{"prompt_token_ids": tokens[position]} for position in order],
-                [self._sampling(block[position].lines) for position in order],
-                use_tqdm=False,
-            )
-            for position, output in zip(order, outputs, strict=True):
-                answer = output.outputs[0]
-                yield Reply(
-                    done + position, answer.text, "", len(tokens[position]), len(answer.token_ids), position != order[-1]
-                )
+            for replies in self._answer(block, tokens, order):
+                yield from (reply._replace(position=done + reply.position) for reply in replies)
             done += len(block)
 
+    def _answer(self, block: Sequence[Request], tokens: Sequence[list[int]], order: Iterable[int]) -> Iterator[list[Reply]]:
+        """Answer the requests of a block in this order; what is done after a step of the engine."""
+        engine, waiting = self._engine, iter(order)
+        places: dict[str, int] = {}  # of what is in the engine, by the name that it wants for each
+        try:
+            while True:
+                for place in islice(waiting, _WAITING - len(places)):
+                    self._count += 1
+                    places[str(self._count)] = place
+                    engine.add_request(
+                        str(self._count), {"prompt_token_ids": tokens[place]}, self._sampling(block[place].lines)
+                    )
+                if not places:
+                    return
+                ended = [(places.pop(each.request_id), each.outputs[0]) for each in engine.step() if each.finished]
+                yield [
+                    Reply(place, each.text, "", len(tokens[place]), len(each.token_ids), number < len(ended))
+                    for number, (place, each) in enumerate(ended, 1)
+                ]
+        finally:
+            if places:  # whoever reads has stopped
+                engine.abort_request(list(places))
+
+    def _started_tokenizer(self) -> Any:
+        """The tokenizer, when the engine has loaded the model."""
+        self._tokenizer = self._tokenizer or self._source.load_tokenizer()
+        if self._engine is None:
+            where = Path(self._source.where, self._source.gguf_file) if self._source.gguf_file else self._source.where
+            try:
+                model = self._vllm.LLM(model=str(where), enable_prefix_caching=True, seed=0, **self._arguments)
+            except (ValueError, RuntimeError) as error:
+                raise UserError(
+                    f"vLLM cannot start with {self._llm!r}: {' '.join(str(error).split())[:300]}; see the settings that begin with "
+                    f"--vllm_, or take --llm_backend=transformers"
+                ) from None
+            self._engine = model.llm_engine
+        return self._tokenizer
+
     def _sampling(self, lines: int) -> Any:
-        stop = ["\n", '"'] if lines == 1 else None
+        from vllm.sampling_params import RequestOutputKind
+
         return self._vllm.SamplingParams(
-            temperature=0, max_tokens=self._max_new_tokens * lines, stop=stop, include_stop_str_in_output=True
+            temperature=0,
+            max_tokens=self._max_new_tokens * lines,
+            stop=["\n", '"'] if lines == 1 else None,
+            include_stop_str_in_output=True,
+            output_kind=RequestOutputKind.FINAL_ONLY,
         )
