@@ -252,7 +252,7 @@ ECHO = [f"echo number {n}" for n in range(10)]
 
 def test_a_run_hands_in_a_later_one_collects_and_the_answers_are_those_of_online_questions(world, tmp_path):
     world.hold = ALWAYS
-    with pytest.raises(NotYet, match=r"10 requests are under way in 1 batches \(batch_0\).*run the same command again"):
+    with pytest.raises(NotYet, match=r"10 requests are under way in 1 batch \(batch_0\).*run the same command again"):
         ask(world, tmp_path, FINE)
     with pytest.raises(NotYet, match="10 requests are under way"):
         ask(world, tmp_path, FINE)
@@ -299,7 +299,7 @@ def test_what_fails_or_expires_is_asked_in_one_more_batch_and_then_given_up(worl
     assert "no reply" in reasons["lost\nh"]
     assert [len(world.files[each["input_file_id"]].splitlines()) for each in world.batches.values()] == [18, 8]
     for _ in range(2):  # runs that do not wait: one hands in, the next collects and hands in once more, the third gives up
-        with pytest.raises(NotYet, match="4 requests are under way in 1"):
+        with pytest.raises(NotYet, match="4 requests are under way in 1 batch "):
             ask(world, tmp_path, FINE + passing + lasting)
     counts = ask(world, tmp_path, FINE + passing + lasting, rate=1)
     assert (counts.failures, len(world.batches)) == (4, 4)
@@ -343,9 +343,7 @@ def test_a_batch_that_is_refused_costs_nothing_and_is_handed_in_again_by_the_nex
     world.refuse = f"no model\nof that name {KEY}"
     with pytest.raises(NotYet):
         ask(world, tmp_path, FINE)
-    said = (
-        r"refused 1 batches \(batch_0: bad_model: no model of that name \[key\]\); none of their requests was run or paid for"
-    )
+    said = r"refused 1 batch \(batch_0: bad_model: no model of that name \[key\]\); none of their requests was run or paid for"
     with pytest.raises(UserError, match=said):
         ask(world, tmp_path, FINE)
     assert len(world.batches) == 1
@@ -605,7 +603,7 @@ def test_infer_ends_with_a_code_of_its_own_until_the_batches_are_collected(world
     assert main(command) == 75
     captured = capsys.readouterr()
     assert captured.out.count("\n") == 1
-    assert "requests are under way in 1 batches" in captured.out
+    assert "requests are under way in 1 batch" in captured.out
     assert "error" not in captured.err
     assert main([*line, "--model=SRGNN", "--llm_batch=true", "--epochs=1"]) == 75  # no training follows
     assert not Path("saved").exists()

@@ -7,13 +7,12 @@ batches in a row in which it got no answer. The rows of answered questions stay 
 """
 
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from recbole_llm4sbr.intent.store import AnswerStore, is_alive
 
 TRIES = 2  # batches in which a question may fail before the run gives it up
-_ROWS = 500  # keys looked up at once
 
 
 class BatchRow(NamedTuple):
@@ -157,9 +156,3 @@ class BatchRows:
 def new_tag() -> str:
     """A name that no other batch has."""
     return uuid.uuid4().hex
-
-
-def chunks(keys: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
-    """Keys in pieces as large as one query takes."""
-    for start in range(0, len(keys), _ROWS):
-        yield keys[start : start + _ROWS]

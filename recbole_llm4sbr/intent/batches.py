@@ -6,6 +6,7 @@ of it, so that no question is asked twice, whenever a run is killed and however 
 
 import logging
 import time
+from array import array
 from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from recbole_llm4sbr.base.errors import NotYet, UserError
 from recbole_llm4sbr.intent.backends.openai import OpenAIBackend
 from recbole_llm4sbr.intent.backends.openai_batch import Batch, BatchEndpoint
 from recbole_llm4sbr.intent.batch_maker import BatchMaker, temporary_file
-from recbole_llm4sbr.intent.batch_rows import TRIES, BatchRow, BatchRows, chunks
+from recbole_llm4sbr.intent.batch_rows import TRIES, BatchRow, BatchRows
 from recbole_llm4sbr.intent.progress import BatchProgress
 from recbole_llm4sbr.intent.questions import Counts, FailureLog, Questions
 from recbole_llm4sbr.intent.request_lines import reply_lines
@@ -57,7 +58,7 @@ def ask_in_batches(questions: Questions, failures: Path, max_failure_rate: float
             finally:
                 counts.seconds = time.perf_counter() - started
                 run.close()
-    asked = rows.end_pass(chunks(questions.keys(0, counts.distinct)))
+    asked = rows.end_pass(questions.keys(start, start + _STORED) for start in range(0, counts.distinct, _STORED))
     if counts.failures:
         said = f"{counts.failures:,} of {asked:,} questions failed, each in {TRIES} batches"
         log.warning("%s; reasons: %s", said, failures)
@@ -85,8 +86,9 @@ def under_way(questions: Questions) -> int:
     rows = BatchRows(questions.store)
     if not rows.batches():
         return 0
-    keys = chunks([questions.key(number) for number in questions.missing.tolist()])
-    return sum(bool(state.batch) for some in keys for state in rows.states(some).values())
+    pieces = (questions.missing[start : start + _STORED].tolist() for start in range(0, len(questions.missing), _STORED))
+    states = (rows.states([questions.key(number) for number in piece]) for piece in pieces)
+    return sum(bool(state.batch) for some in states for state in some.values())
 
 
 def check_none_under_way(questions: Questions) -> None:
@@ -106,7 +108,7 @@ def check_none_under_way(questions: Questions) -> None:
 class _Standing:
     """The missing questions of a run: those to hand in, by batch how many are under way, those that failed too often."""
 
-    open: list[int] = field(default_factory=list)
+    open: array[int] = field(default_factory=lambda: array("q"))  # may be all of them
     under_way: Counter[str] = field(default_factory=Counter)
     given_up: list[tuple[int, str]] = field(default_factory=list)
 
@@ -149,7 +151,7 @@ class _Run:
                 if not waiting and not standing.open:
                     return
                 done = sum(min(self.looks[tag].done, count) for tag, count in standing.under_way.items() if tag in self.looks)
-                progress.show(total - waiting - len(standing.open) + done, f"{len(standing.under_way)} batches under way")
+                progress.show(total - waiting - len(standing.open) + done, f"{_batches(len(standing.under_way))} under way")
                 left = until - time.monotonic()
                 if waiting and left <= 0:
                     raise NotYet(self._said(standing))
@@ -167,9 +169,9 @@ class _Run:
 
     def _standing(self) -> _Standing:
         found = _Standing()
-        missing = self.questions.missing.tolist()
+        missing = self.questions.missing
         for start in range(0, len(missing), _STORED):
-            numbers = {self.questions.key(number): number for number in missing[start : start + _STORED]}
+            numbers = {self.questions.key(number): number for number in missing[start : start + _STORED].tolist()}
             states = self.rows.states(list(numbers))
             answered = self.questions.store.get(list(numbers), self.questions.since)
             for key, number in numbers.items():
@@ -209,7 +211,7 @@ class _Run:
     def _check_refused(self) -> None:
         if self.refused:
             raise UserError(
-                f"{self.endpoint.url} refused {len(self.refused)} batches ({self.refused[0]}); none of their requests was run or paid "
+                f"{self.endpoint.url} refused {_batches(len(self.refused))} ({self.refused[0]}); none of their requests was run or paid "
                 f"for: mend that and run the same command again, which sends them again"
             )
 
@@ -258,6 +260,15 @@ class _Run:
         names = [row.id or "one that another process is making" for row in self.rows.batches() if row.tag in standing.under_way]
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         return (
-            f"{standing.under_way.total():,} requests are under way in {len(names)} batches ({', '.join(names[:_NAMED])}{more}) at "
+            f"{standing.under_way.total():,} requests are under way in {_batches(len(names))} ({', '.join(names[:_NAMED])}{more}) at "
             f"{self.endpoint.url}; run the same command again to collect the answers, or add --llm_batch_wait=SECONDS to wait for them"
         )
+
+
+def _batches(count: int) -> str:
+    """So many batches.
+
+    >>> _batches(1), _batches(2)
+    ('1 batch', '2 batches')
+    """
+    return f"{count:,} batch" + ("es" if count != 1 else "")

@@ -27,10 +27,10 @@ def write_questions(questions: Questions, path: str | Path) -> int:
     """
     backend, rows, store = openai_backend(questions), BatchRows(questions.store), questions.store
     source = store.source(backend.identity, backend.decoding, questions.template)
-    missing, written = questions.missing.tolist(), 0
+    missing, written = questions.missing, 0
     with write_whole(path, "wb") as handle:
         for start in range(0, len(missing), _ROWS):
-            numbers = {questions.key(number): number for number in missing[start : start + _ROWS]}
+            numbers = {questions.key(number): number for number in missing[start : start + _ROWS].tolist()}
             states = rows.states(list(numbers))
             keys = [key for key in numbers if key not in states or not states[key].batch]
             rows.note_requested(keys, source)
