@@ -108,7 +108,7 @@ def check_none_under_way(questions: Questions) -> None:
 class _Standing:
     """The missing questions of a run: those to hand in, by batch how many are under way, those that failed too often."""
 
-    open: array[int] = field(default_factory=lambda: array("q"))  # may be all of them
+    open: "array[int]" = field(default_factory=lambda: array("q"))  # may be all of them
     under_way: Counter[str] = field(default_factory=Counter)
     given_up: list[tuple[int, str]] = field(default_factory=list)
 
