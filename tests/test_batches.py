@@ -21,7 +21,7 @@ from recbole_llm4sbr.cli.main import main
 from recbole_llm4sbr.intent import batch_maker, batches, request_lines
 from recbole_llm4sbr.intent.backends import Request, openai_batch
 from recbole_llm4sbr.intent.backends.openai import OpenAIBackend
-from recbole_llm4sbr.intent.batch_rows import BatchRows
+from recbole_llm4sbr.intent.batch_rows import BatchRow, BatchRows
 from recbole_llm4sbr.intent.batches import ask_in_batches
 from recbole_llm4sbr.intent.questions import Questions, estimate
 from recbole_llm4sbr.intent.request_files import import_replies, write_questions
@@ -154,11 +154,10 @@ class World:
         return self.json(self.batches[name])
 
     def list(self, query):
-        newest = list(reversed(self.batches.values()))
-        names = [each["id"] for each in newest]
-        start = names.index(query["after"]) + 1 if "after" in query else 0
-        page = newest[start : start + int(query["limit"])]
-        return self.json({"object": "list", "data": page, "has_more": start + len(page) < len(newest)})
+        every = list(self.batches.values())  # oldest first: the order of a list is not to be relied on
+        start = [each["id"] for each in every].index(query["after"]) + 1 if "after" in query else 0
+        page = every[start : start + int(query["limit"])]
+        return self.json({"object": "list", "data": page, "has_more": start + len(page) < len(every)})
 
     def look(self, batch):
         if self.refuse and batch["status"] == "validating":
@@ -464,6 +463,25 @@ def test_a_store_of_an_earlier_version_opens_with_its_answers(tmp_path, world):
         db.executescript("DROP TABLE batches; DROP TABLE batched; DROP TABLE requested;")
     assert ask(world, tmp_path, FINE, wait=20).calls == 10
     assert AnswerStore(tmp_path / "answers.sqlite").get([b"a" * 16]) == {b"a" * 16: "kept"}
+
+
+def test_a_batch_that_a_living_process_is_making_is_left_to_it_and_one_of_a_dead_process_is_taken_over(world, tmp_path):
+    questions = asked_of(world.url, tmp_path, FINE)
+    rows, owner = BatchRows(questions.store), "elsewhere 1 x"
+    questions.store.live(owner)
+    row = BatchRow("tag", questions.store.source("m", {}, "t"), world.url, owner, int(time.time()), 0.0, "", "")
+    assert rows.reserve(row, questions.keys(0, 4), 0) == set(questions.keys(0, 4))
+    assert rows.reserve(row._replace(tag="another"), questions.keys(0, 5), 0) == set(questions.keys(4, 5))
+    rows.free(row._replace(tag="another"))
+    with pytest.raises(NotYet, match=r"10 requests are under way in 2 batches \(one that another process is making, batch_0\)"):
+        ask(world, tmp_path, FINE)
+    assert len(world.files["file-0"].splitlines()) == 6
+    assert rows.creating(row)
+    questions.store.release(owner)
+    assert ask(world, tmp_path, FINE, wait=20).calls == 10
+    assert not rows.creating(row)
+    assert set(world.paid.values()) == {1}
+    questions.store.close()
 
 
 # A process that imports once, and forks a client for each line it reads; it says the client's number, and how it ended.
