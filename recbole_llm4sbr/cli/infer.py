@@ -11,6 +11,10 @@ Asks an LLM for every session's intent, finds the items nearest to each answer, 
 
   recbole-llm4sbr infer --dataset=mine --dry_run=true                    prompts, tokens, time, cost and examples, without a call
   recbole-llm4sbr infer --dataset=mine --llm=Qwen/Qwen2.5-7B-Instruct     a hub id, a local folder or a .gguf file
+  recbole-llm4sbr infer --dataset=mine --llm_backend=openai --llm=MODEL --llm_batch=true
+      half the price: hands the questions in as batches of the endpoint and ends with code 75; the same command, run again within a day,
+      collects the answers and goes on. --llm_batch_wait=86400 waits for them instead. Nothing is handed in twice, whenever it is killed
+  recbole-llm4sbr answers --help                                          questions and answers as files, for a runner of your own
 """
 
 

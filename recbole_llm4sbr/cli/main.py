@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 
 from recbole_llm4sbr._version import __version__
-from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.errors import NotYet, UserError
 from recbole_llm4sbr.base.schema import describe_settings
 from recbole_llm4sbr.base.screen import Screen, hide_requests
 from recbole_llm4sbr.base.wording import printable
@@ -50,6 +50,7 @@ VERBS: dict[str, Verb] = {
         answers.VERB,
     )
 }
+_LATER = 75  # EX_TEMPFAIL of sysexits.h, so that a script can tell what is under way from what is done
 USAGE = """\
 usage: python run_recbole_llm4sbr.py [verb] --model=SRGNN --dataset=ml-100k [--key=value ...]
        recbole-llm4sbr [verb] ...                                         (the same, from anywhere)
@@ -83,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code.
 
     0; 1 when all cells of a grid failed; 2 for a user's mistake or a machine that is too small; 70 for a fault of this program or of a
-    library; 130 when interrupted. An error is one line, with its traceback only under `--verbose`.
+    library; 75 when nothing is wrong and the same command must be run again later, since batches are under way; 130 when interrupted. An
+    error is one line, with its traceback only under `--verbose`.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     verbose = bool({"--verbose", "--verbose=true"} & set(arguments))
@@ -102,6 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # as under `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except NotYet as later:
+        print(printable(str(later)))
+        return _LATER
     except Exception as error:
         if verbose:
             traceback.print_exc()

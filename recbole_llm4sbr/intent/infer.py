@@ -189,6 +189,10 @@ def check_askable(settings: Mapping[str, Any]) -> None:
     except RuntimeError:
         raise UserError(f"faiss_index={settings['faiss_index']!r} is no index that faiss can make; Flat is exact") from None
     if intents_of(settings) == "llm":
+        if settings["llm_batch"] and engine(settings) != "openai":
+            raise UserError(
+                f"llm_batch=true needs llm_backend=openai, not {settings['llm_backend']!r}: local engines have no batches"
+            )
         PromptTemplate.load(settings["prompt"]).check_views(settings["views"])
         if engine(settings) == "local" and not (folder / INTENTS).is_file():
             identify(settings["llm"], "llm")

@@ -19,11 +19,13 @@ from recbole_llm4sbr.data.features import Vectors
 from recbole_llm4sbr.data.folders import dataset_folder, intents_folder
 from recbole_llm4sbr.data.manifest import Manifest, setting_differences
 from recbole_llm4sbr.data.rows import SessionRows, read_items
+from recbole_llm4sbr.intent import batches
 from recbole_llm4sbr.intent.backends import make_backend
 from recbole_llm4sbr.intent.cleaning import clean
 from recbole_llm4sbr.intent.encoder import Encoder
 from recbole_llm4sbr.intent.prompts import PromptTemplate, SessionPrompts, item_names, split_joint
 from recbole_llm4sbr.intent.questions import Questions, cost, estimate
+from recbole_llm4sbr.intent.request_files import write_questions
 from recbole_llm4sbr.intent.store import AnswerStore
 
 log = logging.getLogger(__name__)
@@ -60,13 +62,19 @@ def ask_llm(settings: Mapping[str, Any], rows: SessionRows, encoder: Encoder, si
         since: of a refresh, as `refresh_since` says.
 
     Raises:
-        UserError: calls fail as in `Questions.ask`, or no answer names anything.
+        UserError: calls fail as in `Questions.ask` or `ask_in_batches`, or no answer names anything.
+        NotYet: what was asked in batches is not answered yet.
     """
     views, prices = settings["views"], _prices(settings)
     folder = dataset_folder(settings)
     store = AnswerStore(folder.parent / STORE)
     questions = _questions(settings, store, rows, since)
-    asked = questions.ask(make_folder(intents_folder(folder, settings)) / FAILURES, settings["max_failure_rate"], prices)
+    failures, rate = make_folder(intents_folder(folder, settings)) / FAILURES, settings["max_failure_rate"]
+    if settings["llm_batch"]:
+        asked = batches.ask_in_batches(questions, failures, rate, settings["llm_batch_wait"])
+    else:
+        batches.check_none_under_way(questions)
+        asked = questions.ask(failures, rate, prices)
     names, by_view, places = _read_answers(settings, questions, rows)
     store.close()
     if not names:
@@ -84,7 +92,7 @@ def ask_llm(settings: Mapping[str, Any], rows: SessionRows, encoder: Encoder, si
         prompt_tokens=asked.prompt_tokens,
         answer_tokens=asked.answer_tokens,
         llm_seconds=round(asked.seconds, 1),
-        cost=round(cost(asked, prices), 4) if prices else None,
+        cost=round(cost(asked, prices) * (batches.PRICE if settings["llm_batch"] else 1.0), 4) if prices else None,
         not_asked=(len(rows.ids) - len(places)) * len(views),
     )
     return Intents(encoder.encode(names), by_view, counts, names)
@@ -193,9 +201,32 @@ def describe_questions(settings: Mapping[str, Any], rows: SessionRows, path: Pat
     """
     store = AnswerStore(path)
     try:
-        return estimate(_questions(settings, store, rows), _prices(settings))
+        questions = _questions(settings, store, rows)
+        priced = batches.PRICE if settings["llm_backend"] == "openai" else None
+        said = [estimate(questions, _prices(settings), batch_price=priced)]
+        if count := batches.under_way(questions):
+            said.insert(0, f"{count:,} of these questions are under way in batches; --llm_batch=true collects their answers")
+        return "\n".join(said)
     finally:
         store.close()
+
+
+def write_requests(settings: Mapping[str, Any], rows: SessionRows, path: str | Path) -> int:
+    """Write what is not answered yet into a file of requests, for a runner of the user's; the store notes whose answers they will be.
+
+    Args:
+        settings: of the run.
+        rows: prepared sessions.
+        path: the file of JSON lines.
+
+    Returns:
+        The number of requests; questions that are under way in batches are left out.
+
+    Raises:
+        UserError: the backend is not `openai`, or the template or a column of the items is wrong.
+    """
+    with closing(AnswerStore(dataset_folder(settings).parent / STORE)) as store:
+        return write_questions(_questions(settings, store, rows), path)
 
 
 def refresh_since(settings: Mapping[str, Any], here: Path, prepared: Manifest) -> int | None:

@@ -80,3 +80,25 @@ class Progress:
         """Leave the bar as it is."""
         self._bar.update(self._unshown)
         self._bar.close()
+
+
+class BatchProgress:
+    """A bar over questions in batches of an endpoint.
+
+    Args:
+        total: questions.
+        shown: whether there is a bar at all.
+    """
+
+    def __init__(self, total: int, shown: bool) -> None:
+        self._bar: Any = tqdm(total=total, unit="prompt", desc="LLM batches", bar_format=_COUNTED, disable=not shown)
+
+    def show(self, done: int, text: str) -> None:
+        """So many are done; what else the bar shall say."""
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.n = max(0, min(done, self._bar.total or 0))
+        self._bar.refresh()
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self._bar.close()

@@ -56,6 +56,8 @@ class Questions:
     Attributes:
         number: the distinct question of each request, [len(requests)].
         counts: how many there are, and how many are answered.
+        missing: distinct questions that were not answered when this was made.
+        since: as given; 0 where it was not.
     """
 
     def __init__(
@@ -64,25 +66,26 @@ class Questions:
         self.backend, self.requests, self.store, self.template = backend, requests, store, template
         self._keys, self._first, self.number = _distinct(backend, requests)
         self._shipped: dict[bytes, str] = {}
-        self._since = since or 0
+        self.since = since or 0
         known = np.zeros(len(self._keys), bool)
         self.counts = Counts(len(requests), len(self._keys))
         for start in range(0, len(known), _ROWS):
-            found = store.get(self.keys(start, start + _ROWS), self._since)
+            found = store.get(self.keys(start, start + _ROWS), self.since)
             known[start : start + _ROWS] = [key in found for key in self.keys(start, start + _ROWS)]
         self.counts.reused = int(known.sum())
         if since is None and not known.all():
             self._shipped = shipped_answers(backend.identity, backend.decoding)
             for number in np.flatnonzero(~known).tolist() if self._shipped else ():
-                known[number] = self._key(number) in self._shipped
+                known[number] = self.key(number) in self._shipped
             self.counts.shipped = int(known.sum()) - self.counts.reused
         self.missing = np.flatnonzero(~known)
 
     def keys(self, start: int, end: int) -> list[bytes]:
         """Keys of a range of distinct questions."""
-        return [self._key(number) for number in range(start, min(end, len(self._keys)))]
+        return [self.key(number) for number in range(start, min(end, len(self._keys)))]
 
-    def _key(self, number: int) -> bytes:
+    def key(self, number: int) -> bytes:
+        """The key of a distinct question."""
         return bytes(self._keys[number])
 
     def request(self, number: int) -> Request:
@@ -91,8 +94,17 @@ class Questions:
 
     def raw_answer(self, position: int) -> str | None:
         """What was answered to the request at a position of `requests`, as it came; None where nothing was."""
-        key = self._key(int(self.number[position]))
+        key = self.key(int(self.number[position]))
         return self.store.get([key]).get(key, self._shipped.get(key))
+
+    def log_counts(self) -> None:
+        """Say how many questions there are and how many are answered."""
+        counts = self.counts
+        log.info(
+            "%s prompts, %s distinct: %s answered in the store, %s shipped with the package, %s to ask of %s",
+            *(f"{each:,}" for each in (counts.prompts, counts.distinct, counts.reused, counts.shipped, len(self.missing))),
+            self.backend.identity,
+        )
 
     def ask(self, failures: Path, max_failure_rate: float = 0.01, prices: tuple[float, float] | None = None) -> Counts:
         """Call the LLM for every missing question, storing answers as they come.
@@ -106,11 +118,7 @@ class Questions:
             UserError: no call succeeds, or more than `max_failure_rate` of them failed (all others are stored by then).
         """
         counts = self.counts
-        log.info(
-            "%s prompts, %s distinct: %s answered in the store, %s shipped with the package, %s to ask of %s",
-            *(f"{each:,}" for each in (counts.prompts, counts.distinct, counts.reused, counts.shipped, len(self.missing))),
-            self.backend.identity,
-        )
+        self.log_counts()
         failures.unlink(missing_ok=True)
         if not len(self.missing):
             return counts
@@ -120,7 +128,7 @@ class Questions:
             closing(Progress(len(missing))) as progress,
             Asker(self.store) as asker,
             _Writer(self.store, source) as writer,
-            _FailureLog(failures) as failed,
+            FailureLog(failures) as failed,
         ):
             while len(missing):
                 sent: list[int] = []
@@ -133,14 +141,14 @@ class Questions:
                     counts.seconds = time.perf_counter() - started
                     if reason := reply.failure or ("" if reply.answer.strip() else "an empty answer"):
                         counts.failures += 1
-                        self.store.release(asker.owner, self._key(number))
-                        failed.add(self._key(number), reason, self.request(number))
+                        self.store.release(asker.owner, self.key(number))
+                        failed.add(self.key(number), reason, self.request(number))
                         if counts.failures == counts.calls == _GIVE_UP:
                             raise UserError(
                                 f"none of the first {_GIVE_UP} calls was answered ({reason}); see {str(failures)!r}"
                             )
                     else:
-                        writer.put(self._key(number), reply.answer)
+                        writer.put(self.key(number), reply.answer)
                     writer.came(reply.more)
                     progress.came(reply.prompt_tokens + reply.answer_tokens, reply.more, _postfix(counts, prices))
                 writer.flush()
@@ -175,9 +183,9 @@ class Questions:
             progress: moves on for those that another process has answered.
         """
         for start in range(0, len(missing), _BATCH):
-            keys = {self._key(number): number for number in missing[start : start + _BATCH].tolist()}
+            keys = {self.key(number): number for number in missing[start : start + _BATCH].tolist()}
             mine = self.store.claim(list(keys), owner)
-            there = self.store.get(list(keys), self._since)  # after the claim: whatever was answered before it is seen
+            there = self.store.get(list(keys), self.since)  # after the claim: whatever was answered before it is seen
             for key, number in keys.items():
                 if key in there:
                     self.counts.elsewhere += 1
@@ -247,22 +255,25 @@ class _Writer:
 
 
 @dataclass
-class _FailureLog:
+class FailureLog:
     """JSON lines of failures, made with the first one."""
 
     path: Path
     handle: TextIO | None = None
 
     def add(self, key: bytes, reason: str, request: Request) -> None:
+        """Write one down."""
         if self.handle is None:
             self.handle = open(self.path, "w", encoding="utf-8")  # noqa: SIM115  (closed in __exit__)
         self.handle.write(json.dumps({"reason": reason, "prompt": request.user, "key": key.hex()}, ensure_ascii=False) + "\n")
         self.handle.flush()
 
-    def __enter__(self) -> "_FailureLog":
+    def __enter__(self) -> "FailureLog":
+        """The log, which has no file yet."""
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Close its file."""
         if self.handle:
             self.handle.close()
 
@@ -296,8 +307,17 @@ def _postfix(counts: Counts, prices: tuple[float, float] | None) -> str:
     return text + (f", cost {cost(counts, prices):,.2f}" if prices else "")
 
 
-def estimate(questions: Questions, prices: tuple[float, float] | None, examples: int = 3) -> str:
-    """What asking would mean, in words, without a call: prompts, tokens, time, cost, and examples."""
+def estimate(
+    questions: Questions, prices: tuple[float, float] | None, examples: int = 3, batch_price: float | None = None
+) -> str:
+    """What asking would mean, in words, without a call: prompts, tokens, time, cost, and examples.
+
+    Args:
+        questions: what there is to ask.
+        prices: of a million prompt and answer tokens.
+        examples: how many to show.
+        batch_price: the share of the price that batches cost; None where the backend has none.
+    """
     counts, missing = questions.counts, questions.missing
     lines = [
         f"{counts.prompts:,} prompts, {counts.distinct:,} distinct; answered already: {counts.reused:,} in the store, "
@@ -324,7 +344,9 @@ def estimate(questions: Questions, prices: tuple[float, float] | None, examples:
             lines.append("time: not known, this model has not run here yet; try --max_sessions=100 first")
         if prices:
             answer_tokens = len(missing) * (speed[1] if speed else 16)
-            lines.append(f"cost: about {(tokens * prices[0] + answer_tokens * prices[1]) / 1e6:,.2f}")
+            price = (tokens * prices[0] + answer_tokens * prices[1]) / 1e6
+            in_batches = f"; in batches (--llm_batch=true) about {price * batch_price:,.2f}" if batch_price else ""
+            lines.append(f"cost: about {price:,.2f}{in_batches}")
         for number in missing[np.linspace(0, len(missing) - 1, min(len(missing), examples)).astype(int)]:
             system, user, start, _ = questions.request(number)
             example = f"--- an example ---\n{system}\n\n{user}\n\n{start}"

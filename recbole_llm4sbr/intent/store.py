@@ -29,7 +29,12 @@ CREATE TABLE runs (source INTEGER NOT NULL, made INTEGER NOT NULL, calls INTEGER
     prompt_tokens INTEGER NOT NULL, answer_tokens INTEGER NOT NULL);
 CREATE TABLE claims (key BLOB PRIMARY KEY, owner TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE owners (owner TEXT PRIMARY KEY, seen REAL NOT NULL);
-"""
+CREATE TABLE batches (tag TEXT PRIMARY KEY, source INTEGER NOT NULL, url TEXT NOT NULL, owner TEXT NOT NULL, made INTEGER NOT NULL,
+    created REAL NOT NULL, file TEXT NOT NULL, id TEXT NOT NULL);
+CREATE TABLE batched (key BLOB PRIMARY KEY, batch TEXT NOT NULL, failed INTEGER NOT NULL, reason TEXT NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS batched_by_batch ON batched (batch);
+CREATE TABLE requested (key BLOB PRIMARY KEY, source INTEGER NOT NULL) WITHOUT ROWID;
+"""  # the last three: batch_rows.py
 _ALIVE = 30.0  # seconds that an owner of claims lives without a sign of life
 _SIGN = 5.0  # seconds between two signs
 
@@ -95,6 +100,21 @@ class AnswerStore:
             self._db.execute(statement.replace("CREATE TABLE", "CREATE TABLE IF NOT EXISTS"))
         self._db.execute("COMMIT")
 
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """All that is written inside is stored, or nothing of it; no other process writes meanwhile."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield self._db
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    def rows(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
+        """What a query finds."""
+        return self._db.execute(query, values).fetchall()
+
     def get(self, keys: Sequence[bytes], since: int = 0) -> dict[bytes, str]:
         """The stored answers among `keys` that were made at `since` (seconds since 1970) or later."""
         found: dict[bytes, str] = {}
@@ -105,25 +125,25 @@ class AnswerStore:
         return found
 
     def claim(self, keys: Sequence[bytes], owner: str) -> set[bytes]:
-        """Take questions for asking; those that another living owner has taken are left out.
+        """Take questions for asking; those that another living owner has taken, and those under way in a batch, are left out.
 
         Args:
             keys: of the questions.
             owner: whose they become, as `Asker.owner`.
         """
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            marks = ",".join("?" * len(keys))
-            query = f"SELECT key, owner, seen FROM claims JOIN owners USING (owner) WHERE owner != ? AND key IN ({marks})"
-            rows = self._db.execute(query, [owner, *keys]).fetchall()
-            alive = {each: _alive(each, seen) for _, each, seen in rows}
-            mine = set(keys) - {key for key, each, _ in rows if alive[each]}
-            self._db.executemany("INSERT OR REPLACE INTO claims VALUES (?, ?)", ((key, owner) for key in mine))
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
+        with self.writing() as db:
+            query = f"SELECT key FROM batched WHERE batch != '' AND key IN ({','.join('?' * len(keys))})"
+            mine = set(keys) - self.claimed(keys, owner) - {key for (key,) in self.rows(query, keys)}
+            db.executemany("INSERT OR REPLACE INTO claims VALUES (?, ?)", ((key, owner) for key in mine))
         return mine
+
+    def claimed(self, keys: Sequence[bytes], owner: str) -> set[bytes]:
+        """Those of the questions that a living owner other than this one has taken."""
+        marks = ",".join("?" * len(keys))
+        query = f"SELECT key, owner, seen FROM claims JOIN owners USING (owner) WHERE owner != ? AND key IN ({marks})"
+        rows = self.rows(query, [owner, *keys])
+        alive = {each: is_alive(each, seen) for _, each, seen in rows}
+        return {key for key, each, _ in rows if alive[each]}
 
     def live(self, owner: str) -> None:
         """A sign of life of an owner of claims."""
@@ -148,14 +168,9 @@ class AnswerStore:
         """Store (key, answer) pairs, all or none, replacing what is there."""
         made = int(time.time())
         rows = [(key, answer.encode("utf-8", "replace").decode(), source, made) for key, answer in answers]
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            self._db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)", rows)
-            self._db.executemany("DELETE FROM claims WHERE key = ?", ((key,) for key, *_ in rows))
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
+        with self.writing() as db:
+            db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)", rows)
+            db.executemany("DELETE FROM claims WHERE key = ?", ((key,) for key, *_ in rows))
 
     def add_run(self, source: int, calls: int, seconds: float, prompt_tokens: int, answer_tokens: int) -> None:
         """Note how long a run's calls took; `--dry_run` estimates from it."""
@@ -218,16 +233,11 @@ class AnswerStore:
         """
         before = len(self)
         provenance, rows = read_answers(path)
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
+        with self.writing() as db:
             source = self.source(provenance["model"], provenance["decoding"], provenance.get("template", ""))
             made = int(time.time())
             new = ((bytes.fromhex(key), answer, source, made) for key, answer in rows)
-            self._db.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?)", new)
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
+            db.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?)", new)
         return len(self) - before
 
     def drop(self, model: str, template: str) -> int:
@@ -236,14 +246,14 @@ class AnswerStore:
         Raises:
             UserError: nothing fits.
         """
-        sources = self._sources(model, template)
-        self._db.execute("BEGIN IMMEDIATE")
         count = 0
-        for source, *_ in sources:
-            count += self._db.execute("DELETE FROM answers WHERE source = ?", (source,)).rowcount
-            self._db.execute("DELETE FROM runs WHERE source = ?", (source,))
-            self._db.execute("DELETE FROM sources WHERE id = ?", (source,))
-        self._db.execute("COMMIT")
+        sources = self._sources(model, template)
+        with self.writing() as db:
+            for source, *_ in sources:
+                count += db.execute("DELETE FROM answers WHERE source = ?", (source,)).rowcount
+                db.execute("DELETE FROM runs WHERE source = ?", (source,))
+                db.execute("DELETE FROM requested WHERE source = ?", (source,))
+                db.execute("DELETE FROM sources WHERE id = ? AND id NOT IN (SELECT source FROM batches)", (source,))
         return count
 
     def _one_source(self, model: str, template: str) -> tuple[int, str, str, str]:
@@ -303,7 +313,7 @@ class Asker:
         self._store.release(self.owner)
 
 
-def _alive(owner: str, seen: float) -> bool:
+def is_alive(owner: str, seen: float) -> bool:
     """Whether an owner of claims still works: seen lately and, on this machine, a process that is there."""
     host, pid, _ = owner.split()
     if time.time() - seen > _ALIVE:

@@ -130,7 +130,7 @@ class IntentLookup:
         if intents_of(settings) == "session_text":
             return Intents(*session_text(rows, rows.tokens, self._texts, settings["views"]), IntentCounts())
         if source == "ask":
-            return ask_llm(settings, rows, self._text_encoder())
+            return ask_llm({**settings, "llm_batch": False}, rows, self._text_encoder())  # whoever asks here waits
         return known_answers(settings, rows, self._text_encoder, self._titles)
 
     def _text_encoder(self) -> Encoder:

@@ -9,7 +9,7 @@ import importlib
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 from urllib.parse import urlsplit
@@ -40,7 +40,8 @@ class OpenAIBackend:
         retries: tries after the first, on 408, 409, 429, 5xx, lost connections and timeouts.
 
     Raises:
-        UserError: the openai client is not installed, the address holds a password, or a hosted endpoint has no key.
+        UserError: the openai client is not installed, the address holds a password, or a hosted endpoint has no key (with a `name`,
+            not before something is asked: answers from elsewhere may stand under it).
     """
 
     def __init__(
@@ -68,25 +69,17 @@ class OpenAIBackend:
         if parts.username or parts.password or parts.query:
             raise UserError("llm_url holds a password or a query; put the key into the environment variable OPENAI_API_KEY")
         self._key = os.environ.get("OPENAI_API_KEY", "").strip()
-        if not self._key and parts.hostname == urlsplit(_HOSTED).hostname:
-            raise UserError(
-                "OpenAI needs a key in the environment variable OPENAI_API_KEY; a server of your own is named by --llm_url"
-            )
+        self._lacks_key = not self._key and parts.hostname == urlsplit(_HOSTED).hostname
+        if not name:
+            self.check_key()
         self.identity = name or f"{llm} at {parts.netloc}{parts.path.rstrip('/')}"
         body = {"model": llm, "temperature": 0, "max_tokens": max_new_tokens, **(extra or {})}
         self._body = {key: value for key, value in body.items() if value is not None}
         self.decoding = {key: value for key, value in self._body.items() if key != "model"}
         self._tokens_per_line = max_new_tokens if "max_tokens" not in (extra or {}) else None
-        self._concurrency, self._url = concurrency, url
-        self._openai = openai
-        self._client = openai.OpenAI(
-            base_url=url,
-            api_key=self._key or "none",
-            timeout=timeout,
-            max_retries=retries,
-            http_client=_bounded_client(openai, timeout),
-            default_headers={"Accept-Encoding": "identity"},
-        )
+        self._concurrency, self.url = concurrency, url
+        self._openai, self._timeout, self.retries = openai, timeout, retries
+        self._client = self.make_client(timeout)
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> "OpenAIBackend":
@@ -102,6 +95,37 @@ class OpenAIBackend:
             settings["llm_retries"],
         )
 
+    def make_client(self, whole: float) -> Any:
+        """A client of the endpoint; a reply must have come after `whole` seconds, unless it is streamed."""
+        return self._openai.OpenAI(
+            base_url=self.url,
+            api_key=self._key or "none",
+            timeout=self._timeout,
+            max_retries=self.retries,
+            http_client=_bounded_client(self._openai, self._timeout, whole),
+            default_headers={"Accept-Encoding": "identity"},
+        )
+
+    def check_key(self) -> None:
+        """Refuse to ask OpenAI without a key.
+
+        Raises:
+            UserError: there is none.
+        """
+        if self._lacks_key:
+            raise UserError(
+                "OpenAI needs a key in the environment variable OPENAI_API_KEY; a server of your own is named by --llm_url"
+            )
+
+    def body(self, request: Request) -> dict[str, Any]:
+        """The request as the endpoint takes it."""
+        messages = [{"role": "system", "content": request.system}] if request.system else []
+        messages.append({"role": "user", "content": request.user})
+        body = {**self._body, "messages": messages}
+        if self._tokens_per_line:
+            body["max_tokens"] = self._tokens_per_line * request.lines
+        return body
+
     def count_tokens(self, requests: Iterable[Request]) -> int | None:
         """None: the endpoint's tokenizer is not known."""
         return None
@@ -112,6 +136,7 @@ class OpenAIBackend:
         Raises:
             UserError: the endpoint refuses the key or does not know the model (401, 403, 404): no request can succeed.
         """
+        self.check_key()
         pool = ThreadPoolExecutor(self._concurrency)
         waiting: set[Future[Reply]] = set()
         try:
@@ -127,52 +152,63 @@ class OpenAIBackend:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _ask(self, position: int, request: Request) -> Reply:
-        messages = [{"role": "system", "content": request.system}] if request.system else []
-        messages.append({"role": "user", "content": request.user})
-        body = {**self._body, "messages": messages}
-        if self._tokens_per_line:
-            body["max_tokens"] = self._tokens_per_line * request.lines
-        reason = ""
+        body, reason = self.body(request), ""
         for _ in range(_UNREADABLE):
             try:
                 reply = self._client.post("/chat/completions", body=body, cast_to=object)
-                return self._read(position, reply)
+                return read_completion(position, reply, self.hide)
             except (self._openai.AuthenticationError, self._openai.PermissionDeniedError, self._openai.NotFoundError) as error:
                 raise UserError(
-                    f"{self._url} refuses: {self._describe(error)}; check OPENAI_API_KEY, --llm and --llm_url"
+                    f"{self.url} refuses: {self.describe(error)}; check OPENAI_API_KEY, --llm and --llm_url"
                 ) from None
             except self._openai.OpenAIError as error:  # the client has retried what is worth it
-                return Reply(position, failure=self._describe(error))
+                return Reply(position, failure=self.describe(error))
             except (ValueError, TypeError, LookupError, RecursionError) as error:
-                reason = f"the reply cannot be read ({self._describe(error)})"
+                reason = f"the reply cannot be read ({self.describe(error)})"
         return Reply(position, failure=reason)
 
-    def _read(self, position: int, reply: Any) -> Reply:
-        """The answer in a chat completion.
-
-        Raises:
-            ValueError, TypeError, LookupError: it has another form.
-        """
-        choice = reply["choices"][0]
-        content = choice["message"]["content"]
-        if isinstance(content, list):  # parts of text
-            content = "".join(part["text"] for part in content)
-        if content is not None and not isinstance(content, str):
-            raise TypeError(f"the content is a {type(content).__name__}")
-        text = self._hide((content or "")[:_LONGEST]).encode("utf-8", "replace").decode()  # half a surrogate pair is no text
-        usage = reply.get("usage")
-        tokens = _tokens(usage, "prompt_tokens"), _tokens(usage, "completion_tokens")
-        if not text.strip():
-            reason = self._hide(printable(str(choice.get("finish_reason"))))[:100]
-            return Reply(position, "", f"an empty answer (finish_reason {reason!r})", *tokens)
-        return Reply(position, text, "", *tokens)
-
-    def _describe(self, error: Exception) -> str:
+    def describe(self, error: Exception) -> str:
         """What an error says, on one line, without the key."""
-        return self._hide(printable(f"{type(error).__name__}: {error}"))[:300]
+        return self.hide(printable(f"{type(error).__name__}: {error}"))[:300]
 
-    def _hide(self, text: str) -> str:
-        return text.replace(self._key, "[key]") if self._key else text
+    def hide(self, text: str) -> str:
+        """A text from the endpoint, without the key."""
+        return hide_key(text, self._key)
+
+
+def hide_key(text: str, key: str) -> str:
+    """A text from elsewhere without a key in it.
+
+    >>> hide_key("Bearer sk-1", "sk-1"), hide_key("as it is", "")
+    ('Bearer [key]', 'as it is')
+    """
+    return text.replace(key, "[key]") if key else text
+
+
+def read_completion(position: int, reply: Any, hide: Callable[[str], str]) -> Reply:
+    """The answer in a chat completion.
+
+    Args:
+        position: of its request.
+        reply: JSON from an endpoint, of any form.
+        hide: takes out of a text what nobody shall see.
+
+    Raises:
+        ValueError, TypeError, LookupError, AttributeError: it has another form.
+    """
+    choice = reply["choices"][0]
+    content = choice["message"]["content"]
+    if isinstance(content, list):  # parts of text
+        content = "".join(part["text"] for part in content)
+    if content is not None and not isinstance(content, str):
+        raise TypeError(f"the content is a {type(content).__name__}")
+    text = hide((content or "")[:_LONGEST]).encode("utf-8", "replace").decode()  # half a surrogate pair is no text
+    usage = reply.get("usage")
+    tokens = _tokens(usage, "prompt_tokens"), _tokens(usage, "completion_tokens")
+    if not text.strip():
+        reason = hide(printable(str(choice.get("finish_reason"))))[:100]
+        return Reply(position, "", f"an empty answer (finish_reason {reason!r})", *tokens)
+    return Reply(position, text, "", *tokens)
 
 
 def _tokens(usage: Any, name: str) -> int:
@@ -181,25 +217,27 @@ def _tokens(usage: Any, name: str) -> int:
     return int(value) if isinstance(value, int | float) and 0 <= value < _MOST_TOKENS else 0
 
 
-def _bounded_client(openai: Any, timeout: float) -> Any:
-    """An HTTP client whose replies end: after `timeout` seconds altogether, and after `_LARGEST` bytes.
+def _bounded_client(openai: Any, timeout: float, whole: float) -> Any:
+    """An HTTP client whose replies end: after `whole` seconds altogether, and after `_LARGEST` bytes.
 
     A reply that is too large, or compressed although that was not asked for (a few bytes could become gigabytes), is taken as an error
-    that is not worth another try.
+    that is not worth another try. Whoever streams a reply sees to its end himself; that of a failure is bounded all the same.
     """
 
     class Bounded(openai.DefaultHttpxClient):  # type: ignore[misc, name-defined]
         def send(self, request: Any, **given: Any) -> Any:
             httpx = importlib.import_module(type(request).__module__.partition(".")[0])  # httpx or httpx2, as the client has it
-            deadline = time.monotonic() + timeout
+            deadline = time.monotonic() + whole
             response = super().send(request, **given | {"stream": True})
+            coding = response.headers.get("Content-Encoding", "identity")
+            if given.get("stream") and coding == "identity" and response.status_code == 200:
+                return response
             try:
                 data = bytearray()
-                coding = response.headers.get("Content-Encoding", "identity")
                 for piece in response.iter_raw() if coding == "identity" else ():
                     data += piece
                     if time.monotonic() > deadline:
-                        raise httpx.ReadTimeout(f"the reply took longer than {timeout:g} s", request=request)
+                        raise httpx.ReadTimeout(f"the reply took longer than {whole:g} s", request=request)
                     if len(data) > _LARGEST:
                         break
             finally:
