@@ -33,9 +33,7 @@ def requirements(wheel: Path) -> list[str]:
 
     found = [Requirement(each) for each in metadata.get_all("Requires-Dist", [])]
     return [
-        str(each)
-        for each in found
-        if each.name not in _NOT_NEEDED and (not each.marker or each.marker.evaluate({"extra": ""}))
+        str(each) for each in found if each.name not in _NOT_NEEDED and (not each.marker or each.marker.evaluate({"extra": ""}))
     ]
 
 

@@ -283,6 +283,19 @@ def test_killed_runs_lose_at_most_one_batch_each(tmp_path):
     assert 500 <= calls <= 500 + kills * 64
 
 
+def test_calls_and_seconds_of_a_killed_run_are_counted(tmp_path):
+    """The process ends without a word after 150 of 200 answers; two transactions of 64 are in the store by then."""
+    ends = "yield reply\n            if reply.position == 149: __import__('os')._exit(9)"
+    dying = SLOW_ASK.replace("yield reply", ends).replace("500", "200")
+    process = subprocess.run([sys.executable, "-c", dying, str(tmp_path / "store")], capture_output=True, check=False)
+    assert process.returncode == 9
+    store = AnswerStore(tmp_path / "store")
+    ((calls, seconds, tokens),) = store._db.execute("SELECT calls, seconds, prompt_tokens FROM runs").fetchall()
+    assert calls == len(store) == 128
+    assert seconds > 0
+    assert tokens == sum(len(f"1. item {n}".split()) for n in range(128))
+
+
 def test_several_processes_on_one_store_ask_every_question_once_altogether(tmp_path):
     store = tmp_path / "store"
     several = [

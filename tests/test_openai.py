@@ -275,12 +275,22 @@ def test_bad_addresses_and_missing_keys_are_named(monkeypatch):
     assert KEY not in str(caught.value)
 
 
-def test_an_endpoint_that_is_not_there_ends_the_run_early(tmp_path):
+def test_first_requests_that_are_all_refused_end_the_run_with_the_endpoints_reason(server, backend, tmp_path):
+    with pytest.raises(UserError, match=r"refuses the first \d+ requests: BadRequestError.*check --llm, --llm_extra"):
+        ask(backend(concurrency=2), [f"bad\n{n}" for n in range(100)], tmp_path)
+    assert len(server.asked) < 10
+    counts, found = ask(backend(concurrency=1), ["fine\n1", *(f"bad\n{n}" for n in range(20))], tmp_path)
+    assert (counts.failures, len(found)) == (20, 1)  # the endpoint answers: these are refused one by one
+
+
+def test_an_endpoint_that_is_not_there_ends_the_run_at_once(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    with pytest.raises(UserError, match="none of the first 64 calls was answered"):
-        ask(OpenAIBackend("m", 16, url, retries=0), [f"x {n}" for n in range(500)], tmp_path)
+    started = time.monotonic()
+    with pytest.raises(UserError, match=rf"cannot reach {url} \(.*\); is the server running"):
+        ask(OpenAIBackend("m", 16, url), [f"x {n}" for n in range(500)], tmp_path)
+    assert time.monotonic() - started < 5  # it waits for nothing: with its six tries a request takes over 20 s
 
 
 @pytest.fixture(scope="module")

@@ -162,7 +162,8 @@ class _Run:
         counts = self.questions.counts
         if counts.calls:
             # without seconds: a day's wait says nothing about the speed of a model
-            self.questions.store.add_run(self.maker.source, counts.calls, 0.0, counts.prompt_tokens, counts.answer_tokens)
+            run = self.questions.store.begin_run(self.maker.source)
+            self.questions.store.note_run(run, counts.calls, 0.0, counts.prompt_tokens, counts.answer_tokens)
         if self.passed_over:
             what = ", ".join(f"{count:,} {name}" for name, count in self.passed_over.items())
             log.warning("lines of replies that were passed over: %s", what)

@@ -123,11 +123,17 @@ class Questions:
         if not len(self.missing):
             return counts
         source = self.store.source(self.backend.identity, self.backend.decoding, self.template)
-        missing, started = self.missing, time.perf_counter()
+        missing, started, run = self.missing, time.perf_counter(), self.store.begin_run(source)
+
+        def note() -> None:
+            rate = progress.per_second()  # without the loading of the model, where that is known
+            seconds = counts.calls / rate if rate else counts.seconds
+            self.store.note_run(run, counts.calls, seconds, counts.prompt_tokens, counts.answer_tokens)
+
         with (
             closing(Progress(len(missing))) as progress,
             Asker(self.store) as asker,
-            _Writer(self.store, source) as writer,
+            _Writer(self.store, source, note) as writer,
             FailureLog(failures) as failed,
         ):
             while len(missing):
@@ -156,11 +162,6 @@ class Questions:
                 if taken and not sent:
                     progress.wait(f"waiting for {len(taken):,} answers that another process asks for")
                     time.sleep(_WAIT)
-        rate = (
-            progress.per_second()
-        )  # what the next `dry_run` predicts from; without the loading of the model where that is known
-        seconds = counts.calls / rate if rate else counts.seconds
-        self.store.add_run(source, counts.calls, seconds, counts.prompt_tokens, counts.answer_tokens)
         if counts.failures:
             log.warning("%s of %s calls failed; reasons: %s", f"{counts.failures:,}", f"{counts.calls:,}", failures)
         if counts.failures > max_failure_rate * counts.calls:
@@ -228,6 +229,7 @@ class _Writer:
 
     store: AnswerStore
     source: int
+    note: Callable[[], None]  # called with every transaction
     waiting: list[tuple[bytes, str]] = field(default_factory=list)
     since: float = field(default_factory=time.monotonic)
     batch: bool = False
@@ -245,6 +247,7 @@ class _Writer:
         if self.waiting:
             self.store.put(self.waiting, self.source)
             self.waiting.clear()
+        self.note()
         self.since = time.monotonic()
 
     def __enter__(self) -> "_Writer":

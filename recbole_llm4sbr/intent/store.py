@@ -172,10 +172,14 @@ class AnswerStore:
             db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)", rows)
             db.executemany("DELETE FROM claims WHERE key = ?", ((key,) for key, *_ in rows))
 
-    def add_run(self, source: int, calls: int, seconds: float, prompt_tokens: int, answer_tokens: int) -> None:
-        """Note how long a run's calls took; `--dry_run` estimates from it."""
-        row = source, int(time.time()), calls, seconds, prompt_tokens, answer_tokens
-        self._db.execute("INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?)", row)
+    def begin_run(self, source: int) -> int:
+        """The number of a new run, for `note_run`."""
+        return int(self._db.execute("INSERT INTO runs VALUES (?, ?, 0, 0, 0, 0)", (source, int(time.time()))).lastrowid or 0)
+
+    def note_run(self, run: int, calls: int, seconds: float, prompt_tokens: int, answer_tokens: int) -> None:
+        """Note what a run has come to so far, so that a kill does not lose it; `--dry_run` estimates from it."""
+        row = calls, seconds, prompt_tokens, answer_tokens, run
+        self._db.execute("UPDATE runs SET calls = ?, seconds = ?, prompt_tokens = ?, answer_tokens = ? WHERE rowid = ?", row)
 
     def speed(self, model: str) -> tuple[float, float] | None:
         """Calls per second and answer tokens per call of the model's newest run of 20 calls or more; None without one."""

@@ -24,6 +24,9 @@ _LONGEST = 2_000  # characters kept of an answer; the prompts ask for a name
 _LARGEST = 4 * 1024 * 1024  # bytes of a reply
 _MOST_TOKENS = 2**31  # of one reply; more is not believed
 _UNREADABLE = 3  # tries at a reply that arrives but cannot be read
+_THERE = 10.0  # seconds for finding out whether anybody listens
+_OF_THE_REQUEST = (400, 402, 405, 406, 415, 422)  # say that the request itself is wrong, or not paid for
+_REFUSALS = 5  # requests that may be refused before the first one is answered
 
 
 class OpenAIBackend:
@@ -80,6 +83,7 @@ class OpenAIBackend:
         self._concurrency, self.url = concurrency, url
         self._openai, self._timeout, self.retries = openai, timeout, retries
         self._client = self.make_client(timeout)
+        self._answered, self._refusals = False, 0
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> "OpenAIBackend":
@@ -134,9 +138,11 @@ class OpenAIBackend:
         """Yield replies as they come; at most `concurrency` requests are under way.
 
         Raises:
-            UserError: the endpoint refuses the key or does not know the model (401, 403, 404): no request can succeed.
+            UserError: nobody listens at the address; the endpoint refuses the key or does not know the model (401, 403, 404), or refuses
+                the first requests alike (another 4xx): no request can succeed.
         """
         self.check_key()
+        self._check_there()
         pool = ThreadPoolExecutor(self._concurrency)
         waiting: set[Future[Reply]] = set()
         try:
@@ -151,17 +157,51 @@ class OpenAIBackend:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
+    def _check_there(self) -> None:
+        """Find out with a single call whether anybody listens; whatever is said there is enough.
+
+        Raises:
+            UserError: nobody does, or the address is not known.
+        """
+        client = self.make_client(min(self._timeout, _THERE)).with_options(max_retries=0, timeout=min(self._timeout, _THERE))
+        try:
+            client.get("/models", cast_to=object)
+        except self._openai.APITimeoutError:
+            return  # a server that is slow to say what it has may still answer
+        except self._openai.APIConnectionError as error:
+            if type(error.__cause__).__name__ == "ConnectError":
+                reason = self.hide(printable(str(error.__cause__)))
+                raise UserError(f"cannot reach {self.url} ({reason}); is the server running, and is --llm_url right?") from None
+        except (self._openai.OpenAIError, ValueError):
+            return
+
+    def _refused(self, error: Exception) -> None:
+        """Count a request that was refused as such (another 4xx than those that are tried again).
+
+        Raises:
+            UserError: it is one of several alike, and none was answered.
+        """
+        self._refusals += 1
+        if self._refusals >= _REFUSALS and not self._answered:
+            raise UserError(
+                f"{self.url} refuses the first {self._refusals} requests: {self.describe(error)}; check --llm, --llm_extra and "
+                f"--llm_max_new_tokens"
+            ) from None
+
     def _ask(self, position: int, request: Request) -> Reply:
         body, reason = self.body(request), ""
         for _ in range(_UNREADABLE):
             try:
                 reply = self._client.post("/chat/completions", body=body, cast_to=object)
+                self._answered = True
                 return read_completion(position, reply, self.hide)
             except (self._openai.AuthenticationError, self._openai.PermissionDeniedError, self._openai.NotFoundError) as error:
                 raise UserError(
                     f"{self.url} refuses: {self.describe(error)}; check OPENAI_API_KEY, --llm and --llm_url"
                 ) from None
             except self._openai.OpenAIError as error:  # the client has retried what is worth it
+                if getattr(error, "status_code", None) in _OF_THE_REQUEST:
+                    self._refused(error)
                 return Reply(position, failure=self.describe(error))
             except (ValueError, TypeError, LookupError, RecursionError) as error:
                 reason = f"the reply cannot be read ({self.describe(error)})"
