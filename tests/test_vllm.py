@@ -40,7 +40,8 @@ def ended(process):
 
 def answers(folder):
     with sqlite3.connect(folder / "answers.sqlite") as store:
-        return dict(store.execute("SELECT key, answer FROM answers").fetchall())
+        there = store.execute("SELECT name FROM sqlite_master WHERE name = 'answers'").fetchone()
+        return dict(store.execute("SELECT key, answer FROM answers").fetchall()) if there else {}
 
 
 def calls(output):
