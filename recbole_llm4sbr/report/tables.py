@@ -25,7 +25,7 @@ def tables_of(block: Block) -> list[Table]:
         lines = block.of(group)
         tables.append(_metrics_table(block, group, lines, metrics_of(lines)))
         tested = [metric for metric in main_metrics(lines) if is_per_session(metric)]
-        if tested and len(lines) > 1 and all(line.ranks for line in lines):
+        if tested and block.pairs(group) and all(line.ranks for line in lines):
             tables.append(_tests_table(block, group, tested))
     for search in block.searches:
         tables += search_tables(search)
