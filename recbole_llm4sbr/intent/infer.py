@@ -90,7 +90,7 @@ def infer(settings: Mapping[str, Any], prepared: Manifest | None = None) -> Infe
         k_max=found.items.shape[1],
         quality=quality_of(settings, prepared, intents, rows, tokens, found),
     )
-    lines = SessionLines(rows.ids, intents.rows, tokens, found)
+    lines = SessionLines(rows.ids, intents.rows, tokens, found, intents.sets)
     manifest = Manifest(
         here / INTENTS,
         "infer",
@@ -120,7 +120,9 @@ def localized(
     """
     k = settings["intent_k_max"]
     if settings["repeatable"]:
-        return Localized(*index.nearest(intents.vectors, k), intents.rows)
+        if intents.sets is None:
+            return Localized(*index.nearest(intents.vectors, k), intents.rows)
+        return Localized(*index.nearest_to_sets(intents.vectors, intents.sets, k), intents.rows)
     clicks, starts = rows.clicks_in(tokens), rows.starts
     places: dict[str, npt.NDArray[np.int32]] = {}
     found: list[tuple[Places, Vectors]] = []
@@ -129,7 +131,7 @@ def localized(
         lengths = np.diff(starts)[asked]
         of_asked = clicks[ranges(starts[asked], lengths)]
         near, sims = index.nearest_outside(
-            intents.vectors, column[asked].astype(np.int64), of_asked, np.r_[0, lengths.cumsum()], k
+            intents.vectors, column[asked].astype(np.int64), of_asked, np.r_[0, lengths.cumsum()], k, intents.sets
         )
         some = near[:, 0] >= 0
         places[view] = np.full(len(column), -1, np.int32)
@@ -168,7 +170,9 @@ def check_askable(settings: Mapping[str, Any]) -> None:
     except RuntimeError:
         raise UserError(f"faiss_index={settings['faiss_index']!r} is no index that faiss can make; Flat is exact") from None
     if intents_of(settings) == "llm":
-        PromptTemplate.load(settings["prompt"]).check_views(settings["views"])
+        template = PromptTemplate.load(settings["prompt"])
+        template.check_views(settings["views"])
+        template.check_asked(settings["intent_answers"], settings["views_in_one_call"])
         if engine(settings) == "local" and not (folder / INTENTS).is_file():
             identify(settings["llm"], "llm")
 

@@ -322,7 +322,7 @@ def estimate(questions: Questions, prices: tuple[float, float] | None, examples:
             answer_tokens = len(missing) * (speed[1] if speed else 16)
             lines.append(f"cost: about {(tokens * prices[0] + answer_tokens * prices[1]) / 1e6:,.2f}")
         for number in missing[np.linspace(0, len(missing) - 1, min(len(missing), examples)).astype(int)]:
-            system, user, start, _ = questions.request(number)
+            system, user, start, *_ = questions.request(number)
             example = f"--- an example ---\n{system}\n\n{user}\n\n{start}"
             lines += ["", *(printable(line) for line in example.split("\n"))]
     return "\n".join(lines)
