@@ -195,7 +195,7 @@ def test_whatever_goes_wrong_every_prompt_is_answered_or_logged_and_no_key_is_se
     counts, answers = ask(backend(), fine + passing + lasting + ["long\nx"], tmp_path)
     assert counts.calls == len(fine + passing + lasting) + 1
     assert {text: answers[text] for text in fine + passing} == {text: f"echo {text.splitlines()[1]}" for text in fine + passing}
-    assert answers["long\nx"] == ("long " * 400)
+    assert answers["long\nx"] == ("long " * 800)
     logged = [json.loads(line) for line in (tmp_path / "failures.jsonl").read_text().splitlines()]
     assert sorted(each["prompt"] for each in logged) == sorted(lasting)
     assert counts.failures == len(lasting)

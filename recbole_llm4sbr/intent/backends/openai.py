@@ -8,6 +8,7 @@ size, is seen to here.
 import importlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -20,8 +21,9 @@ from recbole_llm4sbr.base.wording import printable
 from recbole_llm4sbr.intent.backends import Reply, Request
 
 _HOSTED = "https://api.openai.com/v1"
-_LONGEST = 2_000  # characters kept of an answer; the prompts ask for a name
+_LONGEST = 4_000  # characters kept of an answer; the prompts ask for names
 _LARGEST = 4 * 1024 * 1024  # bytes of a reply
+_OF_FORMAT = re.compile(r"response_?format|json_?\s?schema|structured|guided|grammar", re.I)  # in what is said of a refused request
 _MOST_TOKENS = 2**31  # of one reply; more is not believed
 _UNREADABLE = 3  # tries at a reply that arrives but cannot be read
 
@@ -77,6 +79,7 @@ class OpenAIBackend:
         self._body = {key: value for key, value in body.items() if value is not None}
         self.decoding = {key: value for key, value in self._body.items() if key != "model"}
         self._tokens_per_line = max_new_tokens if "max_tokens" not in (extra or {}) else None
+        self._own_format = "response_format" in (extra or {})
         self._concurrency, self._url = concurrency, url
         self._openai = openai
         self._client = openai.OpenAI(
@@ -110,7 +113,7 @@ class OpenAIBackend:
         """Yield replies as they come; at most `concurrency` requests are under way.
 
         Raises:
-            UserError: the endpoint refuses the key or does not know the model (401, 403, 404): no request can succeed.
+            UserError: the endpoint refuses the key or the requests' JSON schemas, or does not know the model: no request can succeed.
         """
         pool = ThreadPoolExecutor(self._concurrency)
         waiting: set[Future[Reply]] = set()
@@ -129,7 +132,7 @@ class OpenAIBackend:
     def _ask(self, position: int, request: Request) -> Reply:
         messages = [{"role": "system", "content": request.system}] if request.system else []
         messages.append({"role": "user", "content": request.user})
-        body = {**self._body, "messages": messages}
+        body = {**self._body, **self._format(request), "messages": messages}
         if self._tokens_per_line:
             body["max_tokens"] = self._tokens_per_line * request.lines
         reason = ""
@@ -142,10 +145,30 @@ class OpenAIBackend:
                     f"{self._url} refuses: {self._describe(error)}; check OPENAI_API_KEY, --llm and --llm_url"
                 ) from None
             except self._openai.OpenAIError as error:  # the client has retried what is worth it
-                return Reply(position, failure=self._describe(error))
+                return Reply(position, failure=self._reason(error, request))
             except (ValueError, TypeError, LookupError, RecursionError) as error:
                 reason = f"the reply cannot be read ({self._describe(error)})"
         return Reply(position, failure=reason)
+
+    def _format(self, request: Request) -> dict[str, Any]:
+        """The field that holds the LLM to the request's JSON schema; none without one, or where `llm_extra` has that field."""
+        if not request.schema or self._own_format:
+            return {}
+        schema = {"name": "titles", "strict": True, "schema": json.loads(request.schema)}
+        return {"response_format": {"type": "json_schema", "json_schema": schema}}
+
+    def _reason(self, error: Exception, request: Request) -> str:
+        """Why a request failed.
+
+        Raises:
+            UserError: the endpoint takes no JSON schemas: it refuses one (400, 422) and speaks of that.
+        """
+        said = self._describe(error)
+        if self._format(request) and getattr(error, "status_code", 0) in (400, 422):
+            if _OF_FORMAT.search(said):
+                raise UserError(f"{self._url} takes no JSON schema: {said}; add --llm_json=false to ask for lines") from None
+            said += "; if it takes no JSON schema, --llm_json=false asks for lines"
+        return said
 
     def _read(self, position: int, reply: Any) -> Reply:
         """The answer in a chat completion.
