@@ -60,12 +60,15 @@ def run_infer(prefixes: int, answers: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         write_log(folder, prefixes)
         in_a_process(run_prepare, folder)
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         counts = infer(settings_of(folder, intent_answers=answers)).counts
-        seconds = time.perf_counter() - started
+        seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"prefixes": counts.sessions, "prompts": counts.prompts, "calls": counts.calls, "seconds": round(seconds, 1),
-            "prefixes_per_second": round(counts.sessions / seconds), "peak_mb": round(peak)}  # fmt: skip
+    return {
+        "prefixes": counts.sessions, "prompts": counts.prompts, "calls": counts.calls, "seconds": round(seconds, 1),
+        "prefixes_per_second": round(counts.sessions / seconds), "prefixes_per_cpu_second": round(counts.sessions / cpu),
+        "peak_mb": round(peak),
+    }  # fmt: skip
 
 
 def run_prepare(folder: str) -> None:
@@ -151,8 +154,10 @@ def main() -> None:
     small, large = (in_a_process(run_infer, int(number), options.answers) for number in options.prefixes.split(","))
     for each in (small, large):
         print(
-            f"infer, echo backend, {options.answers} titles per view: {each['prefixes']:>9,} prefixes, {each['calls']:>9,} calls, {each['seconds']:7.1f} s, "
-            f"{each['prefixes_per_second']:>7,} prefixes/s, peak {each['peak_mb']:,} MB"
+            f"infer, echo backend, --answers {options.answers}: {each['prefixes']:>9,} prefixes, {each['calls']:>9,} calls, "
+            f"{each['seconds']:7.1f} s, "
+            f"{each['prefixes_per_second']:>7,} prefixes/s ({each['prefixes_per_cpu_second']:,} per second of CPU), "
+            f"peak {each['peak_mb']:,} MB"
         )
     growth = (large["peak_mb"] - small["peak_mb"]) * 2**20 / (large["prefixes"] - small["prefixes"])
     print(f"memory per prefix: {growth:.0f} bytes")

@@ -94,7 +94,7 @@ class ItemIndex:
         for first in range(0, len(sets), _SESSIONS):
             piece = slice(first, first + _SESSIONS)
             lacking = np.repeat(which[piece] < 0, k, axis=1)  # [B, n * k]
-            items, similar = (each[which[piece]].reshape(lacking.shape) for each in (near, near_sims))
+            items, similar = near[which[piece]].reshape(lacking.shape), near_sims[which[piece]].reshape(lacking.shape)
             found[piece], sims[piece] = _best_distinct(items, similar, lacking, k)
         return found, sims
 

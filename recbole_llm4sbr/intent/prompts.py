@@ -148,7 +148,9 @@ class PromptTemplate:
             return Request(self.system, self._user(names, seen.window, task), self.answer_start)
         form = _JSON.format(example=_example([_TITLES])) if as_json else _LINES
         task = self.several.format(qualifier=seen.qualifier, answers=answers, form=form)
-        return self._several(self._user(names, seen.window, task), "1." if self.answer_start else "", [_TITLES], answers, as_json)
+        return self._several(
+            self._user(names, seen.window, task), "1." if self.answer_start else "", [_TITLES], answers, as_json
+        )
 
     def build_joint(self, names: Sequence[str], views: Sequence[str], answers: int = 1, as_json: bool = False) -> Request:
         """One request for several views of one prefix; its answer has a line `view: name` for each (`split_joint`), of several titles
@@ -169,7 +171,7 @@ class PromptTemplate:
         return self._several(self._user(names, window, task), f"{views[0]} 1:", views, answers, as_json)
 
     def _several(self, user: str, start: str, keys: Sequence[str], answers: int, as_json: bool) -> Request:
-        """A request for several titles of each key, in lines behind `start` or as JSON, whose brackets take the tokens of a line per key."""
+        """A request for several titles of each key, in lines behind `start` or as JSON, whose signs take a line of tokens per key."""
         if as_json:
             return Request(self.system, user, "", len(keys) * (answers + 1), _schema(keys, answers))
         return Request(self.system, user, start, len(keys) * answers)

@@ -125,7 +125,7 @@ def from_json(raw: str, views: Sequence[str]) -> list[list[str]]:
     >>> from_json('Sure: {"titles": ["Heat", "Babe"]}', ["long"]), from_json('{"titles": ["Heat", "Ba', ["long"])
     ([['Heat', 'Babe']], [])
     """
-    for opening, closing in sorted(("{}", "[]"), key=lambda pair: raw.find(pair[0])):  # the outer one first
+    for opening, closing in sorted((("{", "}"), ("[", "]")), key=lambda pair: raw.find(pair[0])):  # the outer one first
         start, end = raw.find(opening), raw.rfind(closing)
         if start < 0 or end < start:
             continue

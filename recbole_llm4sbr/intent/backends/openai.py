@@ -23,7 +23,9 @@ from recbole_llm4sbr.intent.backends import Reply, Request
 _HOSTED = "https://api.openai.com/v1"
 _LONGEST = 4_000  # characters kept of an answer; the prompts ask for names
 _LARGEST = 4 * 1024 * 1024  # bytes of a reply
-_OF_FORMAT = re.compile(r"response_?format|json_?\s?schema|structured|guided|grammar", re.I)  # in what is said of a refused request
+_OF_FORMAT = re.compile(
+    r"response_?format|json_?\s?schema|structured|guided|grammar", re.I
+)  # in what is said of a refused request
 _MOST_TOKENS = 2**31  # of one reply; more is not believed
 _UNREADABLE = 3  # tries at a reply that arrives but cannot be read
 
