@@ -74,7 +74,7 @@ class ItemIndex:
         order = np.lexsort((rows, -np.round(sims, 6)), axis=1)[:, :k]
         return np.take_along_axis(rows, order, 1), np.take_along_axis(sims, order, 1)
 
-    def nearest_to_sets(self, answers: Vectors, sets: Places, k: int) -> tuple[Rows, Vectors]:
+    def nearest_to_sets(self, answers: Vectors, sets: Places, k: int) -> tuple[Places, Vectors]:
         """The `k` items nearest to any answer of each set: the union of the answers' nearest, an item with its largest similarity.
 
         Args:
@@ -90,7 +90,7 @@ class ItemIndex:
         absent = int(len(used) > 0 and used[0] < 0)
         near, near_sims = self.nearest(answers[used[absent:]], k)
         which = which.reshape(sets.shape) - absent
-        found, sims = np.empty((len(sets), k), np.int64), np.empty((len(sets), k), np.float32)
+        found, sims = np.empty((len(sets), k), np.int32), np.empty((len(sets), k), np.float32)
         for first in range(0, len(sets), _SESSIONS):
             piece = slice(first, first + _SESSIONS)
             lacking = np.repeat(which[piece] < 0, k, axis=1)  # [B, n * k]
@@ -131,6 +131,7 @@ class ItemIndex:
         for sessions in tqdm(pieces, desc="localizing", unit=f" x {size} sessions", leave=False, delay=3):
             distinct, which = np.unique(answer[sessions], return_inverse=True)
             wanted = k + int(lengths[sessions].max())
+            near: Rows | Places
             if sets is None:
                 near, near_sims = self.nearest(answers[distinct], wanted)
             else:
