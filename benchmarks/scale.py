@@ -1,9 +1,10 @@
 """What `infer` itself costs at scale, and what its files cost: memory per prefix, prefixes per second, size and loading time.
 
-    python benchmarks/scale.py [--prefixes 20000,200000] [--features 5000] [--json FILE]
+    python benchmarks/scale.py [--prefixes 20000,200000] [--answers 1] [--features 5000] [--json FILE]
 
 Part one runs prepare and `infer` with the echo backend (no language model) on synthetic click logs of both sizes, each in a process of
-its own; the difference of their peaks, per prefix, is what a prefix costs. `--prefixes 100000,1000000` is the full size (minutes).
+its own; the difference of their peaks, per prefix, is what a prefix costs. `--prefixes 100000,1000000` is the full size (minutes),
+`--answers 5` asks for five titles per view, of which the echo backend gives as many as the session has items.
 Part two loads the feature files of the same sessions through RecBole's own dataset, beside a file of dense rows of 768 numbers per
 view, as a plain dump of encoder vectors would be.
 """
@@ -51,7 +52,7 @@ def write_log(folder: str, prefixes: int) -> None:
             handle.writelines(f"{user}\t{rng.randrange(ITEMS)}\t{user * 100 + click}\n" for click in range(LENGTH))
 
 
-def run_infer(prefixes: int) -> dict[str, Any]:
+def run_infer(prefixes: int, answers: int) -> dict[str, Any]:
     """Seconds and peak memory of `infer`, after prepare in a process of its own."""
     from recbole_llm4sbr.intent.infer import infer
 
@@ -59,12 +60,15 @@ def run_infer(prefixes: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         write_log(folder, prefixes)
         in_a_process(run_prepare, folder)
-        started = time.perf_counter()
-        counts = infer(settings_of(folder)).counts
-        seconds = time.perf_counter() - started
+        started, cpu = time.perf_counter(), time.process_time()
+        counts = infer(settings_of(folder, intent_answers=answers)).counts
+        seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"prefixes": counts.sessions, "prompts": counts.prompts, "calls": counts.calls, "seconds": round(seconds, 1),
-            "prefixes_per_second": round(counts.sessions / seconds), "peak_mb": round(peak)}  # fmt: skip
+    return {
+        "prefixes": counts.sessions, "prompts": counts.prompts, "calls": counts.calls, "seconds": round(seconds, 1),
+        "prefixes_per_second": round(counts.sessions / seconds), "prefixes_per_cpu_second": round(counts.sessions / cpu),
+        "peak_mb": round(peak),
+    }  # fmt: skip
 
 
 def run_prepare(folder: str) -> None:
@@ -142,15 +146,18 @@ def in_a_process(function: Any, *arguments: Any) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prefixes", default="20000,200000")
+    parser.add_argument("--answers", type=int, default=1, help="titles per view in part one")
     parser.add_argument("--features", type=int, default=5_000, help="prefixes of part two")
     parser.add_argument("--json", help="also write the figures to this file")
     options = parser.parse_args()
 
-    small, large = (in_a_process(run_infer, int(number)) for number in options.prefixes.split(","))
+    small, large = (in_a_process(run_infer, int(number), options.answers) for number in options.prefixes.split(","))
     for each in (small, large):
         print(
-            f"infer, echo backend: {each['prefixes']:>9,} prefixes, {each['calls']:>9,} calls, {each['seconds']:7.1f} s, "
-            f"{each['prefixes_per_second']:>7,} prefixes/s, peak {each['peak_mb']:,} MB"
+            f"infer, echo backend, --answers {options.answers}: {each['prefixes']:>9,} prefixes, {each['calls']:>9,} calls, "
+            f"{each['seconds']:7.1f} s, "
+            f"{each['prefixes_per_second']:>7,} prefixes/s ({each['prefixes_per_cpu_second']:,} per second of CPU), "
+            f"peak {each['peak_mb']:,} MB"
         )
     growth = (large["peak_mb"] - small["peak_mb"]) * 2**20 / (large["prefixes"] - small["prefixes"])
     print(f"memory per prefix: {growth:.0f} bytes")
@@ -166,6 +173,7 @@ def main() -> None:
     print(f"dense rows are {ratio:.1f} x as large")
     if options.json:
         result = {
+            "answers": options.answers,
             "small": small,
             "large": large,
             "bytes_per_prefix": round(growth),

@@ -112,7 +112,7 @@ def test_a_case_holds_what_the_files_say(world, both):
             assert [item.value for item in view.near] == [float(x) for x in cells[f"{view.view}_sims:float_seq"].split()[:5]]
             assert [item.in_session for item in view.near] == [item.token in prefix for item in view.near]
             assert [item.target for item in view.near] == [item.token == target for item in view.near]
-            assert view.asked.raw == view.asked.name == titles[prefix[-1]]  # echo answers with the last item
+            assert [view.asked.raw] == view.asked.names == [titles[prefix[-1]]]  # echo answers with the last item
             assert titles[prefix[-1]] in view.asked.prompt
         assert [view.view for view in case.views] == ["long", "short"]
 
@@ -229,7 +229,7 @@ class Tags(HTMLParser):
 
 def test_texts_from_elsewhere_are_harmless_and_cut():
     item = Item(EVIL, EVIL, True, False, 0.5)
-    view = ViewCase(EVIL, Asked(EVIL + "\n" + EVIL, EVIL, EVIL), [item], 5)
+    view = ViewCase(EVIL, Asked(EVIL + "\n" + EVIL, EVIL, [EVIL, EVIL]), [item], 5)
     case = Case(
         EVIL,
         "test",

@@ -19,6 +19,7 @@ from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.intent.backends import Request
 from recbole_llm4sbr.intent.backends.openai import OpenAIBackend
 from recbole_llm4sbr.intent.backends.transformers import TransformersBackend
+from recbole_llm4sbr.intent.prompts import PromptTemplate
 from recbole_llm4sbr.intent.questions import Questions
 from recbole_llm4sbr.intent.store import AnswerStore
 
@@ -154,6 +155,9 @@ class Handler(BaseHTTPRequestHandler):
     def bad(self, _):
         self.send(400, json.dumps({"error": {"message": f"context too long {self.headers['Authorization']}"}}))
 
+    def no_format(self, _):
+        self.send(400, json.dumps({"error": {"message": "'response_format' of type 'json_schema' is not supported"}}))
+
     def unauthorized(self, _):
         self.send(401, json.dumps({"error": {"message": f"bad key {self.headers['Authorization']}"}}))
 
@@ -195,7 +199,7 @@ def test_whatever_goes_wrong_every_prompt_is_answered_or_logged_and_no_key_is_se
     counts, answers = ask(backend(), fine + passing + lasting + ["long\nx"], tmp_path)
     assert counts.calls == len(fine + passing + lasting) + 1
     assert {text: answers[text] for text in fine + passing} == {text: f"echo {text.splitlines()[1]}" for text in fine + passing}
-    assert answers["long\nx"] == ("long " * 400)
+    assert answers["long\nx"] == ("long " * 800)
     logged = [json.loads(line) for line in (tmp_path / "failures.jsonl").read_text().splitlines()]
     assert sorted(each["prompt"] for each in logged) == sorted(lasting)
     assert counts.failures == len(lasting)
@@ -236,6 +240,32 @@ def test_a_prompt_of_several_lines_gets_the_tokens_of_each(server, backend, tmp_
         16,
         50,
     ]
+
+
+SCHEMA = PromptTemplate.load("movies").build(["A"], "long", 3, as_json=True).schema
+
+
+def test_several_titles_are_asked_for_by_a_json_schema(server, backend):
+    for made in (backend(), backend(extra={"response_format": {"type": "json_object"}})):
+        list(made.generate([Request("s", "fine\nx", lines=4, schema=SCHEMA), Request("s", "fine\ny")]))
+    with_schema, *others = sorted((body.get("response_format") for body in server.bodies), key=lambda each: -len(str(each)))
+    assert with_schema["type"] == "json_schema"
+    assert with_schema["json_schema"]["strict"] is True
+    assert with_schema["json_schema"]["schema"] == json.loads(SCHEMA)
+    assert others == [{"type": "json_object"}, {"type": "json_object"}, None]
+    assert {body["max_tokens"] for body in server.bodies if body["messages"][-1]["content"] == "fine\nx"} == {64}
+
+
+def test_an_endpoint_that_takes_no_json_schema_is_named_with_the_way_out(backend, tmp_path):
+    made = backend()
+    with pytest.raises(UserError, match=r"127\.0\.0\.1.*takes no JSON schema: .*not supported.*add --llm_json=false"):
+        list(made.generate([Request("s", "no_format\nx", lines=4, schema=SCHEMA)]))
+    (plain,) = made.generate([Request("s", "no_format\nx")])  # no schema was sent, so that this is a failure like others
+    assert "not supported" in plain.failure
+    (other,) = made.generate([Request("s", "bad\nx", lines=4, schema=SCHEMA)])
+    assert "context too long" in other.failure
+    assert "--llm_json=false" in other.failure
+    assert KEY not in other.failure
 
 
 def test_a_refused_key_ends_the_run_at_once_without_showing_it(server, backend, tmp_path):

@@ -11,7 +11,8 @@ from recbole_llm4sbr.data.folders import dataset_folder
 from recbole_llm4sbr.data.prepare import prepare
 from recbole_llm4sbr.data.rows import SessionRows, read_items, read_sessions
 from recbole_llm4sbr.data.sessions import PARTS
-from recbole_llm4sbr.intent.prompts import PromptTemplate, SessionPrompts, item_names, item_texts, split_joint
+from recbole_llm4sbr.intent.prompts import PromptTemplate, SessionPrompts, item_names, item_texts
+from recbole_llm4sbr.intent.titles import split_joint
 
 
 def items(*rows, columns=("item_id", "title", "year")):
@@ -44,7 +45,7 @@ def test_a_view_sees_its_window_of_the_last_items(tmp_path):
         template.check_views(["long"])
 
 
-@pytest.mark.parametrize("name", ["movies", "products", "generic"])
+@pytest.mark.parametrize("name", ["movies", "products", "generic", "movies-next", "products-next"])
 def test_shipped_templates_have_the_views_and_views_share_their_beginning(name):
     template = PromptTemplate.load(name)
     template.check_views(["long", "short", "normal"])
@@ -61,7 +62,7 @@ def test_a_broken_template_is_named(tmp_path, text, says):
     path.write_text(text)
     with pytest.raises(UserError, match=says):
         PromptTemplate.load(str(path))
-    with pytest.raises(UserError, match="choose one of generic, movies, products"):
+    with pytest.raises(UserError, match="choose one of generic, movies, movies-next, products, products-next"):
         PromptTemplate.load("moovies")
 
 

@@ -41,6 +41,7 @@ INTENTS = {
     "intent_refresh": ("powers", {}),
     "max_sessions": (20, {}),
     "intent_k_max": (6, {}),
+    "intent_answers": (3, {}),
 }
 TRAINING = {
     "model": ("GRU4Rec", {}),
@@ -109,6 +110,7 @@ IN_SETTINGS_ONLY = {
     "llm_url": ("http://h/v1", {"llm_backend": "openai"}),
     "llm_name": ("n", {"llm_backend": "openai"}),
     "llm_extra": ({"top_p": 0.5}, {"llm_backend": "openai"}),
+    "llm_json": (False, {"llm_backend": "openai", "intent_answers": 3}),
     "faiss_index": ("HNSW8", {}),
     "control_of": ("session_text", {"intent_source": "shuffled", "llm4sbr": True}),
     "stopping_step": (2, {}),

@@ -396,6 +396,16 @@ def uses_item_texts(settings: Lookup) -> bool:
     return uses_intents(settings) or settings["item_init"] != "random" or settings["model"] == "LLMSeqSim"
 
 
+def several_answers(settings: Lookup) -> bool:
+    """Whether the LLM is asked for more than one title per view."""
+    return bool(settings["intent_answers"] > 1)
+
+
+def answers_as_json(settings: Lookup) -> bool:
+    """Whether the LLM is held to a JSON schema: for several titles, by an endpoint that can do that."""
+    return several_answers(settings) and engine(settings) == "openai" and bool(settings["llm_json"])
+
+
 def engine(settings: Lookup) -> str:
     """What computes the LLM's answers: `local` (transformers and vllm, also under ray, share their answers), `openai` or `echo`."""
     backend = settings["ray_backend"] if settings["llm_backend"] == "ray" else settings["llm_backend"]
@@ -418,7 +428,8 @@ def deciding(settings: Mapping[str, Any], *artefacts: Artefact) -> dict[str, Any
     The prompt template stands there with its whole content, an address without what may be secret in it, and a local engine under one
     name, since local engines share their answers. Keys of RecBole that the schema does not name decide training.
     """
-    facts = {"intents_of": intents_of, "engine": engine, "reads_intents": reads_intents, "uses_intents": uses_intents}
+    facts = {"intents_of": intents_of, "engine": engine, "several_answers": several_answers, "reads_intents": reads_intents,
+             "uses_intents": uses_intents}  # fmt: skip
 
     def lookup(key: str) -> Any:
         return facts[key](settings) if key in facts else settings.get(key)
@@ -430,7 +441,7 @@ def deciding(settings: Mapping[str, Any], *artefacts: Artefact) -> dict[str, Any
         if "training" in artefacts if setting is None else _decides(setting, artefacts) and setting.active(lookup):
             found[key] = value
     if "prompt" in found:
-        found["prompt"] = template_content(found["prompt"], settings["views"])
+        found["prompt"] = template_content(found["prompt"], settings["views"], several_answers(settings))
     if "llm_backend" in found:
         found["llm_backend"] = engine(settings)
     if "llm_url" in found:
@@ -457,9 +468,17 @@ def template_path(prompt: str) -> Path:
     return Path(prompt)
 
 
-def template_content(prompt: str, views: Iterable[str]) -> dict[str, Any]:
-    """All that answers depend on in a prompt template: its texts, and of its views those that are asked for."""
+def template_content(prompt: str, views: Iterable[str], several: bool) -> dict[str, Any]:
+    """All that answers depend on in a prompt template: its texts, and of its views those that are asked for.
+
+    Args:
+        prompt: a shipped template by name, or a path.
+        views: that are asked for.
+        several: whether several titles are asked for; else the questions for them do not count.
+    """
     content = read_yaml(template_path(prompt))
+    if not several:
+        content = {part: text for part, text in content.items() if part not in ("several", "joint_several")}
     own = content.get("views")
     return content | {"views": {view: own.get(view) for view in views} if isinstance(own, dict) else own}
 

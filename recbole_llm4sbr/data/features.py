@@ -76,25 +76,28 @@ class SessionLines:
         intents: by view the number of each session's intent, -1 without one, [S].
         tokens: item tokens, [M].
         found: the nearest items of the sessions; similarities are written with four decimals.
+        sets: of intents of up to n titles: the titles' numbers, -1 behind the last of a set, by the intents' numbers, [C, n].
     """
 
     def __init__(
-        self, ids: Sequence[str], intents: Mapping[str, npt.NDArray[np.int32]], tokens: Sequence[str], found: Localized
+        self,
+        ids: Sequence[str],
+        intents: Mapping[str, npt.NDArray[np.int32]],
+        tokens: Sequence[str],
+        found: Localized,
+        sets: npt.NDArray[np.int32] | None = None,
     ) -> None:
-        self._ids, self._intents, self._tokens, self._found = ids, intents, tokens, found
+        self._ids, self._intents, self._tokens, self._found, self._sets = ids, intents, tokens, found, sets
         self._form = " ".join(["%.4f"] * (found.sims.shape[1] if len(found.sims) else 0))
 
     def __iter__(self) -> Iterator[str]:
         """The head, then a line per session."""
-        columns = (f"{view}_items:token_seq\t{view}_sims:float_seq\t{view}_intent:token" for view in self._intents)
+        kind = "token" if self._sets is None else "token_seq"
+        columns = (f"{view}_items:token_seq\t{view}_sims:float_seq\t{view}_intent:{kind}" for view in self._intents)
         yield "\t".join(["sid:token", *columns]) + "\n"
-        cells = [self._cells(view) for view in self._intents]
-        for row, token in enumerate(self._ids):
-            parts = (
-                f"{next(cell)}\t{f'i{column[row]}' if column[row] >= 0 else ''}"
-                for cell, column in zip(cells, self._intents.values())
-            )
-            yield "\t".join([token, *parts]) + "\n"
+        cells = [cell for view in self._intents for cell in (self._cells(view), self._titles(view))]
+        for token in self._ids:
+            yield "\t".join([token, *map(next, cells)]) + "\n"
 
     def checksums(self) -> dict[str, str]:
         """A SHA-256 of each view's items and similarities by session id: what training reads of it."""
@@ -105,6 +108,21 @@ class SessionLines:
                 digest.update(f"{token}\t{cell}\n".encode())
             found[view] = digest.hexdigest()
         return found
+
+    def _titles(self, view: str) -> Iterator[str]:
+        """The ids of each session's intent, as text."""
+        column = self._intents[view]
+        for first in range(0, len(column), _CHUNK):
+            numbers = column[first : first + _CHUNK]
+            if self._sets is None:
+                yield from (f"i{number}" if number >= 0 else "" for number in numbers.tolist())
+                continue
+            distinct, which = np.unique(numbers, return_inverse=True)
+            texts = [
+                " ".join(f"i{number}" for number in titles if place >= 0 and number >= 0)
+                for place, titles in zip(distinct.tolist(), self._sets[distinct].tolist())
+            ]
+            yield from (texts[place] for place in which.tolist())
 
     def _cells(self, view: str) -> Iterator[str]:
         """Items and similarities of each session, as text."""

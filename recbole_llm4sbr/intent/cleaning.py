@@ -1,7 +1,7 @@
 """The name in an LLM's answer (paper section 4.1.2): numbering, quotes and talk around it go, echoes and refusals are no answer."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 # Applied in this order, again and again until nothing changes: what stands before a name ...
 _BEFORE = [
@@ -23,26 +23,22 @@ _REFUSAL = re.compile(
 _PLACEHOLDER = re.compile(r"^(?:movie|product|item|thing|title|name|answer)(?: (?:title|name))?(?: #?\d+)?$", re.I)
 
 
-def clean(raw: str, qualifiers: Sequence[str] = ()) -> str:
+def clean(raw: str, qualifiers: Sequence[str] = (), titles: Collection[str] = ()) -> str:
     """The name in a raw answer, or an empty string when there is none (an echo of the question, a refusal, nothing).
 
     Args:
         raw: what the LLM said, without `answer_start`.
         qualifiers: the template's qualifiers; an answer that repeats the beginning of one is no answer.
+        titles: of the catalogue, tidied and in small letters; one of these is no refusal, even if it reads like one.
 
     >>> clean('1. "Toy Story" is a good choice.'), clean("Sure! My guess is: Heat (1995)"), clean("I'm sorry, I cannot")
     ('Toy Story', 'Heat (1995)', '')
+    >>> clean("Sorry"), clean("Sorry", titles={"sorry"})
+    ('', 'Sorry')
     """
-    text = next((line.strip() for line in raw.splitlines() if line.strip()), "")
-    before = None
-    while before != text:
-        before = text
-        for pattern in _BEFORE:
-            text = re.sub(rf"^{pattern}", "", text, flags=re.I)
-    text = re.split(r"[\"“”]", text)[0]  # what follows a closing quote is talk
-    text = re.sub(r"[\s.,;:!*_`'’]+$", "", re.sub(r"\s+", " ", text))
+    text = tidy(raw)
     words = re.findall(r"\w+", text.lower())
-    if not words or _REFUSAL.match(text) or _PLACEHOLDER.match(text):
+    if not words or _PLACEHOLDER.match(text) or (_REFUSAL.match(text) and text.casefold() not in titles):
         return ""
     for qualifier in qualifiers:
         asked = re.findall(r"\w+", qualifier.lower())
@@ -50,3 +46,15 @@ def clean(raw: str, qualifiers: Sequence[str] = ()) -> str:
         if begins or (len(words) > 2 and f" {' '.join(words)} " in f" {' '.join(asked)} "):
             return ""
     return text
+
+
+def tidy(raw: str) -> str:
+    """The first line of an answer without numbering, quotes and talk around it, whatever is left; titles of items are compared so, too."""
+    text = next((line.strip() for line in raw.splitlines() if line.strip()), "")
+    before = None
+    while before != text:
+        before = text
+        for pattern in _BEFORE:
+            text = re.sub(rf"^{pattern}", "", text, flags=re.I)
+    text = re.split(r"[\"“”]", text)[0]  # what follows a closing quote is talk
+    return re.sub(r"[\s.,;:!*_`'’]+$", "", re.sub(r"\s+", " ", text))

@@ -93,7 +93,7 @@ def infer(settings: Mapping[str, Any], prepared: Manifest | None = None) -> Infe
         k_max=found.items.shape[1],
         quality=quality_of(settings, prepared, intents, rows, tokens, found),
     )
-    lines = SessionLines(rows.ids, intents.rows, tokens, found)
+    lines = SessionLines(rows.ids, intents.rows, tokens, found, intents.sets)
     manifest = Manifest(
         here / INTENTS,
         "infer",
@@ -123,7 +123,9 @@ def localized(
     """
     k = settings["intent_k_max"]
     if settings["repeatable"]:
-        return Localized(*index.nearest(intents.vectors, k), intents.rows)
+        if intents.sets is None:
+            return Localized(*index.nearest(intents.vectors, k), intents.rows)
+        return Localized(*index.nearest_to_sets(intents.vectors, intents.sets, k), intents.rows)
     clicks, starts = rows.clicks_in(tokens), rows.starts
     places: dict[str, npt.NDArray[np.int32]] = {}
     found: list[tuple[Places, Vectors]] = []
@@ -132,7 +134,7 @@ def localized(
         lengths = np.diff(starts)[asked]
         of_asked = clicks[ranges(starts[asked], lengths)]
         near, sims = index.nearest_outside(
-            intents.vectors, column[asked].astype(np.int64), of_asked, np.r_[0, lengths.cumsum()], k
+            intents.vectors, column[asked].astype(np.int64), of_asked, np.r_[0, lengths.cumsum()], k, intents.sets
         )
         some = near[:, 0] >= 0
         places[view] = np.full(len(column), -1, np.int32)
@@ -193,8 +195,10 @@ def check_askable(settings: Mapping[str, Any]) -> None:
             raise UserError(
                 f"llm_batch=true needs llm_backend=openai, not {settings['llm_backend']!r}: local engines have no batches"
             )
-        PromptTemplate.load(settings["prompt"]).check_views(settings["views"])
-        if engine(settings) == "local" and not (folder / INTENTS).is_file():
+        template = PromptTemplate.load(settings["prompt"])
+        template.check_views(settings["views"])
+        template.check_asked(settings["intent_answers"], settings["views_in_one_call"])
+        if engine(settings) == "local" and not (intents_folder(folder, settings) / INTENTS).is_file():
             identify(settings["llm"], "llm")
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,19 +14,19 @@ import numpy.typing as npt
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import make_folder, read_json, write_json
 from recbole_llm4sbr.base.records import IntentCounts
-from recbole_llm4sbr.base.settings import deciding
+from recbole_llm4sbr.base.settings import answers_as_json, deciding
 from recbole_llm4sbr.data.features import Vectors
 from recbole_llm4sbr.data.folders import dataset_folder, intents_folder
 from recbole_llm4sbr.data.manifest import Manifest, setting_differences
 from recbole_llm4sbr.data.rows import SessionRows, read_items
 from recbole_llm4sbr.intent import batches
 from recbole_llm4sbr.intent.backends import make_backend
-from recbole_llm4sbr.intent.cleaning import clean
 from recbole_llm4sbr.intent.encoder import Encoder
-from recbole_llm4sbr.intent.prompts import PromptTemplate, SessionPrompts, item_names, split_joint
+from recbole_llm4sbr.intent.prompts import PromptTemplate, SessionPrompts, item_names
 from recbole_llm4sbr.intent.questions import Questions, cost, estimate
 from recbole_llm4sbr.intent.request_files import write_questions
 from recbole_llm4sbr.intent.store import AnswerStore
+from recbole_llm4sbr.intent.titles import TitleReader
 
 log = logging.getLogger(__name__)
 
@@ -41,15 +41,17 @@ class Intents:
 
     Attributes:
         vectors: of the distinct intents, [N, D].
-        rows: by view each session's row of `vectors`, -1 where there is no intent, [S].
+        rows: by view each session's row of `sets`, without them of `vectors`; -1 where there is no intent, [S].
         counts: of what was asked.
         names: what an LLM answered, in the order of `vectors`; empty where none did.
+        sets: of intents of up to n titles: rows of `vectors`, -1 behind the last one of a set, [C, n]; None where each is a single one.
     """
 
     vectors: Vectors
     rows: dict[str, npt.NDArray[np.int32]]
     counts: IntentCounts
     names: Sequence[str] = ()
+    sets: npt.NDArray[np.int32] | None = None
 
 
 def ask_llm(settings: Mapping[str, Any], rows: SessionRows, encoder: Encoder, since: int | None = None) -> Intents:
@@ -68,14 +70,15 @@ def ask_llm(settings: Mapping[str, Any], rows: SessionRows, encoder: Encoder, si
     views, prices = settings["views"], _prices(settings)
     folder = dataset_folder(settings)
     store = AnswerStore(folder.parent / STORE)
-    questions = _questions(settings, store, rows, since)
+    titles = _titles(settings)
+    questions = _questions(settings, store, rows, titles, since)
     failures, rate = make_folder(intents_folder(folder, settings)) / FAILURES, settings["max_failure_rate"]
     if settings["llm_batch"]:
         asked = batches.ask_in_batches(questions, failures, rate, settings["llm_batch_wait"])
     else:
         batches.check_none_under_way(questions)
         asked = questions.ask(failures, rate, prices)
-    names, by_view, places = _read_answers(settings, questions, rows)
+    names, by_view, sets, places = _read_answers(settings, questions, rows, titles.values())
     store.close()
     if not names:
         raise UserError(
@@ -95,7 +98,7 @@ def ask_llm(settings: Mapping[str, Any], rows: SessionRows, encoder: Encoder, si
         cost=round(cost(asked, prices) * (batches.PRICE if settings["llm_batch"] else 1.0), 4) if prices else None,
         not_asked=(len(rows.ids) - len(places)) * len(views),
     )
-    return Intents(encoder.encode(names), by_view, counts, names)
+    return Intents(encoder.encode(names), by_view, counts, names, sets)
 
 
 @dataclass(frozen=True)
@@ -105,12 +108,12 @@ class Asked:
     Attributes:
         prompt: the two messages, and what was put into the LLM's mouth.
         raw: the answer as it came; None where there is none.
-        name: found in it; "" where it names nothing.
+        names: found in it; none where it names nothing.
     """
 
     prompt: str
     raw: str | None
-    name: str
+    names: Sequence[str]
 
 
 def asked_about(settings: Mapping[str, Any], rows: SessionRows) -> list[dict[str, Asked]]:
@@ -126,12 +129,11 @@ def asked_about(settings: Mapping[str, Any], rows: SessionRows) -> list[dict[str
     views, joint, whole = settings["views"], settings["views_in_one_call"], {**settings, "max_sessions": 0}
     template = PromptTemplate.load(settings["prompt"])
     template.check_views(views)
-    qualifiers = [view.qualifier for view in template.views.values()]
-    path = dataset_folder(settings).parent / STORE
-    requests = _requests(whole, template, rows)
+    titles = _titles(settings)
+    requests, reader = _requests(whole, template, rows, titles), _reader(settings, titles.values())
     raws: list[str | None] = [None] * len(requests)
     # an LLM that is not there any more has left its answers under a name that cannot be told
-    with closing(AnswerStore(path)) as store, suppress(UserError):
+    with closing(AnswerStore(dataset_folder(settings).parent / STORE)) as store, suppress(UserError):
         questions = Questions(make_backend(settings), requests, store, template.name)
         raws = [questions.raw_answer(position) for position in range(len(requests))]
     found: list[dict[str, Asked]] = []
@@ -140,9 +142,9 @@ def asked_about(settings: Mapping[str, Any], rows: SessionRows) -> list[dict[str
         for column, view in enumerate(views):
             position = row if joint else row * len(views) + column
             raw, request = raws[position], requests[position]
-            said = "" if raw is None else split_joint(raw, views)[column] if joint else raw
+            names = [] if raw is None else reader.read(raw)[column if joint else 0]
             prompt = "\n\n".join(filter(None, [request.system, request.user, request.answer_start]))
-            found[-1][view] = Asked(prompt, raw, clean(said, qualifiers))
+            found[-1][view] = Asked(prompt, raw, names)
     return found
 
 
@@ -165,30 +167,65 @@ def known_answers(
     """
     with closing(AnswerStore(dataset_folder(settings).parent / STORE)) as store:
         try:
-            questions = _questions(settings, store, rows, names=names)
+            questions = _questions(settings, store, rows, dict(zip(rows.tokens, names)))
         except UserError:
             return None
-        found, by_view, _ = _read_answers(settings, questions, rows)
-    return Intents(encoder().encode(found), by_view, IntentCounts(), found) if found else None
+        found, by_view, sets, _ = _read_answers(settings, questions, rows, names)
+    return Intents(encoder().encode(found), by_view, IntentCounts(), found, sets) if found else None
 
 
 def _read_answers(
-    settings: Mapping[str, Any], questions: Questions, rows: SessionRows
-) -> tuple[list[str], dict[str, npt.NDArray[np.int32]], list[int]]:
-    """Distinct names in the answers, by view each row's place among them (-1 for none, [S]), and the rows that were asked about."""
-    views, joint = settings["views"], settings["views_in_one_call"]
-    qualifiers = [view.qualifier for view in PromptTemplate.load(settings["prompt"]).views.values()]
+    settings: Mapping[str, Any], questions: Questions, rows: SessionRows, titles: Iterable[str]
+) -> tuple[list[str], dict[str, npt.NDArray[np.int32]], npt.NDArray[np.int32] | None, list[int]]:
+    """Distinct names in the answers, `rows` and `sets` as in `Intents`, and the rows that were asked about.
+
+    Args:
+        settings: of the run.
+        questions: about the rows, answered.
+        rows: sessions.
+        titles: of the catalogue, as prompts have them.
+    """
+    views, joint, answers = settings["views"], settings["views_in_one_call"], settings["intent_answers"]
+    reader = _reader(settings, titles)
 
     def parse(raw: str) -> list[str]:
-        return [clean(part, qualifiers) for part in (split_joint(raw, views) if joint else [raw])]
+        return [name for names in reader.read(raw) for name in [*names, *[""] * (answers - len(names))]]
 
-    names, numbers = questions.answers(parse, len(views) if joint else 1)
+    names, numbers = questions.answers(parse, len(views) * answers if joint else answers)
+    sets = None
+    if answers > 1:
+        sets, numbers = _distinct_sets(numbers, answers)
     places = _spread(len(rows.ids), settings["max_sessions"])
     by_row = numbers[questions.number].reshape(len(places), len(views))  # [asked rows, V]
     by_view = {view: np.full(len(rows.ids), -1, np.int32) for view in views}
     for column, view in enumerate(views):
         by_view[view][places] = by_row[:, column]
-    return names, by_view, places
+    return names, by_view, sets, places
+
+
+def _distinct_sets(numbers: npt.NDArray[np.int32], answers: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """The distinct rows of `answers` names each, [C, answers], and each row's place among them, -1 for one without a name.
+
+    Args:
+        numbers: names of questions about V views, -1 behind the last of a view, [Q, V * answers].
+        answers: names per view.
+
+    Returns:
+        The sets in rising order, and by question and view its set, [Q, V].
+
+    >>> [each.tolist() for each in _distinct_sets(np.array([[4, 7, -1, -1], [2, -1, 4, 7]], np.int32), 2)]
+    [[[2, -1], [4, 7]], [[1, -1], [0, 1]]]
+    """
+    sets, which = np.unique(numbers.reshape(-1, answers), axis=0, return_inverse=True)
+    empty = int(len(sets) > 0 and sets[0, 0] < 0)  # its names stand first, so that one without any is the smallest
+    return sets[empty:], (which.reshape(len(numbers), -1) - empty).astype(np.int32)
+
+
+def _reader(settings: Mapping[str, Any], titles: Iterable[str]) -> TitleReader:
+    """What finds the names in the answers of a run."""
+    views = settings["views"] if settings["views_in_one_call"] else settings["views"][:1]
+    qualifiers = [view.qualifier for view in PromptTemplate.load(settings["prompt"]).views.values()]
+    return TitleReader(views, settings["intent_answers"], qualifiers, list(titles))
 
 
 def describe_questions(settings: Mapping[str, Any], rows: SessionRows, path: Path) -> str:
@@ -201,7 +238,7 @@ def describe_questions(settings: Mapping[str, Any], rows: SessionRows, path: Pat
     """
     store = AnswerStore(path)
     try:
-        questions = _questions(settings, store, rows)
+        questions = _questions(settings, store, rows, _titles(settings))
         priced = batches.PRICE if settings["llm_backend"] == "openai" else None
         said = [estimate(questions, _prices(settings), batch_price=priced)]
         if count := batches.under_way(questions):
@@ -226,7 +263,7 @@ def write_requests(settings: Mapping[str, Any], rows: SessionRows, path: str | P
         UserError: the backend is not `openai`, or the template or a column of the items is wrong.
     """
     with closing(AnswerStore(dataset_folder(settings).parent / STORE)) as store:
-        return write_questions(_questions(settings, store, rows), path)
+        return write_questions(_questions(settings, store, rows, _titles(settings)), path)
 
 
 def refresh_since(settings: Mapping[str, Any], here: Path, prepared: Manifest) -> int | None:
@@ -248,34 +285,34 @@ def refresh_since(settings: Mapping[str, Any], here: Path, prepared: Manifest) -
     return since
 
 
+def _titles(settings: Mapping[str, Any]) -> dict[str, str]:
+    """What prompts call each item of the catalogue, by its token."""
+    items = read_items(dataset_folder(settings) / f"{settings['dataset']}.item")
+    return dict(zip(items["item_id"], item_names(items, settings)))
+
+
 def _questions(
-    settings: Mapping[str, Any],
-    store: AnswerStore,
-    rows: SessionRows,
-    since: int | None = None,
-    names: Sequence[str] | None = None,
+    settings: Mapping[str, Any], store: AnswerStore, rows: SessionRows, titles: Mapping[str, str], since: int | None = None
 ) -> Questions:
-    """What there is to ask about the rows; `names` are read where they are not given."""
+    """What there is to ask about the rows; `titles` by token."""
     template = PromptTemplate.load(settings["prompt"])
-    return Questions(make_backend(settings), _requests(settings, template, rows, names), store, template.name, since)
+    return Questions(make_backend(settings), _requests(settings, template, rows, titles), store, template.name, since)
 
 
 def _requests(
-    settings: Mapping[str, Any], template: PromptTemplate, rows: SessionRows, names: Sequence[str] | None = None
+    settings: Mapping[str, Any], template: PromptTemplate, rows: SessionRows, titles: Mapping[str, str]
 ) -> SessionPrompts:
-    """The questions about the rows."""
-    if names is None:
-        items = read_items(dataset_folder(settings) / f"{settings['dataset']}.item")
-        named = dict(zip(items["item_id"], item_names(items, settings)))
-        names = [named.get(token, "") for token in rows.tokens]  # padding has no name
+    """The questions about the rows; `titles` by token."""
     return SessionPrompts(
         template,
         settings["views"],
         rows,
-        names,
+        [titles.get(token, "") for token in rows.tokens],  # padding has no name
         _spread(len(rows.ids), settings["max_sessions"]),
         settings["intent_refresh"] == "powers",
         settings["views_in_one_call"],
+        settings["intent_answers"],
+        answers_as_json(settings),
     )
 
 

@@ -1,6 +1,9 @@
 """Intent localization: the items nearest to an answer, by cosine similarity (paper eq. 4-5, where k is `intent_k`).
 
 Under `repeatable: false` they are the nearest items *outside* the session: an item of the session cannot be what comes next.
+
+Where an LLM gives several titles for an intent (`intent_answers`), we depart from eq. 4-5, which know one: of the k items nearest to each
+title, an item keeps its largest similarity, and the k most similar of all of them are the intent's.
 """
 
 from typing import Any
@@ -71,7 +74,33 @@ class ItemIndex:
         order = np.lexsort((rows, -np.round(sims, 6)), axis=1)[:, :k]
         return np.take_along_axis(rows, order, 1), np.take_along_axis(sims, order, 1)
 
-    def nearest_outside(self, answers: Vectors, answer: Rows, clicks: Rows, starts: Rows, k: int) -> tuple[Places, Vectors]:
+    def nearest_to_sets(self, answers: Vectors, sets: Places, k: int) -> tuple[Places, Vectors]:
+        """The `k` items nearest to any answer of each set: the union of the answers' nearest, an item with its largest similarity.
+
+        Args:
+            answers: unit vectors, [N, D].
+            sets: rows of `answers`, at least one per set, -1 behind the last, [C, n].
+            k: neighbours per set.
+
+        Returns:
+            Item rows and similarities, both [C, k], ordered as in `nearest`.
+        """
+        k = min(k, len(self._known))
+        used, which = np.unique(sets, return_inverse=True)
+        absent = int(len(used) > 0 and used[0] < 0)
+        near, near_sims = self.nearest(answers[used[absent:]], k)
+        which = which.reshape(sets.shape) - absent
+        found, sims = np.empty((len(sets), k), np.int32), np.empty((len(sets), k), np.float32)
+        for first in range(0, len(sets), _SESSIONS):
+            piece = slice(first, first + _SESSIONS)
+            lacking = np.repeat(which[piece] < 0, k, axis=1)  # [B, n * k]
+            items, similar = near[which[piece]].reshape(lacking.shape), near_sims[which[piece]].reshape(lacking.shape)
+            found[piece], sims[piece] = _best_distinct(items, similar, lacking, k)
+        return found, sims
+
+    def nearest_outside(
+        self, answers: Vectors, answer: Rows, clicks: Rows, starts: Rows, k: int, sets: Places | None = None
+    ) -> tuple[Places, Vectors]:
         """The `k` nearest items outside each session.
 
         An item of the session takes at most one place among the nearest, so the `k + n` nearest of an answer hold the `k` nearest
@@ -79,10 +108,11 @@ class ItemIndex:
 
         Args:
             answers: unit vectors of distinct answers, [N, D].
-            answer: row of `answers` of each session, [S].
+            answer: row of `sets`, without them of `answers`, of each session, [S].
             clicks: catalogue rows of the sessions' clicks, one session's after the other's, [C].
             starts: where each session begins in `clicks`, and the end of the last, [S + 1].
             k: neighbours per session.
+            sets: as in `nearest_to_sets`.
 
         Returns:
             Item rows and similarities, both [S, k], ordered as in `nearest`. Where fewer than `k` items lie outside a session, the last
@@ -100,7 +130,12 @@ class ItemIndex:
         ]
         for sessions in tqdm(pieces, desc="localizing", unit=f" x {size} sessions", leave=False, delay=3):
             distinct, which = np.unique(answer[sessions], return_inverse=True)
-            near, near_sims = self.nearest(answers[distinct], k + int(lengths[sessions].max()))
+            wanted = k + int(lengths[sessions].max())
+            near: Rows | Places
+            if sets is None:
+                near, near_sims = self.nearest(answers[distinct], wanted)
+            else:
+                near, near_sims = self.nearest_to_sets(answers, sets[distinct], wanted)
             near, near_sims = near[which], near_sims[which]  # [B, k + n]
             clicked = np.zeros((len(sessions), self.catalogue), bool)
             clicked[
@@ -114,6 +149,31 @@ class ItemIndex:
             found[sessions] = np.where(outside > 0, np.take_along_axis(near, order, 1), -1)
             sims[sessions] = np.where(lacking, 0, np.take_along_axis(near_sims, order, 1))
         return found, sims
+
+
+def _best_distinct(items: Rows, sims: Vectors, lacking: npt.NDArray[np.bool_], k: int) -> tuple[Rows, Vectors]:
+    """The `k` most similar distinct items of each row, an item with its largest similarity; ordered as in `ItemIndex.nearest`.
+
+    Item and similarity are sorted as one number, which is ten times as quick as sorting places by two keys.
+
+    Args:
+        items: at least `k` distinct ones in a row, [B, w].
+        sims: their similarities, [B, w]; six decimals of them come back.
+        lacking: where nothing stands, [B, w].
+        k: items per row.
+
+    >>> items, sims = np.array([[4, 2, 4, 3]]), np.array([[0.25, 0.75, 0.5, 0.75]], np.float32)
+    >>> [each.tolist() for each in _best_distinct(items, sims, items < 0, 3)]
+    [[[2, 3, 4]], [[0.75, 0.75, 0.5]]]
+    """
+    nothing, low = np.iinfo(np.int64).max, 2**32 - 1
+    distance = np.rint((2 - sims.astype(np.float64)) * 1e6).astype(np.int64)  # never negative
+    by_item = np.sort(np.where(lacking, nothing, items << 32 | distance), axis=1)
+    items, distance = by_item >> 32, by_item & low
+    again = by_item == nothing
+    again[:, 1:] |= items[:, 1:] == items[:, :-1]
+    best = np.sort(np.where(again, nothing, distance << 32 | items), axis=1)[:, :k]
+    return best & low, (2 - (best >> 32) / 1e6).astype(np.float32)
 
 
 def localize(answers: Vectors, items: Vectors, k: int, factory: str = "Flat") -> tuple[Rows, Vectors]:

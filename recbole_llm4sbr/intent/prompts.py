@@ -1,5 +1,6 @@
 """Prompts of a session from several views, and the texts of items (paper section 4.1.1, eq. 1)."""
 
+import json
 import re
 import string
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,12 @@ from recbole_llm4sbr.data.rows import SessionRows
 from recbole_llm4sbr.intent.backends import Request
 
 UNKNOWN_ITEM = "unknown item"
+_OPTIONAL = {"answer_start", "joint", "several", "joint_several"}  # parts of a template
+_TITLES = "titles"  # key of a view's titles in JSON
+# How several titles shall be written, for the place {form} in a template; `titles.py` reads them.
+_LINES = "one on each line, numbered"
+_JOINT_LINES = 'one on each line, after the name and a number, as "{view} 1: ..."'
+_JSON = "as JSON like {example}"
 _ARTICLES = "The|A|An|Les|Le|La|Los|Las|El|Il|Der|Die|Das|Lo|L'|Un|Une"
 _ARTICLE_LAST = re.compile(rf"^(.*?), ({_ARTICLES})(?=$| \()")
 
@@ -40,6 +47,8 @@ class PromptTemplate:
     views: Mapping[str, View]
     answer_start: str = ""
     joint: str = ""
+    several: str = ""
+    joint_several: str = ""
 
     @classmethod
     def load(cls, prompt: str) -> "PromptTemplate":
@@ -55,7 +64,7 @@ class PromptTemplate:
             raise UserError(
                 f"prompt template {str(path)!r} lacks {', '.join(missing)}; see the shipped properties/prompt/movies.yaml"
             )
-        if unknown := sorted(set(parts) - needed - {"answer_start", "joint"}):
+        if unknown := sorted(set(parts) - needed - _OPTIONAL):
             raise UserError(f"prompt template {str(path)!r} has the unknown part {', '.join(unknown)}")
         try:
             views = {view: View(**given) for view, given in parts.pop("views").items()}
@@ -80,20 +89,23 @@ class PromptTemplate:
         Raises:
             UserError: names the part and what must stand in its braces.
         """
-        for part, given in (
-            ("item", {"number": 7, "name": "a name"}),
-            ("task", {"qualifier": "a name"}),
-            ("joint", {"views": "a name"}),
+        for part, given, needed in (
+            ("item", {"number": 7, "name": "a name"}, ["name"]),
+            ("task", {"qualifier": "a name"}, ["qualifier"]),
+            ("joint", {"views": "a name"}, ["views"]),
+            ("several", {"qualifier": "a name", "answers": 77, "form": "a form"}, ["qualifier", "answers"]),
+            ("joint_several", {"views": "a name", "answers": 77, "form": "a form"}, ["views", "answers"]),
         ):
-            text, last = getattr(self, part), [*given][-1]
-            if part == "joint" and not text:
+            text = getattr(self, part)
+            if part in _OPTIONAL and not text:
                 continue
             try:
                 shown = text.format(**given)
             except (KeyError, IndexError, ValueError, AttributeError, TypeError):
                 shown = ""
-            if "a name" not in shown:
-                raise UserError(f"prompt template {str(path)!r}: {part}={text!r} must be a format with {{{last}}} in it")
+            if not all(str(given[name]) in shown for name in needed):
+                braces = " and ".join(f"{{{name}}}" for name in needed)
+                raise UserError(f"prompt template {str(path)!r}: {part}={text!r} must be a format with {braces} in it")
 
     def check_views(self, views: Sequence[str]) -> None:
         """Refuse views that the template does not have."""
@@ -103,31 +115,66 @@ class PromptTemplate:
                     f"view {view!r} is unknown in the prompt template {self.name!r}; choose from {', '.join(self.views)}"
                 )
 
-    def build(self, names: Sequence[str], view: str) -> Request:
+    def check_asked(self, answers: int, joint: bool) -> None:
+        """Refuse to ask what the template has no question for.
+
+        Args:
+            answers: titles per view.
+            joint: whether all views stand in one question.
+
+        Raises:
+            UserError: names the part that is missing, and the setting that needs it.
+        """
+        part = ("joint_several" if joint else "several") if answers > 1 else "joint" if joint else "task"
+        option = f"intent_answers={answers}" if answers > 1 else "views_in_one_call=true"
+        if not getattr(self, part):
+            raise UserError(
+                f"prompt template {self.name!r} has no part `{part}`, which {option} needs; add one as in the shipped "
+                f"properties/prompt/movies.yaml, or leave --{option.partition('=')[0]} out"
+            )
+
+    def build(self, names: Sequence[str], view: str, answers: int = 1, as_json: bool = False) -> Request:
         """The request for one view of one prefix.
 
         Args:
             names: names of the prefix's items in click order; nothing later than the prefix ever gets here.
             view: a view of the template.
+            answers: titles that are asked for.
+            as_json: of several titles, as a JSON object in place of numbered lines.
         """
         seen = self.views[view]
-        return Request(
-            self.system, self._user(names, seen.window, self.task.format(qualifier=seen.qualifier)), self.answer_start
+        if answers == 1:
+            task = self.task.format(qualifier=seen.qualifier)
+            return Request(self.system, self._user(names, seen.window, task), self.answer_start)
+        form = _JSON.format(example=_example([_TITLES])) if as_json else _LINES
+        task = self.several.format(qualifier=seen.qualifier, answers=answers, form=form)
+        return self._several(
+            self._user(names, seen.window, task), "1." if self.answer_start else "", [_TITLES], answers, as_json
         )
 
-    def build_joint(self, names: Sequence[str], views: Sequence[str]) -> Request:
-        """One request for several views of one prefix; its answer has a line `view: name` for each (`split_joint`).
+    def build_joint(self, names: Sequence[str], views: Sequence[str], answers: int = 1, as_json: bool = False) -> Request:
+        """One request for several views of one prefix; its answer has a line `view: name` for each (`split_joint`), of several titles
+        lines `view 1: name`, `view 2: name`, ... for each, or JSON.
 
         Raises:
-            UserError: the template has no `joint` question.
+            UserError: the template has no such question.
         """
-        if not self.joint:
-            raise UserError(f"prompt template {self.name!r} has no part `joint`; add one, or leave --views_in_one_call out")
+        self.check_asked(answers, joint=True)
         windows = [self.views[view].window for view in views]
         window = None if None in windows else max(each for each in windows if each)
         questions = "\n".join(f"{view}: {self.views[view].qualifier}" for view in views)
-        user = self._user(names, window, self.joint.strip().format(views=questions))
-        return Request(self.system, user, f"{views[0]}:", len(views))
+        if answers == 1:
+            user = self._user(names, window, self.joint.strip().format(views=questions))
+            return Request(self.system, user, f"{views[0]}:", len(views))
+        form = _JSON.format(example=_example(views)) if as_json else _JOINT_LINES.format(view=views[0])
+        task = self.joint_several.strip().format(views=questions, answers=answers, form=form)
+        return self._several(self._user(names, window, task), f"{views[0]} 1:", views, answers, as_json)
+
+    def _several(self, user: str, start: str, keys: Sequence[str], answers: int, as_json: bool) -> Request:
+        """A request for several titles of each key, in lines behind `start` or as JSON, whose signs take a line of tokens per key."""
+        if as_json:
+            return Request(self.system, user, "", len(keys) * (answers + 1), _schema(keys, answers))
+        return Request(self.system, user, start, len(keys) * answers)
 
     def _user(self, names: Sequence[str], window: int | None, question: str) -> str:
         shown = names[-window:] if window else names
@@ -135,22 +182,16 @@ class PromptTemplate:
         return "\n".join([self.background, *lines, question])
 
 
-def split_joint(raw: str, views: Sequence[str]) -> list[str]:
-    """The raw answer of each view in the answer to a joint request; "" for one that is not there.
+def _example(keys: Sequence[str]) -> str:
+    """How the JSON object of some titles per key looks."""
+    return json.dumps({key: ["...", "..."] for key in keys}, ensure_ascii=False)
 
-    A first line without a name of a view belongs to the first view, whose name the request itself put before it.
-    """
-    found: dict[str, str] = {}
-    lines = [line for line in raw.splitlines() if line.strip()]
-    for number, line in enumerate(lines):
-        label, colon, rest = line.partition(":")
-        view = re.sub(r"\W", "", label).lower()
-        match = next((each for each in views if colon and each.lower() == view), None)
-        if match:
-            found.setdefault(match, rest.strip())
-        elif number == 0:
-            found[views[0]] = line.strip()
-    return [found.get(view, "") for view in views]
+
+def _schema(keys: Sequence[str], answers: int) -> str:
+    """The JSON schema of an object with so many texts under each key."""
+    titles = {"type": "array", "items": {"type": "string"}, "minItems": answers, "maxItems": answers}
+    whole = {"type": "object", "properties": dict.fromkeys(keys, titles), "required": list(keys), "additionalProperties": False}
+    return json.dumps(whole, ensure_ascii=False)
 
 
 class SessionPrompts(Sequence[Request]):
@@ -165,6 +206,10 @@ class SessionPrompts(Sequence[Request]):
         powers: ask about the longest beginning of the prefix whose length is a power of two; since that is an earlier prefix of the
             same session, longer ones use the newest earlier intent.
         joint: one request per row for all views.
+        answers, as_json: as in `PromptTemplate.build`.
+
+    Raises:
+        UserError: the template has no question for that.
     """
 
     def __init__(
@@ -176,9 +221,12 @@ class SessionPrompts(Sequence[Request]):
         asked: Sequence[int],
         powers: bool = False,
         joint: bool = False,
+        answers: int = 1,
+        as_json: bool = False,
     ) -> None:
+        template.check_asked(answers, joint)
         self._template, self._views, self._rows, self._names, self._asked = template, views, rows, names, asked
-        self._powers, self._joint = powers, joint
+        self._powers, self._joint, self._answers, self._as_json = powers, joint, answers, as_json
         self._per_row = 1 if joint else len(views)
 
     def __len__(self) -> int:
@@ -194,7 +242,9 @@ class SessionPrompts(Sequence[Request]):
         if self._powers:
             end = start + (1 << int(end - start).bit_length() - 1)
         shown = [self._names[item] for item in self._rows.clicks[start:end]]
-        return self._template.build_joint(shown, self._views) if self._joint else self._template.build(shown, self._views[view])
+        if self._joint:
+            return self._template.build_joint(shown, self._views, self._answers, self._as_json)
+        return self._template.build(shown, self._views[view], self._answers, self._as_json)
 
 
 def item_names(items: pd.DataFrame, settings: Mapping[str, Any]) -> list[str]:

@@ -15,7 +15,7 @@ from recbole_llm4sbr.data.features import Localized
 from recbole_llm4sbr.data.folders import dataset_folder
 from recbole_llm4sbr.data.manifest import Manifest
 from recbole_llm4sbr.data.rows import SessionRows, read_items
-from recbole_llm4sbr.intent.cleaning import clean
+from recbole_llm4sbr.intent.cleaning import tidy
 from recbole_llm4sbr.intent.llm_intents import Intents
 from recbole_llm4sbr.intent.localization import ranges
 from recbole_llm4sbr.intent.prompts import UNKNOWN_ITEM, item_names
@@ -76,12 +76,15 @@ def measure(
     for view, column in intents.rows.items():
         at = found.places[view][:seen].astype(np.int64)
         has = np.flatnonzero(at >= 0)
-        said = answer[column[has]] if answer is not None else None
+        said, owner = None, has
+        if answer is not None:
+            numbers = column[has, None] if intents.sets is None else intents.sets[column[has]]  # [has, n]
+            owner, said = np.repeat(has, (numbers >= 0).sum(1)), answer[numbers[numbers >= 0]]  # every title of these sessions
         inside: float | None = None
         if inside_by == "nearest":
             inside = _inside(rows, has, found.items[at[has], 0], place)
         elif said is not None and title is not None:
-            inside = _inside(rows, has, said, title[place])
+            inside = _inside(rows, owner, said, title[place])
         late = train + np.flatnonzero(at[train:] >= 0)
         hit = found.items[at[late]] == place[rows.targets[late]][:, None]  # [valid sessions, K]
         views.append(
@@ -100,10 +103,10 @@ def measure(
 def _numbered(titles: Sequence[str], names: Sequence[str]) -> tuple[Numbers, Numbers]:
     """A number for each distinct title: of every item, -2 without a title; and of every answer, -1 for one that is no title.
 
-    An answer was cleaned, so that titles are cleaned before the comparison too; upper and lower case do not count.
+    An answer was cleaned, so that titles are tidied before the comparison too; upper and lower case do not count.
     """
     number: dict[str, int] = {}
-    cleaned = ["" if title == UNKNOWN_ITEM else clean(title).casefold() for title in titles]
+    cleaned = ["" if title == UNKNOWN_ITEM else tidy(title).casefold() for title in titles]
     of_items = [number.setdefault(title, len(number)) if title else -2 for title in cleaned]
     return np.array(of_items, np.int64), np.array([number.get(name.casefold(), -1) for name in names], np.int64)
 

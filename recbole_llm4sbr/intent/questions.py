@@ -351,7 +351,7 @@ def estimate(
             in_batches = f"; in batches (--llm_batch=true) about {price * batch_price:,.2f}" if batch_price else ""
             lines.append(f"cost: about {price:,.2f}{in_batches}")
         for number in missing[np.linspace(0, len(missing) - 1, min(len(missing), examples)).astype(int)]:
-            system, user, start, _ = questions.request(number)
+            system, user, start, *_ = questions.request(number)
             example = f"--- an example ---\n{system}\n\n{user}\n\n{start}"
             lines += ["", *(printable(line) for line in example.split("\n"))]
     return "\n".join(lines)

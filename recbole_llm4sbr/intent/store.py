@@ -41,7 +41,7 @@ _SIGN = 5.0  # seconds between two signs
 
 def answer_key(identity: str, decoding: Mapping[str, Any], request: Request) -> bytes:
     """128-bit key of everything that an answer depends on."""
-    asked = [*request[:3], request.lines] if request.lines > 1 else request[:3]
+    asked = [*request[:3], *([request.lines] if request.lines > 1 else []), *([request.schema] if request.schema else [])]
     parts = json.dumps([identity, dict(decoding), asked], sort_keys=True, ensure_ascii=False)
     return hashlib.blake2b(parts.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 

@@ -32,7 +32,7 @@ class IntentFiles:
         items: text vectors of the items [n_items, D].
         nearest, sims: rows of `items` and their similarities by session and view, [S, V, K]; K may be 0.
         answers: vectors of the LLM's distinct answers, row 0 zeros, [M, D]; empty unless they were asked for.
-        answer: rows of `answers` of each session, 0 where there is none, [S, V].
+        answer: rows of `answers` of each session, up to n of them (`intent_answers`), 0 behind the last, [S, V, n].
     """
 
     source: str
@@ -67,15 +67,15 @@ class IntentFiles:
         items = pd.Index(dataset.field2id_token[dataset.iid_field])
         sessions = pd.Index(dataset.field2id_token[dataset.uid_field])
 
-        def columns(kind: str, tokens: "pd.Index[str] | None", count: int) -> Tensor:
+        def columns(kind: str, tokens: "pd.Index[str] | None", count: int | None) -> Tensor:
             found = _read_sessions(path / f"{name}.sessemb", sessions, [f"{view}_{kind}" for view in views], tokens, count)
             return torch.from_numpy(found)
 
-        answers, answer = torch.zeros(0, 0), torch.zeros(len(sessions), len(views), dtype=torch.int32)
+        answers, answer = torch.zeros(0, 0), torch.zeros(len(sessions), len(views), 1, dtype=torch.int32)
         if with_answers or (views and not k):
             tokens, vectors = read_vectors(path / f"{name}.intentemb")
             answers = torch.from_numpy(np.concatenate([np.zeros((1, vectors.shape[1]), np.float32), vectors]))
-            answer = columns("intent", pd.Index(["", *tokens]), 1)[:, :, 0]
+            answer = columns("intent", pd.Index(["", *tokens]), None)
         none = torch.zeros(len(sessions), len(views), 0)
         nearest, sims = (columns("items", items, k), columns("sims", None, k)) if k else (none.int(), none)
         return cls(intents_name(config), list(views), item_vectors(config, dataset), nearest, sims, answers, answer)
@@ -101,7 +101,7 @@ def item_vectors(config: Any, dataset: Any) -> Tensor:
 
 
 def _read_sessions(
-    path: Path, sessions: "pd.Index[str]", columns: Sequence[str], tokens: "pd.Index[str] | None", k: int
+    path: Path, sessions: "pd.Index[str]", columns: Sequence[str], tokens: "pd.Index[str] | None", k: int | None
 ) -> Any:
     """The first `k` values of sequence columns by session, zeros where a cell is empty, [S, V, k].
 
@@ -110,12 +110,13 @@ def _read_sessions(
         sessions: the session ids of the rows wanted; the first is padding.
         columns: names of V columns.
         tokens: what the values are places in; None when they are numbers.
-        k: values per cell.
+        k: values per cell; None: as many as the longest cell has, zeros behind the last of a shorter one.
 
     Raises:
         UserError: a session without a row, a value that is not in `tokens`, or too few values in a cell.
     """
-    values: Any = np.zeros((len(sessions), len(columns), k), np.float32 if tokens is None else np.int32)
+    kind: Any = np.float32 if tokens is None else np.int32
+    values: Any = np.zeros((len(sessions), len(columns), k or 1), kind)
     seen = np.zeros(len(sessions), bool)
     for chunk in pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, chunksize=_CHUNK):
         chunk.columns = [column.partition(":")[0] for column in chunk.columns]
@@ -124,8 +125,9 @@ def _read_sessions(
         for number, column in enumerate(columns):
             cells = chunk[column]
             filled = ((cells != "") & (place >= 0)).to_numpy()
-            flat = [value for cell in cells[filled] for value in cell.split(" ", k)[:k]]
-            if len(flat) < k * filled.sum():
+            held = cells[filled].tolist()
+            flat = [value for cell in held for value in (cell.split(" ", k)[:k] if k else cell.split(" "))]
+            if k and len(flat) < k * len(held):
                 raise UserError(
                     f"intent_k={k} is larger than the number of items stored in {path.name}; lower it, or run `infer` with a larger "
                     f"--intent_k_max and --rebuild=true"
@@ -136,7 +138,14 @@ def _read_sessions(
                 raise UserError(
                     f"{path.name} names {unknown!r}, which is not in the catalogue; run `infer` with --rebuild=true"
                 )
-            values[place[filled], number] = found.reshape(-1, k)
+            if k:
+                values[place[filled], number] = found.reshape(-1, k)
+                continue
+            sizes = np.array([cell.count(" ") + 1 for cell in held], np.int64)
+            if (more := int(sizes.max(initial=1)) - values.shape[2]) > 0:
+                values = np.concatenate([values, np.zeros((*values.shape[:2], more), kind)], axis=2)
+            behind = np.arange(len(flat)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+            values[np.repeat(place[filled], sizes), number, behind] = found
     if not seen[1:].all():
         raise UserError(f"session {sessions[1:][~seen[1:]][0]!r} has no row in {path.name}; run `infer` with --rebuild=true")
     return values

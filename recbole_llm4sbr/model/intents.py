@@ -98,7 +98,8 @@ class SessionIntents(nn.Module):
             drawn = nn.functional.normalize(torch.randn(vectors[1:].shape, generator=control), dim=-1)
             vectors = torch.cat([vectors[:1], drawn])
             nearest = torch.randint(1, len(vectors), nearest.shape, generator=control, dtype=torch.int32) * (nearest != 0)
-        return cls(vectors, nearest, sims, config["intent_weighting"])
+        # of an answer's own titles the intent is the mean, however items are weighted
+        return cls(vectors, nearest, sims, config["intent_weighting"] if config["intent_k"] else "similarity")
 
     @staticmethod
     def _read(config: Any, dataset: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,6 +110,19 @@ class SessionIntents(nn.Module):
         places = [files.views.index(view) for view in views]
         chosen = slice(None) if places == list(range(len(files.views))) else places
         if k == 0:
-            nearest = files.answer[:, chosen, None]
-            return files.answers, nearest, (nearest != 0).float()
+            nearest = files.answer[:, chosen]
+            return files.answers, nearest, shares(nearest)
         return files.items, files.nearest[:, chosen, :k], files.sims[:, chosen, :k]
+
+
+def shares(titles: Tensor) -> Tensor:
+    """Equal weights of the titles of each intent, which make their mean: 1 of a single one, 0 where there is none.
+
+    Args:
+        titles: rows of vectors, 0 behind the last of an intent, [..., n].
+
+    >>> shares(torch.tensor([[7, 3], [4, 0], [0, 0]])).tolist()
+    [[0.5, 0.5], [1.0, 0.0], [0.0, 0.0]]
+    """
+    there = (titles != 0).float()
+    return there / there.sum(-1, keepdim=True).clamp(min=1)

@@ -66,13 +66,17 @@ def name_said(view: ViewCase) -> str:
     asked = view.asked
     if asked is None or asked.raw is None:
         return "-"
-    return shortened(asked.name, TITLE) if asked.name else "(the answer names nothing)"
+    return "; ".join(shortened(name, TITLE) for name in asked.names) or "(the answer names nothing)"
 
 
 def near_said(view: ViewCase) -> str:
     """What the nearest items of a view are for."""
     said = (
-        f"the model takes the first {view.taken}" if view.taken else "with intent_k=0 the model takes the answer's own vector"
+        f"the model takes the first {view.taken}"
+        if view.taken
+        else "with intent_k=0 the model takes the answer's own vector, of several titles their mean"
+        if view.asked and len(view.asked.names) > 1
+        else "with intent_k=0 the model takes the answer's own vector"
     )
     return f"nearest items ({said})"
 

@@ -21,6 +21,7 @@ from recbole_llm4sbr.intent.session_text import session_text
 from recbole_llm4sbr.model import SessionIntents
 from recbole_llm4sbr.model.contract import SessionRecommender
 from recbole_llm4sbr.model.intent_files import item_vectors
+from recbole_llm4sbr.model.intents import shares
 from recbole_llm4sbr.training.loading import Loaded
 
 Source = Literal["stored", "ask", "nearest", "none"]
@@ -87,7 +88,9 @@ class IntentLookup:
         absent = torch.tensor([each == "nearest" for each in origin], device=nearest.device)
         if absent.any():
             place = self._nearest_training(interaction)[absent.cpu().numpy()]
-            nearest[absent], sims[absent] = held.nearest[place].to(nearest.dtype), held.sims[place]
+            width = held.nearest.size(2)  # new sessions may have more titles than any in the files
+            nearest[absent], sims[absent] = 0, 0
+            nearest[absent, :, :width], sims[absent, :, :width] = held.nearest[place].to(nearest.dtype), held.sims[place]
         return self._found(vectors, nearest, sims, origin)
 
     def _found(self, vectors: Tensor, nearest: Tensor, sims: Tensor, source: list[str]) -> Found:
@@ -107,10 +110,14 @@ class IntentLookup:
             return held.item_emb, nearest, sims
         if k == 0:  # the answers' own vectors
             vectors = torch.cat([held.item_emb, torch.from_numpy(made.vectors).to(held.item_emb)])
+            sets = np.arange(len(made.vectors))[:, None] if made.sets is None else made.sets
+            width = max(nearest.size(2), sets.shape[1])
+            nearest = nearest.new_zeros(*nearest.shape[:2], width)
             for column, view in enumerate(views):
-                places = torch.from_numpy(made.rows[view].astype(np.int64)).to(nearest.device)
-                nearest[:, column, 0] = torch.where(places < 0, 0, places + len(held.item_emb))
-            return vectors, nearest, (nearest != 0).to(sims.dtype)
+                titles = np.where(made.rows[view][:, None] < 0, -1, sets[made.rows[view]]).astype(np.int64)  # [B, n]
+                places = torch.from_numpy(titles).to(nearest.device)
+                nearest[:, column, : places.size(1)] = torch.where(places < 0, 0, places + len(held.item_emb))
+            return vectors, nearest, shares(nearest).to(sims.dtype)
         assert self._index is not None
         found = localized(made, rows, rows.tokens, self._index, settings)
         for column, view in enumerate(views):

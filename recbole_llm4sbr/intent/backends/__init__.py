@@ -24,12 +24,14 @@ class Request(NamedTuple):
         system, user: the two messages.
         answer_start: put into the LLM's mouth where the backend can do that, else left out.
         lines: lines of an answer; a backend may stop when it has them.
+        schema: a JSON schema of the answer as text, for a backend that can hold the LLM to one; "" for an answer in plain text.
     """
 
     system: str
     user: str
     answer_start: str = ""
     lines: int = 1
+    schema: str = ""
 
 
 class Reply(NamedTuple):

@@ -1,4 +1,4 @@
-"""Backend `echo`: not a language model. It answers with the session's last item, for tests and trials of the line."""
+"""Backend `echo`: not a language model. It answers with the session's last items, for tests and trials of the line."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -7,7 +7,8 @@ from recbole_llm4sbr.intent.backends import Reply, Request
 
 
 class EchoBackend:
-    """Answers every request with the name on the last numbered line of the prompt, on as many lines as are wanted."""
+    """Answers every request with the name on the last numbered line of the prompt; where several lines are wanted, with those before it
+    too, the newest first."""
 
     identity = "echo (not a language model)"
     decoding: Mapping[str, Any] = {}
@@ -21,14 +22,9 @@ class EchoBackend:
         """Yield replies one by one; tokens are words."""
         for position, request in enumerate(requests):
             numbered = [line for line in request.user.splitlines() if line[:1].isdigit()]
-            answer = numbered[-1].partition(". ")[2] if numbered else ""
-            yield Reply(
-                position,
-                "\n".join([answer] * request.lines),
-                "",
-                len(request.user.split()),
-                request.lines * len(answer.split()),
-            )
+            names = [line.partition(". ")[2] for line in numbered[: -request.lines - 1 : -1]] or [""]
+            answer = "\n".join(names + names[-1:] * (request.lines - len(names)))
+            yield Reply(position, answer, "", len(request.user.split()), len(answer.split()))
 
     def count_tokens(self, requests: Iterable[Request]) -> int:
         """Words of the questions."""

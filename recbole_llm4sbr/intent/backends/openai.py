@@ -8,6 +8,7 @@ size, is seen to here.
 import importlib
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -20,8 +21,11 @@ from recbole_llm4sbr.base.wording import printable
 from recbole_llm4sbr.intent.backends import Reply, Request
 
 _HOSTED = "https://api.openai.com/v1"
-_LONGEST = 2_000  # characters kept of an answer; the prompts ask for a name
+_LONGEST = 4_000  # characters kept of an answer; the prompts ask for names
 _LARGEST = 4 * 1024 * 1024  # bytes of a reply
+_OF_FORMAT = re.compile(
+    r"response_?format|json_?\s?schema|structured|guided|grammar", re.I
+)  # in what is said of a refused request
 _MOST_TOKENS = 2**31  # of one reply; more is not believed
 _UNREADABLE = 3  # tries at a reply that arrives but cannot be read
 _THERE = 10.0  # seconds for finding out whether anybody listens
@@ -84,6 +88,7 @@ class OpenAIBackend:
         self._openai, self._timeout, self.retries = openai, timeout, retries
         self._client = self.make_client(timeout)
         self._answered, self._refusals = False, 0
+        self._own_format = "response_format" in (extra or {})
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> "OpenAIBackend":
@@ -125,7 +130,7 @@ class OpenAIBackend:
         """The request as the endpoint takes it."""
         messages = [{"role": "system", "content": request.system}] if request.system else []
         messages.append({"role": "user", "content": request.user})
-        body = {**self._body, "messages": messages}
+        body = {**self._body, **self._format(request), "messages": messages}
         if self._tokens_per_line:
             body["max_tokens"] = self._tokens_per_line * request.lines
         return body
@@ -138,8 +143,8 @@ class OpenAIBackend:
         """Yield replies as they come; at most `concurrency` requests are under way.
 
         Raises:
-            UserError: nobody listens at the address; the endpoint refuses the key or does not know the model (401, 403, 404), or refuses
-                the first requests alike (another 4xx): no request can succeed.
+            UserError: nobody listens at the address; the endpoint refuses the key or the requests' JSON schemas, does not know the
+                model, or refuses the first requests alike: no request can succeed.
         """
         self.check_key()
         self._check_there()
@@ -175,7 +180,7 @@ class OpenAIBackend:
         except (self._openai.OpenAIError, ValueError):
             return
 
-    def _refused(self, error: Exception) -> None:
+    def _refused(self, reason: str) -> None:
         """Count a request that was refused as such (another 4xx than those that are tried again).
 
         Raises:
@@ -184,7 +189,7 @@ class OpenAIBackend:
         self._refusals += 1
         if self._refusals >= _REFUSALS and not self._answered:
             raise UserError(
-                f"{self.url} refuses the first {self._refusals} requests: {self.describe(error)}; check --llm, --llm_extra and "
+                f"{self.url} refuses the first {self._refusals} requests: {reason}; check --llm, --llm_extra and "
                 f"--llm_max_new_tokens"
             ) from None
 
@@ -200,12 +205,33 @@ class OpenAIBackend:
                     f"{self.url} refuses: {self.describe(error)}; check OPENAI_API_KEY, --llm and --llm_url"
                 ) from None
             except self._openai.OpenAIError as error:  # the client has retried what is worth it
+                said = self.reason(error, request)
                 if getattr(error, "status_code", None) in _OF_THE_REQUEST:
-                    self._refused(error)
-                return Reply(position, failure=self.describe(error))
+                    self._refused(said)
+                return Reply(position, failure=said)
             except (ValueError, TypeError, LookupError, RecursionError) as error:
                 reason = f"the reply cannot be read ({self.describe(error)})"
         return Reply(position, failure=reason)
+
+    def _format(self, request: Request) -> dict[str, Any]:
+        """The field that holds the LLM to the request's JSON schema; none without one, or where `llm_extra` has that field."""
+        if not request.schema or self._own_format:
+            return {}
+        schema = {"name": "titles", "strict": True, "schema": json.loads(request.schema)}
+        return {"response_format": {"type": "json_schema", "json_schema": schema}}
+
+    def reason(self, error: Exception, request: Request) -> str:
+        """Why a request failed.
+
+        Raises:
+            UserError: the endpoint takes no JSON schemas: it refuses one (400, 422) and speaks of that.
+        """
+        said = self.describe(error)
+        if self._format(request) and getattr(error, "status_code", 0) in (400, 422):
+            if _OF_FORMAT.search(said):
+                raise UserError(f"{self.url} takes no JSON schema: {said}; add --llm_json=false to ask for lines") from None
+            said += "; if it takes no JSON schema, --llm_json=false asks for lines"
+        return said
 
     def describe(self, error: Exception) -> str:
         """What an error says, on one line, without the key."""
