@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import session_rows
+from conftest import file_of, session_rows
 from hypothesis import given as drawn
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
@@ -171,7 +171,7 @@ def several(given, made, tmp_path_factory):
 
 
 def table(settings, name):
-    frame = pd.read_csv(dataset_folder(settings) / name, sep="\t", dtype=str, keep_default_na=False)
+    frame = pd.read_csv(file_of(settings, name), sep="\t", dtype=str, keep_default_na=False)
     return frame.rename(columns=lambda column: column.partition(":")[0])
 
 
@@ -188,10 +188,10 @@ def test_the_files_hold_every_title_and_the_union_of_their_items(several, repeat
     titles = dict(read_items(folder / "tiny.item")[["item_id", "title"]].to_numpy().tolist())
     answers = table(settings, "tiny.intentemb")
     assert answers["intent_text"].is_unique
-    vector = dict(zip(answers["intent_id"], read_vectors(folder / "tiny.intentemb")[1]))
+    vector = dict(zip(answers["intent_id"], read_vectors(file_of(settings, "tiny.intentemb"))[1]))
     text = dict(zip(answers["intent_id"], answers["intent_text"]))
     sessions = table(settings, "tiny.sessemb").set_index("sid")
-    head = (folder / "tiny.sessemb").read_text().splitlines()[0]
+    head = file_of(settings, "tiny.sessemb").read_text().splitlines()[0]
     assert head.count("_intent:token_seq") == 2
     for session, prefix, _ in session_rows(folder, "tiny", *PARTS):
         cells = sessions.loc[session]
@@ -229,8 +229,8 @@ def test_one_title_is_the_files_of_before(tiny):
         number = texts.index(titles[prefix[-1]])
         cells = f"{' '.join(tokens[n] for n in near[number])}\t{' '.join(f'{s:.4f}' for s in sims[number])}\ti{number}"
         lines.append(f"{session}\t{cells}\t{cells}")
-    assert (folder / "tiny.sessemb").read_text() == "\n".join(lines) + "\n"
-    made = json.loads((folder / "infer.json").read_text())["settings"]
+    assert file_of(tiny, "tiny.sessemb").read_text() == "\n".join(lines) + "\n"
+    made = json.loads(file_of(tiny, "infer.json").read_text())["settings"]
     assert not {"intent_answers", "llm_json"} & set(made)  # files of earlier versions serve
     assert not {"several", "joint_several"} & set(made["prompt"])
 
@@ -253,7 +253,7 @@ def test_the_models_intents_are_the_sums_over_the_union_and_the_means_of_the_tit
         loaded = load_model(train(settings | {"model": "LLMInfer", "llm4sbr": False, "intent_k": k}).checkpoint)
         folder = dataset_folder(settings)
         tokens, items = read_vectors(folder / "tiny.itememb")
-        answers, vectors = read_vectors(folder / "tiny.intentemb")
+        answers, vectors = read_vectors(file_of(settings, "tiny.intentemb"))
         sessions = table(settings, "tiny.sessemb").set_index("sid")
         ids = loaded.dataset.field2id_token["session_id"]
         got, known = loaded.model.intents(torch.arange(1, len(ids)))
@@ -388,7 +388,9 @@ def test_every_view_of_a_joint_question_has_its_tokens_on_every_backend(tiny_llm
     backend._ends, backend._newline = torch.tensor([-1]), torch.tensor([-1])  # nothing ends an answer but the limit
     tokens = {reply.position: reply.answer_tokens for reply in backend.generate([request, request._replace(lines=1)])}
     assert tokens == {0: 30, 1: 5}
+    kinds = SimpleNamespace(RequestOutputKind=SimpleNamespace(FINAL_ONLY="last"))
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=lambda **given: given))
+    monkeypatch.setitem(sys.modules, "vllm.sampling_params", kinds)
     sampling = VLLMBackend(tiny_llm, 5)._sampling(request.lines)
     assert (sampling["max_tokens"], sampling["stop"]) == (30, None)
 
