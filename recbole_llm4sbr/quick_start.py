@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from recbole_llm4sbr.base.facts import uses_intents, uses_item_texts
 from recbole_llm4sbr.base.records import IntentCounts
-from recbole_llm4sbr.base.settings import load_settings, uses_intents, uses_item_texts
+from recbole_llm4sbr.base.settings import load_settings
 from recbole_llm4sbr.data.checks import RunFiles, check_topk
 from recbole_llm4sbr.data.importing import import_clicks
 from recbole_llm4sbr.data.prepare import prepare

@@ -10,8 +10,9 @@ from conftest import file_of
 from test_compare import run
 
 from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.facts import intents_name
 from recbole_llm4sbr.base.records import IntentCounts, IntentQuality, RunResult, ViewQuality
-from recbole_llm4sbr.base.settings import intents_name, load_settings
+from recbole_llm4sbr.base.settings import load_settings
 from recbole_llm4sbr.cli.main import main
 from recbole_llm4sbr.data.folders import dataset_folder
 from recbole_llm4sbr.data.prepare import prepare

@@ -133,7 +133,7 @@ def test_other_weights_in_an_encoders_folder_are_noticed(settings_for, tiny_enco
 
 
 def test_secrets_of_an_address_stand_in_no_manifest(settings_for, monkeypatch):
-    from recbole_llm4sbr.base.settings import deciding
+    from recbole_llm4sbr.base.facts import deciding
 
     settings = settings_for(llm_backend="openai") | {"llm_url": "http://me:secret@127.0.0.1:1/v1?key=secret"}
     assert "secret" not in json.dumps(deciding(settings, "intents"))

@@ -8,8 +8,9 @@ import torch
 from conftest import session_rows
 
 from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.facts import deciding
 from recbole_llm4sbr.base.schema import model_defaults
-from recbole_llm4sbr.base.settings import class_name, deciding
+from recbole_llm4sbr.base.settings import class_name
 from recbole_llm4sbr.data.folders import dataset_folder
 from recbole_llm4sbr.model import AdaptedRecommender, build_model
 from recbole_llm4sbr.model.backbones.bsarec import slow_waves

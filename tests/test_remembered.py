@@ -9,7 +9,8 @@ from conftest import file_of
 from test_bad_input import refused
 
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.settings import deciding, load_settings
+from recbole_llm4sbr.base.facts import deciding
+from recbole_llm4sbr.base.settings import load_settings
 from recbole_llm4sbr.cli.main import main
 from recbole_llm4sbr.data.prepare import prepare
 from recbole_llm4sbr.data.remembered import of_files, of_files_alone, of_prepared

@@ -8,8 +8,9 @@ import torch
 from conftest import make_tokenizer
 
 from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.facts import deciding, intents_of
 from recbole_llm4sbr.base.schema import ARTEFACTS, Setting, describe_settings, model_schema, models_with_settings, schema
-from recbole_llm4sbr.base.settings import deciding, intents_of, load_settings
+from recbole_llm4sbr.base.settings import load_settings
 from recbole_llm4sbr.data.folders import dataset_folder, intents_folder
 from recbole_llm4sbr.data.prepare import prepare
 from recbole_llm4sbr.intent.infer import infer

@@ -67,7 +67,7 @@ def test_a_verbs_own_options_are_no_settings():
         ("ablate", ["--tables=contrls"], "did you mean 'controls'"),
         ("tune", ["--trials=many"], "number of at least 1"),
         ("tune", ["--serach=grid"], "did you mean --search"),
-        ("answers", ["stats", "--epochs=1"], "no option --epochs"),
+        ("report", ["--epochs=1"], "no option --epochs"),
         ("report", ["--htm=x"], "did you mean --html"),
         ("train", ["word"], "'word' is not understood"),
     ],

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from recbole_llm4sbr import load_model
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.settings import deciding, load_settings
+from recbole_llm4sbr.base.facts import deciding
+from recbole_llm4sbr.base.settings import load_settings
 from recbole_llm4sbr.data.features import read_vectors
 from recbole_llm4sbr.data.folders import dataset_folder
 from recbole_llm4sbr.data.rows import read_items

@@ -5,15 +5,12 @@ Neither torch nor RecBole is imported.
 
 import difflib
 import functools
-import hashlib
 import importlib.util
 import logging
-import re
 import string
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
-from urllib.parse import urlsplit
+from typing import Any
 
 import yaml
 
@@ -21,8 +18,6 @@ from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import PROPERTIES
 from recbole_llm4sbr.base.model_names import LLM2SEQ, canonical_model
 from recbole_llm4sbr.base.schema import (
-    Artefact,
-    Setting,
     check_plain,
     load_yaml,
     model_defaults,
@@ -33,20 +28,10 @@ from recbole_llm4sbr.base.schema import (
 
 log = logging.getLogger(__name__)
 
-IntentsOf = Literal["llm", "session_text", "none"]
-SESSION_TEXT = "session_text"
 # Keys of RecBole that none of its property files mentions.
 _RECBOLE_EXTRA = {"loss_type", "selected_features", "pooling_mode", "user_inter_num_interval"}
 # Settings that say whether a run reads intents or item vectors, and which.
 FEATURE_FILES_BY = ("llm4sbr", "intent_source", "control_of", "views", "item_init")
-
-
-class Lookup(Protocol):
-    """Settings, or RecBole's Config made of them."""
-
-    def __getitem__(self, key: str) -> Any:
-        """The value of a setting."""
-        ...
 
 
 class Settings(dict[str, Any]):
@@ -347,150 +332,3 @@ def format_columns(key: str, text: str) -> list[str]:
         if form or convert or not field or set(field) & set(".[]"):
             raise UserError(f"{key}={text!r}: braces hold a column's name and no more; write it as '{{title}}, {{brand}}'")
     return [field for field, _, _ in fields]
-
-
-def intents_of(settings: Lookup) -> IntentsOf:
-    """Whose feature files a run reads; the controls `shuffled` and `random` change those of `control_of`."""
-    source = settings["intent_source"]
-    return cast(IntentsOf, settings["control_of"] if source in ("shuffled", "random") else source)
-
-
-def llm_name(settings: Lookup) -> str:
-    """What an LLM is called: as it was given, but an endpoint's by `llm_name` where there is one, and `echo`."""
-    if engine(settings) == "echo":
-        return "echo"
-    return str((settings["llm_name"] if engine(settings) == "openai" else None) or settings["llm"])
-
-
-def intents_name(settings: Lookup) -> str:
-    """Whose intents a run reads, as the name of their folder: `session_text`, or the LLM's name in characters that every disk allows.
-
-    A path becomes its last part, with a few digits that tell it from others which end alike.
-
-    >>> intents_name({"intent_source": "llm", "llm_backend": "vllm", "llm": "Qwen/Qwen2.5-7B-Instruct"})
-    'Qwen-Qwen2.5-7B-Instruct'
-    """
-    if intents_of(settings) != "llm":
-        return intents_of(settings)
-    name = llm_name(settings)
-    path = Path(name).expanduser()
-    if path.is_absolute() or name.startswith("."):
-        digits = hashlib.sha256(str(path.resolve()).encode("utf-8", "surrogatepass")).hexdigest()[:6]
-        name = f"{path.resolve().name}-{digits}"
-    shown = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.")[:100] or "llm"
-    return f"{shown}-llm" if shown == SESSION_TEXT else shown
-
-
-def reads_intents(settings: Lookup) -> bool:
-    """Whether the model takes intents at all."""
-    return bool(settings["llm4sbr"] or settings["model"] == "LLMInfer")
-
-
-def uses_intents(settings: Lookup) -> bool:
-    """Whether training reads `.sessemb`."""
-    return reads_intents(settings) and settings["intent_source"] != "none"
-
-
-def uses_item_texts(settings: Lookup) -> bool:
-    """Whether training reads `.itememb`."""
-    return uses_intents(settings) or settings["item_init"] != "random" or settings["model"] == "LLMSeqSim"
-
-
-def several_answers(settings: Lookup) -> bool:
-    """Whether the LLM is asked for more than one title per view."""
-    return bool(settings["intent_answers"] > 1)
-
-
-def answers_as_json(settings: Lookup) -> bool:
-    """Whether the LLM is held to a JSON schema: for several titles, by an endpoint that can do that."""
-    return several_answers(settings) and engine(settings) == "openai" and bool(settings["llm_json"])
-
-
-def engine(settings: Lookup) -> str:
-    """What computes the LLM's answers: `local` (transformers and vllm, also under ray, share their answers), `openai` or `echo`."""
-    backend = settings["ray_backend"] if settings["llm_backend"] == "ray" else settings["llm_backend"]
-    return "local" if backend in ("transformers", "vllm") else str(backend)
-
-
-def check_intent_k(settings: Lookup) -> None:
-    """Refuse `intent_k=0`, the answer's own vector, where no LLM answers.
-
-    Raises:
-        UserError: `intent_k=0` without an LLM.
-    """
-    if settings["intent_k"] == 0 and intents_of(settings) == "session_text":
-        raise UserError("intent_k=0 needs an LLM's answers, which intents from session_text do not have; raise it")
-
-
-def deciding(settings: Mapping[str, Any], *artefacts: Artefact) -> dict[str, Any]:
-    """The settings on which artefacts depend, and no others, with the values that they depend on.
-
-    The prompt template stands there with its whole content, an address without what may be secret in it, and a local engine under one
-    name, since local engines share their answers. Keys of RecBole that the schema does not name decide training.
-    """
-    facts = {"intents_of": intents_of, "engine": engine, "several_answers": several_answers, "reads_intents": reads_intents,
-             "uses_intents": uses_intents}  # fmt: skip
-
-    def lookup(key: str) -> Any:
-        return facts[key](settings) if key in facts else settings.get(key)
-
-    known = schema() | model_schema(class_name(settings["model"]))
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        setting = known.get(key)
-        if "training" in artefacts if setting is None else _decides(setting, artefacts) and setting.active(lookup):
-            found[key] = value
-    if "prompt" in found:
-        found["prompt"] = template_content(found["prompt"], settings["views"], several_answers(settings))
-    if "llm_backend" in found:
-        found["llm_backend"] = engine(settings)
-    if "llm_url" in found:
-        found["llm_url"] = address(found["llm_url"])
-    return found
-
-
-def _decides(setting: Setting, artefacts: Iterable[Artefact]) -> bool:
-    return any(artefact in (setting.decides, setting.also) for artefact in artefacts)
-
-
-def template_path(prompt: str) -> Path:
-    """The YAML file of a prompt template: a shipped one by name, or a path.
-
-    Raises:
-        UserError: neither a shipped name nor a .yaml file.
-    """
-    path = PROPERTIES / "prompt" / f"{prompt}.yaml"
-    if path.is_file():
-        return path
-    if Path(prompt).suffix not in (".yaml", ".yml"):
-        shipped = sorted(each.stem for each in (PROPERTIES / "prompt").glob("*.yaml"))
-        raise UserError(f"prompt={prompt!r} is unknown; choose one of {', '.join(shipped)}, or the path of a .yaml file")
-    return Path(prompt)
-
-
-def template_content(prompt: str, views: Iterable[str], several: bool) -> dict[str, Any]:
-    """All that answers depend on in a prompt template: its texts, and of its views those that are asked for.
-
-    Args:
-        prompt: a shipped template by name, or a path.
-        views: that are asked for.
-        several: whether several titles are asked for; else the questions for them do not count.
-    """
-    content = read_yaml(template_path(prompt))
-    if not several:
-        content = {part: text for part, text in content.items() if part not in ("several", "joint_several")}
-    own = content.get("views")
-    return content | {"views": {view: own.get(view) for view in views} if isinstance(own, dict) else own}
-
-
-def address(url: str | None) -> str | None:
-    """An address without user name, password and query.
-
-    >>> address("https://me:secret@host:8000/v1/?key=secret")
-    'https://host:8000/v1'
-    """
-    if url is None:
-        return None
-    parts = urlsplit(url)
-    place = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{place}{parts.path.rstrip('/')}"

@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.facts import deciding, intents_of, uses_intents, uses_item_texts
 from recbole_llm4sbr.base.records import PreparedCounts
-from recbole_llm4sbr.base.settings import Settings, deciding, intents_of, uses_intents, uses_item_texts
+from recbole_llm4sbr.base.settings import Settings
 from recbole_llm4sbr.data.folders import INTENTS, ITEMS, PREPARED, dataset_folder, intents_folder
 from recbole_llm4sbr.data.manifest import Manifest, of_views
 

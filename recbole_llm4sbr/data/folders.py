@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from recbole_llm4sbr.base.settings import SESSION_TEXT, Lookup, intents_name
+from recbole_llm4sbr.base.facts import SESSION_TEXT, Lookup, intents_name
 
 PREPARED, ITEMS, INTENTS = "prepare.json", "itememb.json", "infer.json"  # the manifests
 

@@ -30,7 +30,7 @@ class Manifest:
     Attributes:
         path: of the manifest; its files stand beside it.
         made_by: the verb.
-        settings: those that decided the files, by `base.settings.deciding`.
+        settings: those that decided the files, by `base.facts.deciding`.
         inputs: checksums of what they were made from, by kind (`source`, `prepared`, `items`) and file.
         models: identity of the LLM and the encoder, by option.
         files: checksums of the files by name.

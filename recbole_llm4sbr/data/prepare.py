@@ -13,9 +13,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.facts import deciding
 from recbole_llm4sbr.base.files import make_folder, sha256_file
 from recbole_llm4sbr.base.records import PreparedCounts
-from recbole_llm4sbr.base.settings import deciding
 from recbole_llm4sbr.data.atomic import read_header, read_table
 from recbole_llm4sbr.data.clicks import read_clicks
 from recbole_llm4sbr.data.folders import ITEMS, PREPARED, dataset_folder, intents_manifests

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.facts import uses_item_texts
 from recbole_llm4sbr.base.files import make_folder
 from recbole_llm4sbr.base.schema import read_yaml
-from recbole_llm4sbr.base.settings import format_columns, uses_item_texts
+from recbole_llm4sbr.base.settings import format_columns
 from recbole_llm4sbr.data.atomic import column_names
 from recbole_llm4sbr.data.clicks import click_columns
 from recbole_llm4sbr.data.sessions import PARTS

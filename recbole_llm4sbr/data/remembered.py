@@ -11,16 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.facts import engine, intents_of, template_content, uses_intents, uses_item_texts
 from recbole_llm4sbr.base.files import PROPERTIES
 from recbole_llm4sbr.base.schema import Artefact, schema
-from recbole_llm4sbr.base.settings import (
-    Settings,
-    engine,
-    intents_of,
-    template_content,
-    uses_intents,
-    uses_item_texts,
-)
+from recbole_llm4sbr.base.settings import Settings
 from recbole_llm4sbr.base.wording import printable, show_settings
 from recbole_llm4sbr.data.folders import INTENTS, ITEMS, PREPARED, dataset_folder, intents_folder, llm_manifests
 from recbole_llm4sbr.data.manifest import FORMAT, Manifest

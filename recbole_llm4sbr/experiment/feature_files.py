@@ -4,7 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.settings import Settings, engine, intents_name, llm_name, uses_intents, uses_item_texts
+from recbole_llm4sbr.base.facts import engine, intents_name, llm_name, uses_intents, uses_item_texts
+from recbole_llm4sbr.base.settings import Settings
 from recbole_llm4sbr.data.checks import RunFiles
 from recbole_llm4sbr.data.prepare import prepare
 from recbole_llm4sbr.intent.infer import dry_run

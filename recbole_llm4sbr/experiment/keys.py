@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recbole_llm4sbr._version import __version__
+from recbole_llm4sbr.base.facts import deciding, uses_intents, uses_item_texts
 from recbole_llm4sbr.base.schema import Artefact
-from recbole_llm4sbr.base.settings import deciding, uses_intents, uses_item_texts
 from recbole_llm4sbr.data.checks import RunFiles
 from recbole_llm4sbr.data.manifest import Checksums
 

@@ -8,7 +8,7 @@ from typing import Any
 import psutil
 import torch
 
-from recbole_llm4sbr.base.settings import uses_intents, uses_item_texts
+from recbole_llm4sbr.base.facts import uses_intents, uses_item_texts
 from recbole_llm4sbr.experiment.shared_data import SharedData, dataloaders, share
 from recbole_llm4sbr.experiment.space import Dimension
 from recbole_llm4sbr.intent import NO_MODELS

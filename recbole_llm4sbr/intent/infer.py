@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.facts import check_intent_k, deciding, engine, intents_of
 from recbole_llm4sbr.base.records import IntentCounts
-from recbole_llm4sbr.base.settings import Settings, check_intent_k, deciding, engine, intents_of
+from recbole_llm4sbr.base.settings import Settings
 from recbole_llm4sbr.data.checks import check_prepared, intent_differences, settled
 from recbole_llm4sbr.data.features import Localized, SessionLines, Vectors, read_vectors, text_cell, vector_lines
 from recbole_llm4sbr.data.folders import INTENTS, ITEMS, dataset_folder, intents_folder

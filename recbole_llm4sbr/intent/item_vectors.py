@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import Any
 
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.settings import deciding, engine, intents_of
+from recbole_llm4sbr.base.facts import deciding, engine, intents_of
 from recbole_llm4sbr.data.checks import check_prepared, item_differences
 from recbole_llm4sbr.data.features import vector_lines
 from recbole_llm4sbr.data.folders import ITEMS, dataset_folder

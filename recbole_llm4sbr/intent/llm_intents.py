@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.facts import answers_as_json, deciding
 from recbole_llm4sbr.base.files import make_folder, read_json, write_json
 from recbole_llm4sbr.base.records import IntentCounts
-from recbole_llm4sbr.base.settings import answers_as_json, deciding
 from recbole_llm4sbr.data.features import Vectors
 from recbole_llm4sbr.data.folders import dataset_folder, intents_folder
 from recbole_llm4sbr.data.manifest import Manifest, setting_differences

@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 
 from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.facts import template_path
 from recbole_llm4sbr.base.schema import read_yaml
-from recbole_llm4sbr.base.settings import template_path
 from recbole_llm4sbr.data.rows import SessionRows
 from recbole_llm4sbr.intent.backends import Request
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.settings import intents_name
+from recbole_llm4sbr.base.facts import intents_name
 from recbole_llm4sbr.data.features import read_vectors
 from recbole_llm4sbr.data.folders import intents_folder
 

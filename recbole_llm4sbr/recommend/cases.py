@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.facts import intents_of, uses_intents
 from recbole_llm4sbr.base.records import PreparedCounts
-from recbole_llm4sbr.base.settings import intents_of, uses_intents
 from recbole_llm4sbr.base.wording import shortened
 from recbole_llm4sbr.data.checks import check_intents, check_items, check_prepared, settled
 from recbole_llm4sbr.data.features import read_localized

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.facts import intents_of
 from recbole_llm4sbr.base.records import IntentCounts
-from recbole_llm4sbr.base.settings import intents_of
 from recbole_llm4sbr.data.rows import SessionRows
 from recbole_llm4sbr.intent.encoder import Encoder
 from recbole_llm4sbr.intent.infer import localized

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.settings import class_name, uses_intents
+from recbole_llm4sbr.base.facts import uses_intents
+from recbole_llm4sbr.base.settings import class_name
 from recbole_llm4sbr.model.candidates import exclude_clicked
 from recbole_llm4sbr.model.wrapper import LLM4SBRWrapper
 from recbole_llm4sbr.training.loading import Loaded, load_model

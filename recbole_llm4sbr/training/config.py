@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.facts import check_intent_k, uses_intents
 from recbole_llm4sbr.base.files import check_folder
 from recbole_llm4sbr.base.recbole import Config
-from recbole_llm4sbr.base.settings import check_intent_k, inherited_defaults, uses_intents
+from recbole_llm4sbr.base.settings import inherited_defaults
 from recbole_llm4sbr.model import check_stock, check_wrappable, is_switched, model_class
 
 _OF_MANY = ("local_rank", "world_size", "offset")  # settings of one of several training processes

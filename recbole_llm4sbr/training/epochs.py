@@ -4,7 +4,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from recbole_llm4sbr.base.settings import class_name, engine, intents_of, llm_name, reads_intents
+from recbole_llm4sbr.base.facts import engine, intents_of, llm_name, reads_intents
+from recbole_llm4sbr.base.settings import class_name
 from recbole_llm4sbr.training.logs import least_level
 
 log = logging.getLogger(__name__)
