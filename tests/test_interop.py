@@ -141,7 +141,9 @@ def test_the_block_in_the_documentation_runs_for_ml_100k(tmp_path, monkeypatch, 
     monkeypatch.setattr("sys.argv", ["python"])
     exec(
         compile(
-            block.replace('"epochs": 5', '"epochs": 1, "gpu_id": "", "embedding_size": 8, "hidden_size": 8'),
+            block.replace(
+                '"epochs": 5', '"epochs": 1, "gpu_id": "", "embedding_size": 8, "hidden_size": 8, "train_batch_size": 2048'
+            ),
             "docs/data.md",
             "exec",
         ),
