@@ -120,7 +120,7 @@ def main() -> None:
         from recbole_llm4sbr.intent.backends.vllm import VLLMBackend
 
         dtype = str(next(ours._model.parameters()).dtype).removeprefix("torch.")
-        engine = VLLMBackend(options.llm, 16, {"dtype": dtype, "max_model_len": 2048})
+        engine = VLLMBackend(options.llm, 16, {"dtype": dtype, "max_model_len": 2048, "gpu_memory_utilization": 0.3})
         collected(engine, requests[:8])
         measures.append(("vLLM", lambda: collected(engine, requests)))
     tokens = ours.count_tokens(requests) / len(requests)
