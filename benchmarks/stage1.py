@@ -116,15 +116,14 @@ def main() -> None:
         ("+ shared beginnings computed once", lambda: collected(ours, requests)),
         ("+ equal prompts sent once", lambda: distinct_once(ours, requests)),
     ]
+    dtype = str(next(ours._model.parameters()).dtype).removeprefix("torch.")
     if options.vllm:
         from recbole_llm4sbr.intent.backends.vllm import VLLMBackend
 
-        dtype = str(next(ours._model.parameters()).dtype).removeprefix("torch.")
         engine = VLLMBackend(options.llm, 16, {"dtype": dtype, "max_model_len": 2048, "gpu_memory_utilization": 0.3})
         collected(engine, requests[:8])
         measures.append(("vLLM", lambda: collected(engine, requests)))
     tokens = ours.count_tokens(requests) / len(requests)
-    dtype = str(next(ours._model.parameters()).dtype).removeprefix("torch.")
     print(f"{options.llm}, {ours.device}, {dtype}; {len(requests)} prompts of {tokens:.0f} tokens, targets {options.targets}")
     lines: list[dict[str, Any]] = []
     expected: list[str] = []

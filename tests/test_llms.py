@@ -72,6 +72,14 @@ def test_intents_of_llms_stand_side_by_side_and_those_last_asked_for_are_recalle
     assert recalled(llm=two_llms[1])["llm_backend"] == "transformers"
 
 
+def test_intents_that_may_only_be_read_serve(tiny, monkeypatch):
+    def refused(*_):
+        raise PermissionError("read-only file system")
+
+    monkeypatch.setattr(Path, "touch", refused)
+    assert infer(tiny).counts.calls == 0
+
+
 def test_a_larger_max_sessions_asks_for_what_is_missing_and_gives_what_it_gives_at_once(settings_for, tmp_path):
     small, large = settings_for(max_sessions=20), settings_for(max_sessions=50)
     prepare(small)

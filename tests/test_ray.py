@@ -96,6 +96,30 @@ def test_a_killed_worker_loses_nothing(tmp_path, monkeypatch):
     assert sorted(answer for _, answer, *_ in stored) == sorted(f"film {n}" for n in range(1500))
 
 
+def test_workers_that_cannot_start_or_keep_dying_end_the_run(monkeypatch):
+    from recbole_llm4sbr.intent.backends import ray as module
+
+    class Unfit(module._Worker):
+        def __init__(self, settings):
+            raise UserError("no such model")
+
+    class Dying(module._Worker):
+        def __init__(self, settings):
+            pass
+
+        def answer(self, block):
+            os._exit(1)
+
+    backend = make_backend(ray_settings(ray_backend="echo", ray_workers=1))
+    for kind, said in (
+        (Unfit, r"a worker of Ray cannot start: .*no such model"),
+        (Dying, "3 workers of Ray died one after the other"),
+    ):
+        monkeypatch.setattr(module, "_Worker", kind)
+        with pytest.raises(UserError, match=said):
+            list(backend.generate([Request("s", "1. film")]))
+
+
 def test_more_workers_than_the_cluster_carries_are_refused(tmp_path, monkeypatch):
     from recbole_llm4sbr.intent.backends import ray as module
 

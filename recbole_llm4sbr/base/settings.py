@@ -211,8 +211,9 @@ def recbole_defaults(model: str) -> dict[str, Any]:
 
 def inherited_defaults(model: type) -> dict[str, Any]:
     """The defaults of the settings of a model that a class of the user's own extends; none for a model that has its own."""
+    general = recbole_defaults("")
     for base in model.__mro__:
-        general, own = recbole_defaults(""), recbole_defaults(base.__name__)
+        own = recbole_defaults(base.__name__)
         found = {key: value for key, value in own.items() if key not in general or general[key] != value}
         found |= model_defaults(base.__name__)
         if found:

@@ -4,6 +4,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -227,7 +228,8 @@ def _already_there(settings: Mapping[str, Any], prepared: Manifest) -> tuple[Inf
         items = encode_items(settings, prepared)
         if made.inputs["items"] == items.files:
             counts = IntentCounts.from_json(made.counts)
-            made.path.touch()  # the intents that `infer` was last asked for are those that later verbs read
+            with suppress(OSError):  # files that others own, and that may only be read, serve as well
+                made.path.touch()  # the intents that `infer` was last asked for are those that later verbs read
             log.info("infer: %s sessions have their intents already; no LLM call", f"{counts.sessions:,}")
             return Inferred(items, made, replace(counts, reused=counts.distinct_prompts)), settings
         changed = ["the item vectors are others than those it was made from"]
