@@ -1,6 +1,7 @@
 """Text encoder: mean pooling over tokens, unit length (paper eq. 2-3, which takes BERT)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ class Encoder:
         """Unit vectors [len(texts), dim]; an empty text gets zeros. Longer texts are cut at the model's limit (at most 256 tokens)."""
         vectors = np.zeros((len(texts), self.dim), np.float32)
         order = sorted((i for i in range(len(texts)) if texts[i]), key=lambda i: len(texts[i]))
-        limit = min(256, int(self._model.config.max_position_embeddings) - 2)
+        limit = longest_text(self._model)
         with tqdm(total=len(order), unit="text", desc="encoder", disable=len(order) < 5000, mininterval=0.5) as bar:
             for start in range(0, len(order), self._batch_size):
                 rows = order[start : start + self._batch_size]
@@ -45,9 +46,23 @@ class Encoder:
                     [texts[i] for i in rows], padding=True, truncation=True, max_length=limit, return_tensors="pt"
                 )
                 batch = batch.to(self._device)
-                hidden = self._model(**batch).last_hidden_state  # [B, L, D]
-                mask = batch["attention_mask"].unsqueeze(-1)  # [B, L, 1]
-                pooled = (hidden * mask).sum(1) / mask.sum(1)  # [B, D]
-                vectors[rows] = torch.nn.functional.normalize(pooled, dim=-1).float().cpu().numpy()
+                vectors[rows] = sentence_vectors(self._model, batch).float().cpu().numpy()
                 bar.update(len(rows))
         return vectors
+
+
+def longest_text(model: Any) -> int:
+    """Tokens of the longest text that is read whole."""
+    return min(256, int(model.config.max_position_embeddings) - 2)
+
+
+def sentence_vectors(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Unit vectors of tokenized texts: the mean over their tokens, [B, D].
+
+    Args:
+        model: an encoder of transformers.
+        batch: what its tokenizer returned, `attention_mask` among it.
+    """
+    hidden = model(**batch).last_hidden_state  # [B, L, D]
+    mask = batch["attention_mask"].unsqueeze(-1)  # [B, L, 1]
+    return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)

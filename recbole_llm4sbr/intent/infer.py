@@ -30,6 +30,7 @@ from recbole_llm4sbr.intent.pretrained import identify
 from recbole_llm4sbr.intent.prompts import PromptTemplate
 from recbole_llm4sbr.intent.quality import quality_of
 from recbole_llm4sbr.intent.session_text import session_text
+from recbole_llm4sbr.intent.tuned import check_tuned
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ def infer(settings: Mapping[str, Any], prepared: Manifest | None = None) -> Infe
     asking = intents_of(settings) == "llm"
     rows = read_sessions(folder, settings["dataset"], *PARTS)
     # The encoder and the index are tried before the LLM is asked: a mistake there must not cost an hour of answers.
+    check_tuned(settings, prepared, ("encoder",))
     encoder = Encoder(settings["encoder"], settings["encoder_batch_size"], settings["llm_device"]) if asking else None
     items = encode_items(settings, prepared, encoder)
     tokens, item_vectors = read_vectors(folder / f"{settings['dataset']}.itememb")
@@ -207,7 +209,10 @@ def check_askable(settings: Mapping[str, Any]) -> None:
 def _checked(settings: Mapping[str, Any], prepared: Manifest | None) -> Manifest:
     """Refuse wrong settings before anything is loaded; the manifest of the session files."""
     check_askable(settings)
-    return prepared or check_prepared(settings)
+    prepared = prepared or check_prepared(settings)
+    if intents_of(settings) == "llm" and engine(settings) == "local":
+        check_tuned(settings, prepared, ("llm",))
+    return prepared
 
 
 def _already_there(settings: Mapping[str, Any], prepared: Manifest) -> tuple[Inferred | None, Mapping[str, Any]]:

@@ -14,6 +14,7 @@ from recbole_llm4sbr.data.rows import read_items
 from recbole_llm4sbr.intent.encoder import Encoder
 from recbole_llm4sbr.intent.pretrained import identify
 from recbole_llm4sbr.intent.prompts import item_texts
+from recbole_llm4sbr.intent.tuned import check_tuned
 
 
 def encode_items(settings: Mapping[str, Any], prepared: Manifest | None = None, encoder: Encoder | None = None) -> Manifest:
@@ -43,6 +44,7 @@ def encode_items(settings: Mapping[str, Any], prepared: Manifest | None = None, 
                 f"{str(folder / name)!r} was made otherwise: {'; '.join(changed)}; add --rebuild=true to make it anew, or choose "
                 f"another --atomic_path"
             )
+    check_tuned(settings, prepared, ("encoder",))
     items = read_items(folder / f"{settings['dataset']}.item")
     texts = item_texts(items, settings)
     encoder = encoder or Encoder(settings["encoder"], settings["encoder_batch_size"], settings["llm_device"])

@@ -22,6 +22,7 @@ import torch
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import cache_folder, make_folder, sha256_file
 from recbole_llm4sbr.base.screen import hide_requests
+from recbole_llm4sbr.intent.tuned import UNFINISHED
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +73,22 @@ class Pretrained:
             self._check_generates()
         (model,) = _load(self.where, lambda: AutoModelForCausalLM.from_pretrained(self.where, dtype=dtype, **self._extra))
         return model.to(device).eval(), self.load_tokenizer()
+
+    def load_quantized(self, dtype: torch.dtype, device: torch.device) -> Any:
+        """The language model with its weights in four bits (NF4, Dettmers et al. 2023), for tuning adapters on a GPU; needs bitsandbytes.
+
+        Raises:
+            UserError: `where` holds no causal language model, or there is no GPU.
+        """
+        from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+        if device.type != "cuda":
+            raise UserError(f"weights in four bits need a GPU, and the device is {device.type!r}; leave --quantize out")
+        self._check_generates()
+        four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+        given = {"quantization_config": four, "device_map": {"": device}, "dtype": dtype}
+        (model,) = _load(self.where, lambda: AutoModelForCausalLM.from_pretrained(self.where, **given))
+        return model
 
     def _check_generates(self) -> None:
         """Refuse an encoder: transformers would put a head without weights on it, and it would answer garbage.
@@ -137,6 +154,8 @@ def resolve(name: str, option: str) -> Pretrained:
             raise UserError(f"--{option}={name!r}: there is no such file")
         return Pretrained(str(path.parent), f"{path.name} (sha256 {sha256_file(path)[:16]})", path.name)
     if path.is_dir():
+        if (path / UNFINISHED).is_dir():
+            raise UserError(f"--{option}={name!r}: tuning was interrupted there; run the same `finetune` again to end it")
         if not (path / "config.json").is_file():
             raise UserError(f"--{option}={name!r} is not a model folder (it has no config.json); name the folder that has one")
         return Pretrained(str(path), f"{path.name} (sha256 {_folder_sha256(path)[:16]})")

@@ -1,0 +1,84 @@
+"""Verb `finetune`."""
+
+from pathlib import Path
+from typing import Any
+
+from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.settings import load_settings
+from recbole_llm4sbr.cli.parsing import Arguments, Option, Verb
+
+USAGE = """\
+usage: recbole-llm4sbr finetune --dataset=ml-100k --out=FOLDER [--llm=MODEL | --encoder=MODEL] [--key=value ...]
+
+Tunes an LLM, or a text encoder, on the training part of a dataset, and writes a folder that --llm or --encoder takes. No session of the
+validation and test parts is read, and `infer` refuses the folder wherever they would differ. A killed run goes on where it was.
+
+  recbole-llm4sbr finetune --dataset=ml-100k --out=tuned-llm                     the embedded LLM: its prompt of a session -> the next title
+  recbole-llm4sbr infer --dataset=ml-100k --llm=tuned-llm                        and its intents
+  recbole-llm4sbr finetune --dataset=ml-100k --encoder=all-minilm-l6-v2 --out=tuned-encoder
+  recbole-llm4sbr finetune --dataset=mine --llm=Qwen/Qwen2.5-7B-Instruct --quantize --out=tuned-7b       QLoRA, on a GPU
+  recbole-llm4sbr finetune --dataset=mine --out=tuned-llm --dry_run=true         how many examples there are, and how one reads
+"""
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llm": {"epochs": 1, "batch": 32, "learning_rate": 5e-4},
+    "encoder": {"epochs": 5, "batch": 128, "learning_rate": 5e-5},
+}
+
+
+def run(arguments: Arguments) -> int:
+    """Tune, unless it is done."""
+    options = dict(arguments.options)
+    if not options["out"]:
+        raise UserError("finetune needs --out=FOLDER, where the tuned model goes")
+    given = [part for part in ("llm", "encoder") if part in arguments.settings]
+    part = options.pop("part") or (given[0] if len(given) == 1 else "llm" if not given else None)
+    if part is None:
+        raise UserError("--llm and --encoder are both given; add --part=llm or --part=encoder to say which of them is tuned")
+    for key, value in _DEFAULTS[part].items():
+        options[key] = value if options[key] is None else options[key]
+
+    from recbole_llm4sbr.data.remembered import of_prepared
+    from recbole_llm4sbr.finetune.verb import Wish, finetune
+
+    settings = load_settings(config_files=arguments.config_files, overrides=arguments.settings, recall=of_prepared)
+    wish = Wish(part=part, **options | {"out": Path(options["out"]).expanduser()})
+    print(finetune(settings, wish))
+    return 0
+
+
+VERB = Verb(
+    "finetune",
+    "an LLM or a text encoder tuned on the training part, for --llm or --encoder",
+    USAGE,
+    run,
+    (
+        Option("out", "folder for the tuned model"),
+        Option("part", "llm or encoder, where both are given", choices=("llm", "encoder")),
+        Option("max_examples", "examples to tune on, a session in one view being one; 0: all", 20_000, "whole", least=0),
+        Option("epochs", "times that each example is seen at most  (default: llm 1, encoder 5)", None, "whole", least=1),
+        Option(
+            "batch", "examples of a step  (default: llm 32, encoder 128, contrasted with each other)", None, "whole", least=2
+        ),
+        Option(
+            "learning_rate",
+            "the highest; it rises, then falls to 0  (default: llm 5e-4, encoder 5e-5)",
+            None,
+            "number",
+            least=0,
+        ),
+        Option("checks", "checks on held-out examples per epoch", 4, "whole", least=1),
+        Option("patience", "checks without a better held-out loss before the end", 3, "whole", least=1),
+        Option("seed", "of the sample, the order and dropout", 2020, "whole", least=0),
+        Option("lora_rank", "of an LLM's adapters", 16, "whole", least=1),
+        Option("batch_tokens", "tokens of an LLM computed at once; lower for less memory", 4096, "whole", least=64),
+        Option(
+            "checkpointing",
+            "compute an LLM's activations twice, not keep them: a third slower, far less memory",
+            False,
+            "flag",
+        ),
+        Option("quantize", "keep an LLM's frozen weights in four bits (QLoRA): needs a GPU and bitsandbytes", False, "flag"),
+        Option("check_sessions", "validation sessions for the table of before and after; 0: none", 200, "whole", least=0),
+    ),
+    shows=("infer",),
+)

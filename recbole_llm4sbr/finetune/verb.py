@@ -1,0 +1,285 @@
+"""`finetune`: from prepared sessions to a folder with a tuned LLM or text encoder, which `--llm` and `--encoder` take."""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from recbole_llm4sbr._version import __version__
+from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.facts import deciding
+from recbole_llm4sbr.base.files import make_folder, read_json, sha256_file, write_json, write_whole
+from recbole_llm4sbr.base.settings import Settings
+from recbole_llm4sbr.base.wording import duration
+from recbole_llm4sbr.data.checks import settled
+from recbole_llm4sbr.data.manifest import Manifest, setting_differences
+from recbole_llm4sbr.data.prepare import prepare
+from recbole_llm4sbr.data.sessions import PARTS
+from recbole_llm4sbr.finetune import contrast, lora
+from recbole_llm4sbr.finetune.examples import Pairs, training_pairs
+from recbole_llm4sbr.finetune.judge import describe, judge, sample
+from recbole_llm4sbr.finetune.loop import HISTORY, Plan, State, Tunable, tune
+from recbole_llm4sbr.intent.backends.chat import render
+from recbole_llm4sbr.intent.backends.transformers import compute_dtype
+from recbole_llm4sbr.intent.encoder import Encoder
+from recbole_llm4sbr.intent.llm_intents import asked_about
+from recbole_llm4sbr.intent.pretrained import Pretrained, resolve
+from recbole_llm4sbr.intent.prompts import PromptTemplate
+from recbole_llm4sbr.intent.tuned import EXAMPLES, MANIFEST, UNFINISHED, check_tuned, fingerprints
+
+log = logging.getLogger(__name__)
+
+Part = Literal["llm", "encoder"]
+
+_HELD_OUT = 300  # pairs that are held out; a check looks at each of them in every view
+_READ = ("prompt", "views", "item_name", "item_name_length", "item_text", "article_last", "missing_item_text", "intent_refresh")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a user asks `finetune` for.
+
+    Attributes:
+        part: what is tuned.
+        out: folder of the result.
+        max_examples: examples to tune on, a pair in one view being one; 0 for all.
+        epochs, batch, learning_rate, checks, patience, seed: as in `loop.Plan`.
+        lora_rank, batch_tokens, checkpointing: of an LLM, as in `lora.LoraLLM`.
+        quantize: whether an LLM's frozen weights are kept in four bits (QLoRA), which needs a GPU and bitsandbytes.
+        check_sessions: validation sessions for the table of before and after; 0 for no table.
+    """
+
+    part: Part
+    out: Path
+    max_examples: int
+    epochs: int
+    batch: int
+    learning_rate: float
+    checks: int
+    patience: int
+    seed: int
+    lora_rank: int
+    batch_tokens: int
+    checkpointing: bool
+    quantize: bool
+    check_sessions: int
+
+
+def finetune(settings: Mapping[str, Any], wish: Wish) -> str:
+    """Tune, write the folder, and judge the model before and after; what came of it, in words.
+
+    A run that was killed goes on; one that has ended is not repeated.
+
+    Raises:
+        UserError: a mistake in the input, before anything long begins.
+    """
+    _check_wish(settings, wish)
+    prepared = prepare(settings)
+    settings = settled(settings, prepared)
+    check_tuned(settings, prepared, (wish.part,))  # a model may be tuned further, on no other rows
+    device = _device(settings)
+    source = resolve(settings[wish.part], wish.part)
+    views = len(settings["views"]) if wish.part == "llm" else 1
+    pairs = training_pairs(settings, -(-wish.max_examples // views), _HELD_OUT, wish.seed)
+    made_of = _made_of(settings, prepared, source, wish)
+    if (wish.out / MANIFEST).is_file():
+        state = _finished(wish.out, made_of)
+    elif settings["dry_run"]:
+        return _dry_run(settings, source, pairs, wish, device)
+    else:
+        making: Callable[..., tuple[Tunable, Callable[[Path], None]]] = _llm if wish.part == "llm" else _encoder
+        model, save = making(settings, source, pairs, wish, device)
+        plan = Plan(len(model.lengths), wish.epochs, wish.batch, wish.learning_rate, wish.checks, wish.patience, wish.seed)
+        log.info("tuning %s on %s examples in %s steps", settings[wish.part], f"{plan.pairs:,}", f"{plan.steps:,}")
+        state = tune(model, plan, made_of, wish.out / UNFINISHED)
+        _write(wish.out, made_of, pairs, state, save)
+    return "\n".join([_said(state, wish), *_table(settings, wish)])
+
+
+def _check_wish(settings: Mapping[str, Any], wish: Wish) -> None:
+    """Refuse what cannot be tuned, before anything is made."""
+    template = PromptTemplate.load(settings["prompt"])
+    template.check_views(settings["views"])
+    if settings["intent_answers"] > 1 or settings["views_in_one_call"]:
+        raise UserError("finetune tunes for one title per question; leave out --intent_answers and --views_in_one_call")
+    if settings["llm_backend"] in ("openai", "echo"):
+        raise UserError(
+            f"llm_backend={settings['llm_backend']!r} has no weights here to tune; take a local model, with transformers or vllm"
+        )
+    there = wish.out.exists() and (not wish.out.is_dir() or any(wish.out.iterdir()))
+    if there and not (wish.out / MANIFEST).is_file() and not (wish.out / UNFINISHED).is_dir():
+        raise UserError(f"--out={str(wish.out)!r} is there and was not made by `finetune`; choose another folder")
+    if wish.part == "llm":
+        try:
+            import peft  # noqa: F401
+        except ImportError:
+            raise UserError("tuning an LLM needs peft; pip install 'recbole-llm4sbr[finetune]'") from None
+    if wish.quantize:
+        try:
+            import bitsandbytes  # noqa: F401
+        except ImportError:
+            raise UserError("--quantize needs a GPU and bitsandbytes; pip install bitsandbytes, or leave it out") from None
+
+
+def _device(settings: Mapping[str, Any]) -> torch.device:
+    name = settings["llm_device"]
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def _made_of(settings: Mapping[str, Any], prepared: Manifest, source: Pretrained, wish: Wish) -> dict[str, Any]:
+    """All that decides the result."""
+    decided = deciding(settings, "items", "intents")
+    own = ("max_examples", "epochs", "batch", "learning_rate", "checks", "patience", "seed")
+    own += ("lora_rank", "batch_tokens", "quantize") if wish.part == "llm" else ()
+    return {
+        "part": wish.part,
+        "base": source.identity,
+        "dataset": settings["dataset"],
+        "split": settings["split"],
+        "training_part": prepared.files[f"{settings['dataset']}.{PARTS[0]}.inter"],
+        "settings": {key: decided[key] for key in _READ if key in decided},
+        "wish": {key: getattr(wish, key) for key in own},
+    }
+
+
+def _finished(out: Path, made_of: Mapping[str, Any]) -> State:
+    """The end of a run that is there.
+
+    Raises:
+        UserError: it had other settings.
+    """
+    made = read_json(out / MANIFEST)
+    if changed := setting_differences({key: made.get(key) for key in made_of}, json.loads(json.dumps(made_of))):
+        raise UserError(
+            f"--out={str(out)!r} holds a model that was tuned otherwise: {'; '.join(changed)}; choose another folder"
+        )
+    log.info("%s is tuned already", out)
+    return State(**made["result"])
+
+
+def _llm(
+    settings: Mapping[str, Any], source: Pretrained, pairs: Pairs, wish: Wish, device: torch.device
+) -> tuple[Tunable, Callable[[Path], None]]:
+    """An LLM with adapters, and what writes it without them."""
+    examples = [(request, answer, bool(pairs.held_out[pair])) for pair, request, answer in lora.questions(settings, pairs)]
+    if not any(held_out for *_, held_out in examples) or all(held_out for *_, held_out in examples):
+        raise UserError(
+            f"no item of {settings['dataset']!r} that could be an answer has a title; name the column with --item_name"
+        )
+    dtype = compute_dtype(device)
+    if wish.quantize:
+        model, tokenizer = source.load_quantized(dtype, device), source.load_tokenizer()
+    else:
+        model, tokenizer = source.load_causal_lm(dtype, device)
+    if not tokenizer.chat_template:
+        log.warning("%s has no chat template: its prompts are plain text, as in `infer`", settings["llm"])
+    weights = sum(each.numel() * each.element_size() for each in model.parameters())
+    needed = lora.memory_needed(model.config.get_text_config(), weights, wish.batch_tokens, wish.lora_rank, wish.checkpointing)
+    log.info("tuning needs %s", lora.check_memory(needed, device))
+    tuned = lora.LoraLLM(model, tokenizer, examples, wish.lora_rank, wish.batch_tokens, wish.checkpointing)
+
+    def save(folder: Path) -> None:
+        """The adapters are added to unrounded weights, and the sum is rounded once."""
+        whole, own = source.load_causal_lm(torch.float32, torch.device("cpu"))
+        merged = tuned.merged_into(whole)
+        merged.to(torch.bfloat16).save_pretrained(folder)
+        own.save_pretrained(folder)
+
+    return tuned, save
+
+
+def _encoder(
+    settings: Mapping[str, Any], source: Pretrained, pairs: Pairs, wish: Wish, device: torch.device
+) -> tuple[Tunable, Callable[[Path], None]]:
+    """A text encoder, and what writes it."""
+    model, tokenizer = source.load_encoder(device)
+    texts = contrast.texts_of(settings, pairs)
+    queries = [(pair, contrast.session_query(texts, pairs.clicks(pair))) for pair in range(len(pairs))]
+    tuned = contrast.ContrastiveEncoder(model, tokenizer, texts, pairs, queries + _answers(settings, pairs), wish.batch)
+
+    def save(folder: Path) -> None:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    return tuned, save
+
+
+def _answers(settings: Mapping[str, Any], pairs: Pairs) -> list[tuple[int, str]]:
+    """The names in those answers of the LLM about the pairs that the store has, as further queries."""
+    asked = asked_about(settings, pairs.rows)
+    found = [(pair, name) for pair in range(len(pairs)) for each in asked[pairs.row[pair]].values() for name in each.names[:1]]
+    log.info("the answers of %s to %s of the questions are queries too", settings["llm"], f"{len(found):,}")
+    return found
+
+
+def _write(out: Path, made_of: Mapping[str, Any], pairs: Pairs, state: State, save: Callable[[Path], None]) -> None:
+    """Write the folder of the result; `config.json`, without which it is no model, comes last."""
+    scratch = make_folder(out / UNFINISHED / "model")
+    save(scratch)
+    read = sorted(set(fingerprints(pairs.rows)[row] for row in pairs.row))
+    with write_whole(out / EXAMPLES) as handle:
+        handle.write("\n".join(read) + "\n")
+    result = {"done": state.done, "best": state.best, "best_step": state.best_step, "bad": state.bad, "first": state.first}
+    shutil.copy(out / UNFINISHED / HISTORY, out / HISTORY)
+    for path in sorted(scratch.iterdir(), key=lambda each: each.name == "config.json"):
+        if path.name == "config.json":
+            write_json(
+                out / MANIFEST,
+                {**made_of, "examples_sha256": sha256_file(out / EXAMPLES), "result": result, "version": __version__},
+            )
+        os.replace(path, out / path.name)
+    shutil.rmtree(out / UNFINISHED)
+
+
+def _said(state: State, wish: Wish) -> str:
+    """What came of tuning."""
+    what = lora.LoraLLM.what if wish.part == "llm" else contrast.ContrastiveEncoder.what
+    lines = [f"held-out {what}: {state.first:.4f} before, {state.best:.4f} after {state.best_step:,} of {state.done:,} steps"]
+    if state.seconds:
+        rate = state.tokens / state.seconds
+        lines.append(f"{duration(state.seconds)} of tuning, {state.tokens:,} tokens, {rate:,.0f} tokens/s")
+    if not state.best_step:
+        lines.append("tuning made nothing better: the folder holds the model as it was")
+    elif state.best_step == state.done:
+        lines.append("the best check is the last: more --epochs or --max_examples may make it better still")
+    lines.append(f"{wish.out} is a model: add --{wish.part}={wish.out} to infer, train, compare")
+    return "\n".join(lines)
+
+
+def _table(settings: Mapping[str, Any], wish: Wish) -> list[str]:
+    """The models before and after on validation sessions."""
+    if not wish.check_sessions:
+        return []
+    rows = sample(settings, wish.check_sessions)
+    judged = {}
+    for name, model in (("before", settings[wish.part]), ("after", str(wish.out))):
+        mine = Settings(settings) | {wish.part: model, "intent_source": "llm" if wish.part == "llm" else "session_text"}
+        encoder = Encoder(mine["encoder"], mine["encoder_batch_size"], mine["llm_device"])
+        judged[name] = judge(mine, rows, encoder)
+    source = "the LLM's intents" if wish.part == "llm" else "intents from the session's texts"
+    return ["", f"{source} on {len(rows.ids):,} validation sessions", describe(judged, settings["intent_k"])]
+
+
+def _dry_run(settings: Mapping[str, Any], source: Pretrained, pairs: Pairs, wish: Wish, device: torch.device) -> str:
+    """What would be tuned on, without tuning."""
+    kept_back = int(pairs.held_out.sum())
+    lines = [f"{len(pairs) - kept_back:,} pairs of a session and its next item to tune on, {kept_back:,} held out"]
+    if wish.part == "llm":
+        tokenizer = source.load_tokenizer()
+        _, request, answer = next(lora.questions(settings, pairs))
+        prompt = render(tokenizer, request)
+        views = len(settings["views"])
+        tokens = len(tokenizer(prompt + answer, add_special_tokens=False).input_ids)
+        examples = (len(pairs) - kept_back) * views
+        lines[0] += f", each in {views} views: {examples:,} examples of some {tokens:,} tokens, {wish.epochs} time(s)"
+        lines += ["", "an example", *(f"  | {line}" for line in (prompt + "[" + answer + "]").split("\n"))]
+    else:
+        texts = contrast.texts_of(settings, pairs)
+        lines += ["", f"a query: {contrast.session_query(texts, pairs.clicks(0))}", f"its item: {texts[pairs.target[0]]}"]
+    return "\n".join(lines)

@@ -1,0 +1,392 @@
+"""Tuning an LLM and a text encoder on the training part."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import session_rows
+
+from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.settings import Settings
+from recbole_llm4sbr.cli.main import main
+from recbole_llm4sbr.data.folders import dataset_folder
+from recbole_llm4sbr.data.prepare import prepare
+from recbole_llm4sbr.finetune import contrast, lora
+from recbole_llm4sbr.finetune.examples import training_pairs
+from recbole_llm4sbr.finetune.judge import judge, sample
+from recbole_llm4sbr.finetune.loop import Plan, Step, tune
+from recbole_llm4sbr.finetune.verb import Wish, finetune
+from recbole_llm4sbr.intent.encoder import Encoder
+from recbole_llm4sbr.intent.infer import infer
+from recbole_llm4sbr.intent.pretrained import resolve
+
+pytest.importorskip("peft")
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+WISH = Wish("llm", Path("tuned"), 60, 2, 8, 0.01, 2, 9, 7, 4, 2000, False, False, 0)
+
+
+@pytest.fixture
+def tuning(tiny, tiny_llm):
+    """Settings of `tiny` with a local LLM."""
+    return Settings(tiny) | {"llm": tiny_llm, "llm_backend": "transformers", "llm_device": "cpu"}
+
+
+def titles(settings):
+    lines = (dataset_folder(settings) / "tiny.item").read_text().splitlines()[1:]
+    return {line.split("\t")[0]: line.split("\t")[1] for line in lines}
+
+
+def test_an_example_is_the_prompt_of_infer_and_the_title_of_the_next_click_of_a_training_row(tuning):
+    prepare(tuning)
+    folder, names = dataset_folder(tuning), titles(tuning)
+    rows = {(*prefix, names[target]) for _, prefix, target in session_rows(folder, "tiny", "train")}
+    pairs = training_pairs(tuning, 0, 1000, 1)
+    assert len(pairs) == len(session_rows(folder, "tiny", "train"))
+    asked = list(lora.questions(tuning, pairs))
+    assert len(asked) == 2 * len(pairs)
+    for pair, request, answer in asked:
+        clicks = tuple(pairs.rows.tokens[click] for click in pairs.clicks(pair))
+        assert (*clicks, answer.removesuffix('"')) in rows
+        shown = [line.split(". ", 1)[1] for line in request.user.splitlines() if line.partition(".")[0].isdigit()]
+        assert shown == [names[click] for click in clicks[-10:]]
+
+
+@pytest.mark.parametrize("split", ["temporal", "paper", "time_cut"])
+@pytest.mark.parametrize("refresh", ["every", "powers"])
+def test_no_validation_or_test_session_and_no_target_of_one_is_among_the_examples(settings_for, split, refresh):
+    settings = settings_for(split=split, session_targets="all", intent_refresh=refresh, intent_source="session_text")
+    prepare(settings)
+    folder = dataset_folder(settings)
+    train = {(*prefix, target) for _, prefix, target in session_rows(folder, "tiny", "train")}
+    later = {(*prefix, target) for _, prefix, target in session_rows(folder, "tiny", "valid", "test")}
+    pairs = training_pairs(settings, 0, 1000, 1)
+    read = {
+        (*(pairs.rows.tokens[each] for each in pairs.clicks(pair)), pairs.rows.tokens[pairs.target[pair]])
+        for pair in range(len(pairs))
+    }
+    assert read <= train and not read & (later - train)
+    if refresh == "powers":
+        assert {len(each) - 1 for each in read} <= {1, 2, 4, 8, 16}
+        starts = {row[: 2**power + 1] for row in train for power in range(5) if len(row) > 2**power}
+        assert read == starts
+
+
+def test_a_session_is_held_out_with_all_its_rows(settings_for):
+    settings = settings_for(session_targets="all")
+    prepare(settings)
+    pairs = training_pairs(settings, 0, 1000, 1)
+    sides = {}
+    for pair in range(len(pairs)):
+        sides.setdefault(pairs.rows.ids[pairs.row[pair]].rpartition(".")[0], set()).add(bool(pairs.held_out[pair]))
+    assert all(len(each) == 1 for each in sides.values())
+    assert 0.02 < np.mean([True in each for each in sides.values()]) < 0.3
+
+
+def test_the_loss_is_that_of_the_answer_alone_token_by_token(tuning):
+    source = resolve(tuning["llm"], "llm")
+    model, tokenizer = source.load_causal_lm(torch.float32, torch.device("cpu"))
+    pairs = training_pairs(tuning, 10, 5, 1)
+    examples = [(request, answer, bool(pairs.held_out[pair])) for pair, request, answer in lora.questions(tuning, pairs)]
+    expected, count = 0.0, 0
+    for request, answer, held_out in examples:
+        if not held_out:
+            continue
+        prompt = tokenizer(lora.render(tokenizer, request), add_special_tokens=False).input_ids
+        ending = [*tokenizer(answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+        with torch.no_grad():
+            scores = model(torch.tensor([prompt + ending])).logits[0].log_softmax(-1)
+        expected -= sum(float(scores[len(prompt) + place - 1, token]) for place, token in enumerate(ending))
+        count += len(ending)
+    tuned = lora.LoraLLM(model, tokenizer, examples, 4, 500)
+    assert tuned.held_out_loss() == pytest.approx(expected / count, rel=1e-5)
+
+
+def test_pieces_of_a_batch_give_the_gradients_of_the_whole_batch(tuning):
+    pairs = training_pairs(tuning, 10, 5, 1)
+    examples = [(request, answer, bool(pairs.held_out[pair])) for pair, request, answer in lora.questions(tuning, pairs)]
+    found = []
+    for tokens in (100_000, 700):
+        model, tokenizer = resolve(tuning["llm"], "llm").load_causal_lm(torch.float32, torch.device("cpu"))
+        torch.manual_seed(0)
+        tuned = lora.LoraLLM(model, tokenizer, examples, 4, tokens)
+        for each in tuned.model.modules():
+            if isinstance(each, torch.nn.Dropout):
+                each.p = 0.0
+        tuned.step(range(12))
+        found.append(torch.cat([each.grad.flatten() for each in tuned.parameters()]))
+    assert found[0].abs().max() > 0
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+
+
+def test_a_tuned_llm_answers_better_and_is_the_model_that_was_tuned(tuning, tmp_path):
+    wish = replace(WISH, out=tmp_path / "tuned", max_examples=0, epochs=3)
+    said = finetune(tuning, wish)
+    made = json.loads((wish.out / "finetune.json").read_text())
+    assert made["result"]["best"] < 0.7 * made["result"]["first"], said
+    assert not (wish.out / "tuning").exists()
+    model, tokenizer = resolve(str(wish.out), "llm").load_causal_lm(torch.float32, torch.device("cpu"))
+    pairs = training_pairs(tuning, 0, 300, wish.seed)
+    examples = [(request, answer, bool(pairs.held_out[pair])) for pair, request, answer in lora.questions(tuning, pairs)]
+    again = lora.LoraLLM(model, tokenizer, examples, 4, 2000)  # its new adapters are zero
+    assert again.held_out_loss() == pytest.approx(made["result"]["best"], rel=0.01)  # written in bfloat16
+    infer(Settings(tuning) | {"llm": str(wish.out)})
+    assert "tuned already" in finetune(tuning, wish) or made == json.loads((wish.out / "finetune.json").read_text())
+
+
+def test_contrast_equals_brute_force_with_the_items_of_the_session_left_out(tuning):
+    pairs = training_pairs(tuning, 40, 20, 1)
+    texts = contrast.texts_of(tuning, pairs)
+    model, tokenizer = resolve(tuning["encoder"], "encoder").load_encoder(torch.device("cpu"))
+    queries = [(pair, contrast.session_query(texts, pairs.clicks(pair))) for pair in range(len(pairs))]
+    tuned = contrast.ContrastiveEncoder(model, tokenizer, texts, pairs, queries, batch=1000)
+    held_out = [pair for pair in range(len(pairs)) if pairs.held_out[pair]]
+    encoder = Encoder(tuning["encoder"], device="cpu")
+    candidates = sorted({int(pairs.target[pair]) for pair in held_out})
+    losses = []
+    for pair in held_out:
+        (query,) = encoder.encode(["; ".join(texts[click] for click in pairs.clicks(pair)[-5:])])
+        own, session = int(pairs.target[pair]), set(pairs.session(pair))
+        scores = {
+            item: float(encoder.encode([texts[item]])[0] @ query) / 0.05
+            for item in candidates
+            if item == own or item not in session
+        }
+        losses.append(math.log(sum(math.exp(score - scores[own]) for score in scores.values())))
+    assert tuned.held_out_loss() == pytest.approx(np.mean(losses), rel=2e-2)  # in bfloat16 where the processor has it
+    assert any(set(pairs.session(pair)) & set(candidates) - {int(pairs.target[pair])} for pair in held_out)
+
+
+def test_a_tuned_encoder_is_better_and_makes_item_vectors_and_intents(tuning, tmp_path):
+    wish = replace(WISH, part="encoder", out=tmp_path / "tuned", epochs=8, batch=16, learning_rate=0.003, max_examples=0)
+    finetune(tuning, wish)
+    made = json.loads((wish.out / "finetune.json").read_text())
+    assert made["result"]["best"] < made["result"]["first"]
+    found = infer(Settings(tuning) | {"encoder": str(wish.out), "intent_source": "session_text", "atomic_path": str(tmp_path / "other")}
+                  if prepare(Settings(tuning) | {"atomic_path": str(tmp_path / "other")}) else None)  # fmt: skip
+    assert "tuned" in found.items.models["encoder"]
+
+
+def test_a_model_tuned_for_another_split_is_refused_by_every_verb_that_would_use_it(tuning, tmp_path):
+    for part in ("llm", "encoder"):
+        wish = replace(WISH, part=part, out=tmp_path / part, epochs=1)
+        finetune(tuning, wish)
+        other = Settings(tuning) | {"split": "paper", part: str(wish.out), "atomic_path": str(tmp_path / f"other-{part}")}
+        prepare(other)
+        with pytest.raises(UserError, match=r"was tuned on 'tiny' \(split 'temporal'\), and [\d,]+ of the [\d,]+ rows"):
+            infer(other)
+        with pytest.raises(UserError, match="was tuned on"):
+            finetune(other, replace(wish, out=tmp_path / "further"))
+    shutil.rmtree(tmp_path / "llm")
+    wider = Settings(tuning) | {
+        "split_ratio": [0.9, 0.05, 0.05],
+        "encoder": str(tmp_path / "encoder"),
+        "intent_source": "session_text",
+    }
+    wider |= {"atomic_path": str(tmp_path / "wider"), "min_item_count": 1}
+    prepare(wider)
+    infer(wider)  # all that was read is in the training part here too
+    (tmp_path / "encoder" / "examples.txt").write_text("")
+    with pytest.raises(UserError, match="is missing or was changed"):
+        infer(
+            wider | {"atomic_path": str(tmp_path / "once more")}
+            if prepare(wider | {"atomic_path": str(tmp_path / "once more")})
+            else {}
+        )
+
+
+class Quadratic:
+    """Not a model: a parameter drawn to a number for each pair, with noise from torch."""
+
+    what = "loss"
+
+    def __init__(self, pairs, best=0.0):
+        self.weight = torch.nn.Parameter(torch.full((3,), 5.0))
+        self.lengths, self._best = list(range(pairs)), best
+        self.seen = []
+
+    def parameters(self):
+        return [self.weight]
+
+    def step(self, pairs):
+        self.seen += list(pairs)
+        loss = (self.weight - torch.tensor(pairs).float().mean() / 100 + 0.01 * torch.randn(3)).pow(2).sum()
+        loss.backward()
+        return Step(float(loss), len(pairs))
+
+    def held_out_loss(self):
+        return float((self.weight.detach() - self._best).abs().sum())
+
+
+PLAN = Plan(pairs=50, epochs=3, batch=8, learning_rate=0.3, checks=2, patience=100, seed=3)
+
+
+def test_every_pair_is_seen_once_an_epoch_in_another_order():
+    epochs = [PLAN.batches(epoch, list(range(50))) for epoch in range(2)]
+    assert all(sorted(pair for batch in each for pair in batch) == list(range(50)) for each in epochs)
+    assert epochs[0] != epochs[1] and [len(each) for each in epochs[0]] == [8] * 6 + [2]
+    assert sum(map(PLAN.checked, range(1, PLAN.steps + 1))) == 6 and PLAN.checked(PLAN.steps)
+    assert PLAN.rate(0) == pytest.approx(0.3) and PLAN.rate(PLAN.steps - 1) < 0.01
+
+
+def test_the_best_weights_are_kept_and_tuning_ends_when_nothing_gets_better(tmp_path):
+    model = Quadratic(50, best=4.0)
+    state = tune(model, replace(PLAN, epochs=30, patience=2), {}, tmp_path)
+    assert state.done < 30 * 7 and state.bad == 2 and 0 < state.best < state.first
+    assert model.held_out_loss() == pytest.approx(state.best)
+
+
+def test_a_run_that_was_killed_at_any_step_ends_like_one_that_was_not(tmp_path, monkeypatch):
+    whole = Quadratic(50)
+    end = tune(whole, PLAN, {"a": 1}, tmp_path / "whole")
+    monkeypatch.setattr("recbole_llm4sbr.finetune.loop._SAVE_EVERY", 0.0)
+    for killed_at in (1, 4, 2, 6, 5):  # steps of each run; before them 0, 0, 3, 4 and 9 are done
+        model = Quadratic(50)
+        steps = 0
+
+        def step(pairs, model=model, killed_at=killed_at):
+            nonlocal steps
+            steps += 1
+            if steps == killed_at:
+                raise KeyboardInterrupt
+            return Quadratic.step(model, pairs)
+
+        model.step = step
+        with pytest.raises(KeyboardInterrupt):
+            tune(model, PLAN, {"a": 1}, tmp_path / "killed")
+    last = Quadratic(50)
+    state = tune(last, PLAN, {"a": 1}, tmp_path / "killed")
+    assert torch.equal(whole.weight, last.weight)
+    assert (state.done, state.best, state.best_step) == (end.done, end.best, end.best_step)
+    with pytest.raises(UserError, match="interrupted and had other settings: a was 1, now 2"):
+        tune(Quadratic(50), PLAN, {"a": 2}, tmp_path / "killed")
+
+
+@pytest.mark.slow
+def test_the_verb_killed_five_times_writes_the_weights_of_an_undisturbed_run(tuning, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = [
+        "data_path",
+        "atomic_path",
+        "encoder",
+        "llm",
+        "llm_backend",
+        "min_item_count",
+        "session_rule",
+        "session_gap",
+        "repeatable",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "recbole_llm4sbr.cli",
+        "finetune",
+        "--dataset=tiny",
+        "--llm_device=cpu",
+        "--check_sessions=0",
+    ]
+    command += ["--epochs=40", "--batch=4", "--checks=20", "--patience=10000", *(f"--{key}={tuning[key]}" for key in given)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, "--part=llm", "--out=whole"], check=True, env=environment)
+    history = tmp_path / "killed" / "tuning" / "history.jsonl"
+    for kills in range(1, 6):
+        process = subprocess.Popen([*command, "--part=llm", "--out=killed"], env=environment)
+        until = time.time() + 120
+        while (
+            (not history.is_file() or len(history.read_text().splitlines()) < 3 * kills)
+            and process.poll() is None
+            and time.time() < until
+        ):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
+        with pytest.raises(UserError, match="tuning was interrupted there"):
+            resolve("./killed", "llm")
+    subprocess.run([*command, "--part=llm", "--out=killed"], check=True, env=environment)
+    assert (tmp_path / "whole/model.safetensors").read_bytes() == (tmp_path / "killed/model.safetensors").read_bytes()
+    assert resolve("./whole", "llm").identity.split("(")[1] == resolve("./killed", "llm").identity.split("(")[1]
+
+
+def test_the_table_judges_validation_sessions_by_the_model_alone(tuning):
+    rows = sample(tuning, 7)
+    valid = {session: (prefix, target) for session, prefix, target in session_rows(dataset_folder(tuning), "tiny", "valid")}
+    assert len(rows.ids) == 7
+    for row, session in enumerate(rows.ids):
+        assert (rows.prefix(row), rows.tokens[rows.targets[row]]) == valid[session]
+    settings = Settings(tuning) | {"intent_source": "session_text", "repeatable": False}
+    quality = judge(settings, rows, Encoder(tuning["encoder"], device="cpu"))
+    assert [(each.view, each.sessions, each.inside) for each in quality.views] == [("long", 7, None), ("short", 7, None)]
+    named = titles(settings)
+    vectors = dict(
+        zip(
+            named,
+            Encoder(tuning["encoder"], device="cpu").encode(
+                [f"{name} ({1950 + int(token[1:])})" for token, name in named.items()]
+            ),
+        )
+    )
+    for view, window in (("long", None), ("short", 3)):
+        hits = []
+        for prefix, target in (valid[session] for session in rows.ids):
+            mean = np.mean([vectors[token] for token in (prefix[-window:] if window else prefix)], 0)
+            ranked = sorted(
+                (token for token in vectors if token not in prefix), key=lambda token: -float(vectors[token] @ mean)
+            )
+            hits.append(target in ranked[:5])
+        assert next(each for each in quality.views if each.view == view).hit(5) == pytest.approx(np.mean(hits), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["--llm=x"], "finetune needs --out"),
+        (["--out=o", "--llm=x", "--encoder=y"], "add --part=llm or --part=encoder"),
+        (["--out=o", "--part=encoders"], "did you mean 'encoder'"),
+        (["--out=o", "--intent_answers=3", "--prompt=movies"], "one title per question"),
+        (["--out=o", "--llm_backend=openai"], "has no weights here to tune"),
+        (["--out=o", "--item_name={nothing}"], "no text column 'nothing'"),
+        (["--out=o", "--item_text={nothing}", "--part=encoder"], "no text column 'nothing'"),
+        (["--out=o", "--batch_tokens=1000000000"], "of memory"),
+        (["--out=o", "--llm=./nothing"], "there is no such folder"),
+        (["--out=full"], "was not made by `finetune`"),
+        (["--out=o", "--quantize"], "bitsandbytes"),
+    ],
+)  # fmt: skip
+def test_bad_input_ends_before_anything_is_tuned(tuning, tmp_path, monkeypatch, capsys, typed, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    given = ["data_path", "atomic_path", "min_item_count", "session_rule", "session_gap", "repeatable", "item_text"]
+    given += [] if any(each.startswith(("--llm=", "--llm_backend")) for each in typed) else ["llm"]
+    given += [] if any(each.startswith("--encoder") for each in typed) else ["encoder"]
+    part = [] if any(each.startswith(("--part", "--encoder")) for each in typed) else ["--part=llm"]
+    settings = [f"--{key}={tuning[key]}" for key in given if not any(each.startswith(f"--{key}=") for each in typed)]
+    assert main(["finetune", "--dataset=tiny", *part, *settings, *typed]) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_training_part_with_nothing_to_hold_out_is_refused(tuning, tmp_path):
+    (tmp_path / "few").mkdir()
+    (tmp_path / "few" / "few.item").write_text("item_id:token\ttitle:token_seq\tyear:token\na\tone\t1\nb\ttwo\t2\n")
+    clicks = "".join(f"u{user}\ta\t1\nu{user}\tb\t2\n" for user in range(10))
+    (tmp_path / "few" / "few.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n" + clicks)
+    settings = Settings(tuning) | {"dataset": "few", "data_path": str(tmp_path), "min_item_count": 1, "split": "paper"}
+    with pytest.raises(UserError, match="has [0-9] training rows, too few to tune on"):
+        finetune(settings, replace(WISH, out=tmp_path / "o"))
+
+
+def test_a_dry_run_shows_an_example_and_tunes_nothing(tuning, tmp_path):
+    said = finetune(Settings(tuning) | {"dry_run": True}, replace(WISH, out=tmp_path / "o"))
+    assert "examples of some" in said and "[" in said and not (tmp_path / "o").exists()
