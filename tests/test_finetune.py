@@ -29,6 +29,7 @@ from recbole_llm4sbr.finetune.verb import Wish, finetune
 from recbole_llm4sbr.intent.encoder import Encoder
 from recbole_llm4sbr.intent.infer import infer
 from recbole_llm4sbr.intent.pretrained import resolve
+from recbole_llm4sbr.intent.prompts import PromptTemplate
 
 pytest.importorskip("peft")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -54,8 +55,12 @@ def test_an_example_is_the_prompt_of_infer_and_the_title_of_the_next_click_of_a_
     pairs = training_pairs(tuning, 0, 1000, 1)
     assert len(pairs) == len(session_rows(folder, "tiny", "train"))
     asked = list(lora.questions(tuning, pairs))
-    assert len(asked) == 2 * len(pairs)
-    for pair, request, answer in asked:
+    assert len(asked) == len(pairs)
+    for pair, (request, other), answer in asked:
+        assert request == PromptTemplate.load(tuning["prompt"]).build(
+            [names[token] for token in map(pairs.rows.tokens.__getitem__, pairs.clicks(pair))], "long"
+        )
+        assert request.user != other.user
         clicks = tuple(pairs.rows.tokens[click] for click in pairs.clicks(pair))
         assert (*clicks, answer.removesuffix('"')) in rows
         shown = [line.split(". ", 1)[1] for line in request.user.splitlines() if line.partition(".")[0].isdigit()]
@@ -97,9 +102,9 @@ def test_the_loss_is_that_of_the_answer_alone_token_by_token(tuning):
     source = resolve(tuning["llm"], "llm")
     model, tokenizer = source.load_causal_lm(torch.float32, torch.device("cpu"))
     pairs = training_pairs(tuning, 10, 5, 1)
-    examples = [(request, answer, bool(pairs.held_out[pair])) for pair, request, answer in lora.questions(tuning, pairs)]
+    examples = [(requests, answer, bool(pairs.held_out[pair])) for pair, requests, answer in lora.questions(tuning, pairs)]
     expected, count = 0.0, 0
-    for request, answer, held_out in examples:
+    for request, answer, held_out in ((request, *rest) for requests, *rest in examples for request in requests):
         if not held_out:
             continue
         prompt = tokenizer(lora.render(tokenizer, request), add_special_tokens=False).input_ids
@@ -108,40 +113,48 @@ def test_the_loss_is_that_of_the_answer_alone_token_by_token(tuning):
             scores = model(torch.tensor([prompt + ending])).logits[0].log_softmax(-1)
         expected -= sum(float(scores[len(prompt) + place - 1, token]) for place, token in enumerate(ending))
         count += len(ending)
-    tuned = lora.LoraLLM(model, tokenizer, examples, 4, 500)
-    assert tuned.held_out_loss() == pytest.approx(expected / count, rel=1e-5)
+    for share in (True, False):
+        model, tokenizer = source.load_causal_lm(torch.float32, torch.device("cpu"))
+        tuned = lora.LoraLLM(model, tokenizer, examples, 4, 500, share=share)
+        assert len(tuned._held_out) == (5 if share else 10)
+        assert tuned.held_out_loss() == pytest.approx(expected / count, rel=1e-5)
 
 
 def test_pieces_of_a_batch_give_the_gradients_of_the_whole_batch(tuning):
     pairs = training_pairs(tuning, 10, 5, 1)
-    examples = [(request, answer, bool(pairs.held_out[pair])) for pair, request, answer in lora.questions(tuning, pairs)]
+    examples = [(requests, answer, bool(pairs.held_out[pair])) for pair, requests, answer in lora.questions(tuning, pairs)]
     found = []
-    for tokens in (100_000, 700):
+    for tokens, share, rows in ((100_000, True, range(6)), (700, True, range(6)), (900, False, range(12))):
         model, tokenizer = resolve(tuning["llm"], "llm").load_causal_lm(torch.float32, torch.device("cpu"))
         torch.manual_seed(0)
-        tuned = lora.LoraLLM(model, tokenizer, examples, 4, tokens)
+        tuned = lora.LoraLLM(model, tokenizer, examples, 4, tokens, share=share)
         for each in tuned.model.modules():
             if isinstance(each, torch.nn.Dropout):
                 each.p = 0.0
-        tuned.step(range(12))
+        tuned.step(rows)
         found.append(torch.cat([each.grad.flatten() for each in tuned.parameters()]))
     assert found[0].abs().max() > 0
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found[0], found[2], rtol=1e-4, atol=1e-6)
 
 
 def test_a_tuned_llm_answers_better_and_is_the_model_that_was_tuned(tuning, tmp_path):
-    wish = replace(WISH, out=tmp_path / "tuned", max_examples=0, epochs=3)
+    tuning = tuning | {"views": ["short"]}
+    wish = replace(WISH, out=tmp_path / "tuned", max_examples=64, learning_rate=0.02)
     said = finetune(tuning, wish)
     made = json.loads((wish.out / "finetune.json").read_text())
     assert made["result"]["best"] < 0.7 * made["result"]["first"], said
     assert not (wish.out / "tuning").exists()
     model, tokenizer = resolve(str(wish.out), "llm").load_causal_lm(torch.float32, torch.device("cpu"))
     pairs = training_pairs(tuning, 0, 300, wish.seed)
-    examples = [(request, answer, bool(pairs.held_out[pair])) for pair, request, answer in lora.questions(tuning, pairs)]
+    examples = [(requests, answer, bool(pairs.held_out[pair])) for pair, requests, answer in lora.questions(tuning, pairs)]
     again = lora.LoraLLM(model, tokenizer, examples, 4, 2000)  # its new adapters are zero
     assert again.held_out_loss() == pytest.approx(made["result"]["best"], rel=0.01)  # written in bfloat16
-    infer(Settings(tuning) | {"llm": str(wish.out)})
-    assert "tuned already" in finetune(tuning, wish) or made == json.loads((wish.out / "finetune.json").read_text())
+    before = {path.name: path.stat().st_mtime_ns for path in wish.out.iterdir()}
+    assert said.splitlines()[0] == finetune(tuning, wish).splitlines()[0]  # it is not tuned again
+    assert before == {path.name: path.stat().st_mtime_ns for path in wish.out.iterdir()}
+    with pytest.raises(UserError, match="tuned otherwise: wish differs in epochs"):
+        finetune(tuning, replace(wish, epochs=3))
 
 
 def test_contrast_equals_brute_force_with_the_items_of_the_session_left_out(tuning):
@@ -168,18 +181,23 @@ def test_contrast_equals_brute_force_with_the_items_of_the_session_left_out(tuni
 
 
 def test_a_tuned_encoder_is_better_and_makes_item_vectors_and_intents(tuning, tmp_path):
-    wish = replace(WISH, part="encoder", out=tmp_path / "tuned", epochs=8, batch=16, learning_rate=0.003, max_examples=0)
+    wish = replace(WISH, part="encoder", out=tmp_path / "tuned", epochs=3, batch=16, learning_rate=0.005, max_examples=0)
     finetune(tuning, wish)
     made = json.loads((wish.out / "finetune.json").read_text())
     assert made["result"]["best"] < made["result"]["first"]
-    found = infer(Settings(tuning) | {"encoder": str(wish.out), "intent_source": "session_text", "atomic_path": str(tmp_path / "other")}
-                  if prepare(Settings(tuning) | {"atomic_path": str(tmp_path / "other")}) else None)  # fmt: skip
+    other = Settings(tuning) | {
+        "encoder": str(wish.out),
+        "intent_source": "session_text",
+        "atomic_path": str(tmp_path / "other"),
+    }
+    prepare(other)
+    found = infer(other)
     assert "tuned" in found.items.models["encoder"]
 
 
 def test_a_model_tuned_for_another_split_is_refused_by_every_verb_that_would_use_it(tuning, tmp_path):
     for part in ("llm", "encoder"):
-        wish = replace(WISH, part=part, out=tmp_path / part, epochs=1)
+        wish = replace(WISH, part=part, out=tmp_path / part, epochs=1, max_examples=16)
         finetune(tuning, wish)
         other = Settings(tuning) | {"split": "paper", part: str(wish.out), "atomic_path": str(tmp_path / f"other-{part}")}
         prepare(other)
@@ -383,10 +401,10 @@ def test_a_training_part_with_nothing_to_hold_out_is_refused(tuning, tmp_path):
     clicks = "".join(f"u{user}\ta\t1\nu{user}\tb\t2\n" for user in range(10))
     (tmp_path / "few" / "few.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n" + clicks)
     settings = Settings(tuning) | {"dataset": "few", "data_path": str(tmp_path), "min_item_count": 1, "split": "paper"}
-    with pytest.raises(UserError, match="has [0-9] training rows, too few to tune on"):
+    with pytest.raises(UserError, match=r"has \d+ training rows, too few to tune on"):
         finetune(settings, replace(WISH, out=tmp_path / "o"))
 
 
 def test_a_dry_run_shows_an_example_and_tunes_nothing(tuning, tmp_path):
     said = finetune(Settings(tuning) | {"dry_run": True}, replace(WISH, out=tmp_path / "o"))
-    assert "examples of some" in said and "[" in said and not (tmp_path / "o").exists()
+    assert said.startswith("60 pairs of a session and its next item to tune on, ") and "[" in said and not (tmp_path / "o").exists()

@@ -20,7 +20,7 @@ validation and test parts is read, and `infer` refuses the folder wherever they 
   recbole-llm4sbr finetune --dataset=mine --out=tuned-llm --dry_run=true         how many examples there are, and how one reads
 """
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "llm": {"epochs": 1, "batch": 32, "learning_rate": 5e-4},
+    "llm": {"epochs": 1, "batch": 16, "learning_rate": 5e-4},
     "encoder": {"epochs": 5, "batch": 128, "learning_rate": 5e-5},
 }
 
@@ -54,10 +54,10 @@ VERB = Verb(
     (
         Option("out", "folder for the tuned model"),
         Option("part", "llm or encoder, where both are given", choices=("llm", "encoder")),
-        Option("max_examples", "examples to tune on, a session in one view being one; 0: all", 20_000, "whole", least=0),
-        Option("epochs", "times that each example is seen at most  (default: llm 1, encoder 5)", None, "whole", least=1),
+        Option("max_examples", "sessions to tune on, each with its next item; 0: all", 10_000, "whole", least=0),
+        Option("epochs", "times that each session is seen at most  (default: llm 1, encoder 5)", None, "whole", least=1),
         Option(
-            "batch", "examples of a step  (default: llm 32, encoder 128, contrasted with each other)", None, "whole", least=2
+            "batch", "sessions of a step  (default: llm 16, encoder 128, contrasted with each other)", None, "whole", least=2
         ),
         Option(
             "learning_rate",
@@ -66,7 +66,7 @@ VERB = Verb(
             "number",
             least=0,
         ),
-        Option("checks", "checks on held-out examples per epoch", 4, "whole", least=1),
+        Option("checks", "checks on held-out sessions per epoch", 4, "whole", least=1),
         Option("patience", "checks without a better held-out loss before the end", 3, "whole", least=1),
         Option("seed", "of the sample, the order and dropout", 2020, "whole", least=0),
         Option("lora_rank", "of an LLM's adapters", 16, "whole", least=1),

@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import psutil
 import torch
 
@@ -14,14 +16,17 @@ from recbole_llm4sbr.data.rows import read_items
 from recbole_llm4sbr.finetune.examples import Pairs
 from recbole_llm4sbr.finetune.loop import Step
 from recbole_llm4sbr.intent.backends import Request
-from recbole_llm4sbr.intent.backends.chat import render
+from recbole_llm4sbr.intent.backends.chat import common, render
+from recbole_llm4sbr.intent.backends.transformers import attends_to_all
 from recbole_llm4sbr.intent.prompts import UNKNOWN_ITEM, PromptTemplate, item_names
+
+Tokens = npt.NDArray[np.int64]
 
 _IGNORED = -100  # label of a token without a loss
 
 
-def questions(settings: Mapping[str, Any], pairs: Pairs) -> Iterator[tuple[int, Request, str]]:
-    """Each pair with the prompt of each view, as `infer` asks it, and the answer: the title of the item that follows.
+def questions(settings: Mapping[str, Any], pairs: Pairs) -> Iterator[tuple[int, list[Request], str]]:
+    """Each pair with the prompts of all views, as `infer` asks them, and the answer: the title of the item that follows.
 
     An item without a title is no answer. The answer ends as the LLM is stopped: with the quotation that the prompt opens, if it does.
     """
@@ -32,11 +37,47 @@ def questions(settings: Mapping[str, Any], pairs: Pairs) -> Iterator[tuple[int, 
     closing = '"' if template.answer_start.count('"') % 2 else ""
     for pair in range(len(pairs)):
         target = names[pairs.target[pair]]
-        if target == UNKNOWN_ITEM:
-            continue
-        shown = [names[click] for click in pairs.clicks(pair)]
-        for view in settings["views"]:
-            yield pair, template.build(shown, view), re.sub(r'["\n]', " ", target).strip() + closing
+        if target != UNKNOWN_ITEM:
+            shown = [names[click] for click in pairs.clicks(pair)]
+            requests = [template.build(shown, view) for view in settings["views"]]
+            yield pair, requests, re.sub(r'["\n]', " ", target).strip() + closing
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The prompts of a session in all views and their answers as one row of tokens; what the prompts begin with stands there once.
+
+    Attributes:
+        tokens: T of them.
+        segment: 0 for the common beginning, 1, 2, ... for what follows in each prompt; a token sees the beginning and its own segment.
+        place: of each token in its own prompt.
+        label: the token that is to be predicted there, or `_IGNORED`.
+    """
+
+    tokens: Tokens
+    segment: Tokens
+    place: Tokens
+    label: Tokens
+
+
+def pack(prompts: Sequence[list[int]], answers: Sequence[list[int]], shared: bool) -> list[Packed]:
+    """Prompts and answers as one row, or, where nothing is shared, as a row each.
+
+    >>> pack([[1, 2, 3, 4], [1, 2, 5]], [[7, 0], [8, 0]], shared=True)[0].segment.tolist()
+    [0, 0, 1, 1, 1, 1, 2, 2, 2]
+    """
+    if len(prompts) > 1 and not shared:
+        return [row for prompt, answer in zip(prompts, answers) for row in pack([prompt], [answer], shared)]
+    start = min(common(prompt, prompts[0]) for prompt in prompts) if len(prompts) > 1 else 0
+    tokens, segment, place = list(prompts[0][:start]), [0] * start, list(range(start))
+    label = [_IGNORED] * start
+    for number, (prompt, answer) in enumerate(zip(prompts, answers), 1):
+        rest = [*prompt, *answer][start:]
+        tokens += rest
+        segment += [number] * len(rest)
+        place += range(start, start + len(rest))
+        label += [_IGNORED] * (len(prompt) - start - 1) + answer + [_IGNORED]
+    return [Packed(*(np.array(each, np.int64) for each in (tokens, segment, place, label)))]
 
 
 class LoraLLM:
@@ -45,35 +86,45 @@ class LoraLLM:
     Args:
         model: from transformers, its weights frozen here.
         tokenizer: of it.
-        examples: prompt and answer, and whether it is held out.
+        examples: of each session its prompts, the answer, and whether it is held out.
         rank: of the adapters.
         batch_tokens: tokens computed at once, padding included.
         checkpointing: compute activations twice in place of keeping them, for little memory.
+        share: compute what a session's prompts begin with once; a model that does not attend to all that went before never does.
     """
 
     what = "cross-entropy per token of the answer"
 
     def __init__(
-        self, model: Any, tokenizer: Any, examples: Sequence[tuple[Request, str, bool]], rank: int, batch_tokens: int,
+        self,
+        model: Any,
+        tokenizer: Any,
+        examples: Sequence[tuple[Sequence[Request], str, bool]],
+        rank: int,
+        batch_tokens: int,
         checkpointing: bool = False,
-    ) -> None:  # fmt: skip
+        share: bool = True,
+    ) -> None:
         from peft import LoraConfig, get_peft_model
 
-        end = tokenizer.eos_token_id
-        self._tokens: list[tuple[list[int], int]] = []  # tokens of prompt and answer, and how many are the prompt's
-        self._held_out: list[tuple[list[int], int]] = []
-        for part in _blocks(examples, 4096):
-            prompts = tokenizer([render(tokenizer, request) for request, _, _ in part], add_special_tokens=False).input_ids
-            answers = tokenizer([answer for _, answer, _ in part], add_special_tokens=False).input_ids
-            for prompt, answer, (_, _, held_out) in zip(prompts, answers, part):
-                (self._held_out if held_out else self._tokens).append((prompt + answer + [end], len(prompt)))
-        self.lengths = [len(tokens) for tokens, _ in self._tokens]
+        share = share and attends_to_all(model)
+        self._tuned: list[Packed] = []
+        self._held_out: list[Packed] = []
+        for requests, answer, held_out in examples:
+            prompts = tokenizer([render(tokenizer, request) for request in requests], add_special_tokens=False).input_ids
+            ending = [*tokenizer(answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+            (self._held_out if held_out else self._tuned).extend(pack(prompts, [ending] * len(prompts), share))
+        self.lengths = [len(row.tokens) for row in self._tuned]
+        # No dropout: its masks took a third of a step on a processor, and one look at each session leaves little to overfit.
         self._config = LoraConfig(
-            r=rank, lora_alpha=2 * rank, lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM"
+            r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
         )
         self.model = get_peft_model(model, self._config)
+        for module in self.model.modules():
+            if hasattr(module, "cast_input_dtype_enabled"):
+                module.cast_input_dtype_enabled = False  # autocast does it; both would copy every activation twice
         self.device = next(model.parameters()).device
-        self._dtype = next(model.parameters()).dtype
+        self._dtype = next(each.dtype for each in model.parameters() if each.is_floating_point())
         self._batch_tokens, self._pad = batch_tokens, tokenizer.pad_token_id
         if checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -86,48 +137,58 @@ class LoraLLM:
     def step(self, pairs: Sequence[int]) -> Step:
         """Gradients of the mean loss of the answers' tokens, in pieces of at most `batch_tokens`."""
         self.model.train()
-        batch = [self._tokens[pair] for pair in pairs]
-        answers = sum(len(tokens) - prompt for tokens, prompt in batch)
+        batch = [self._tuned[pair] for pair in pairs]
+        answers = sum(int((row.label != _IGNORED).sum()) for row in batch)
         total = 0.0
         for piece in self._pieces(batch):
             loss = self._loss(piece) / answers
             loss.backward()
             total += float(loss.detach())
-        return Step(total, sum(len(tokens) for tokens, _ in batch))
+        return Step(total, sum(len(row.tokens) for row in batch))
 
     @torch.no_grad()
     def held_out_loss(self) -> float:
         """Mean loss per token of the held-out answers."""
         self.model.eval()
-        answers = sum(len(tokens) - prompt for tokens, prompt in self._held_out)
-        ordered = sorted(self._held_out, key=lambda example: len(example[0]))
+        answers = sum(int((row.label != _IGNORED).sum()) for row in self._held_out)
+        ordered = sorted(self._held_out, key=lambda row: len(row.tokens))
         return sum(float(self._loss(piece)) for piece in self._pieces(ordered)) / answers
 
-    def _loss(self, piece: Sequence[tuple[list[int], int]]) -> torch.Tensor:
+    def _loss(self, piece: Sequence[Packed]) -> torch.Tensor:
         """Sum of the cross-entropies of the answers' tokens; only where one is predicted are the words of the vocabulary scored."""
-        width = max(len(tokens) for tokens, _ in piece)
-        ids = torch.full((len(piece), width), self._pad)
-        mask = torch.zeros_like(ids)
-        labels = torch.full_like(ids, _IGNORED)
-        for row, (tokens, prompt) in enumerate(piece):
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-            mask[row, : len(tokens)] = 1
-            labels[row, prompt - 1 : len(tokens) - 1] = ids[row, prompt : len(tokens)]
-        ids, mask, labels = (each.to(self.device) for each in (ids, mask, labels))
+        width = max(len(row.tokens) for row in piece)
+        tokens = self._padded([row.tokens for row in piece], width, self._pad)  # [B, L], as are the next ones
+        segment = self._padded([row.segment for row in piece], width, -1)
+        label = self._padded([row.label for row in piece], width, _IGNORED)
+        mine, theirs = segment.unsqueeze(2), segment.unsqueeze(1)
+        seen = ((theirs == 0) | (theirs == mine)).tril()  # [B, L, L]; padding sees padding
+        mask = torch.zeros_like(seen, dtype=self._dtype).masked_fill(~seen, torch.finfo(self._dtype).min)
         inner = self.model.get_base_model()
         with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
-            hidden = inner.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state  # [B, L, D]
-            predicts = labels != _IGNORED
+            hidden = inner.base_model(
+                input_ids=tokens,
+                attention_mask=mask.unsqueeze(1),
+                position_ids=self._padded([row.place for row in piece], width, 0),
+                use_cache=False,
+            ).last_hidden_state  # [B, L, D]
+            predicts = label != _IGNORED
             logits = inner.get_output_embeddings()(hidden[predicts])  # [answer tokens, V]
-        return torch.nn.functional.cross_entropy(logits.float(), labels[predicts], reduction="sum")
+        return torch.nn.functional.cross_entropy(logits.float(), label[predicts], reduction="sum")
 
-    def _pieces(self, examples: Sequence[tuple[list[int], int]]) -> Iterator[list[tuple[list[int], int]]]:
-        piece: list[tuple[list[int], int]] = []
-        for example in examples:
-            if piece and (len(piece) + 1) * max(len(example[0]), *(len(tokens) for tokens, _ in piece)) > self._batch_tokens:
+    def _padded(self, rows: Sequence[Tokens], width: int, filler: int) -> torch.Tensor:
+        """Rows filled up behind their ends, [B, width]."""
+        found = np.full((len(rows), width), filler, np.int64)
+        for number, row in enumerate(rows):
+            found[number, : len(row)] = row
+        return torch.from_numpy(found).to(self.device)
+
+    def _pieces(self, rows: Sequence[Packed]) -> Iterator[list[Packed]]:
+        piece: list[Packed] = []
+        for row in rows:
+            if piece and (len(piece) + 1) * max(len(row.tokens), *(len(each.tokens) for each in piece)) > self._batch_tokens:
                 yield piece
                 piece = []
-            piece.append(example)
+            piece.append(row)
         if piece:
             yield piece
 
@@ -139,12 +200,6 @@ class LoraLLM:
         weights = {name: weight.detach().cpu() for name, weight in get_peft_model_state_dict(self.model).items()}
         set_peft_model_state_dict(other, weights)
         return other.merge_and_unload()
-
-
-def _blocks(values: Sequence[Any], size: int) -> Iterator[list[Any]]:
-    coming = iter(values)
-    while block := list(islice(coming, size)):
-        yield block
 
 
 def memory_needed(config: Any, weights: int, batch_tokens: int, rank: int, checkpointing: bool) -> int:

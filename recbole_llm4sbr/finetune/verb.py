@@ -48,7 +48,7 @@ class Wish:
     Attributes:
         part: what is tuned.
         out: folder of the result.
-        max_examples: examples to tune on, a pair in one view being one; 0 for all.
+        max_examples: sessions of the training part to tune on, each with its next item; 0 for all.
         epochs, batch, learning_rate, checks, patience, seed: as in `loop.Plan`.
         lora_rank, batch_tokens, checkpointing: of an LLM, as in `lora.LoraLLM`.
         quantize: whether an LLM's frozen weights are kept in four bits (QLoRA), which needs a GPU and bitsandbytes.
@@ -85,8 +85,7 @@ def finetune(settings: Mapping[str, Any], wish: Wish) -> str:
     check_tuned(settings, prepared, (wish.part,))  # a model may be tuned further, on no other rows
     device = _device(settings)
     source = resolve(settings[wish.part], wish.part)
-    views = len(settings["views"]) if wish.part == "llm" else 1
-    pairs = training_pairs(settings, -(-wish.max_examples // views), _HELD_OUT, wish.seed)
+    pairs = training_pairs(settings, wish.max_examples, _HELD_OUT, wish.seed)
     made_of = _made_of(settings, prepared, source, wish)
     if (wish.out / MANIFEST).is_file():
         state = _finished(wish.out, made_of)
@@ -167,7 +166,7 @@ def _llm(
     settings: Mapping[str, Any], source: Pretrained, pairs: Pairs, wish: Wish, device: torch.device
 ) -> tuple[Tunable, Callable[[Path], None]]:
     """An LLM with adapters, and what writes it without them."""
-    examples = [(request, answer, bool(pairs.held_out[pair])) for pair, request, answer in lora.questions(settings, pairs)]
+    examples = [(requests, answer, bool(pairs.held_out[pair])) for pair, requests, answer in lora.questions(settings, pairs)]
     if not any(held_out for *_, held_out in examples) or all(held_out for *_, held_out in examples):
         raise UserError(
             f"no item of {settings['dataset']!r} that could be an answer has a title; name the column with --item_name"
@@ -272,13 +271,11 @@ def _dry_run(settings: Mapping[str, Any], source: Pretrained, pairs: Pairs, wish
     lines = [f"{len(pairs) - kept_back:,} pairs of a session and its next item to tune on, {kept_back:,} held out"]
     if wish.part == "llm":
         tokenizer = source.load_tokenizer()
-        _, request, answer = next(lora.questions(settings, pairs))
-        prompt = render(tokenizer, request)
-        views = len(settings["views"])
-        tokens = len(tokenizer(prompt + answer, add_special_tokens=False).input_ids)
-        examples = (len(pairs) - kept_back) * views
-        lines[0] += f", each in {views} views: {examples:,} examples of some {tokens:,} tokens, {wish.epochs} time(s)"
-        lines += ["", "an example", *(f"  | {line}" for line in (prompt + "[" + answer + "]").split("\n"))]
+        _, requests, answer = next(lora.questions(settings, pairs))
+        prompts = [render(tokenizer, request) for request in requests]
+        tokens = len(tokenizer(prompts[0] + answer, add_special_tokens=False).input_ids)
+        lines[0] += f", each in the views {', '.join(settings['views'])}, some {tokens:,} tokens in a view"
+        lines += ["", "an example", *(f"  | {line}" for line in (prompts[0] + "[" + answer + "]").split("\n"))]
     else:
         texts = contrast.texts_of(settings, pairs)
         lines += ["", f"a query: {contrast.session_query(texts, pairs.clicks(0))}", f"its item: {texts[pairs.target[0]]}"]

@@ -131,11 +131,7 @@ class TransformersBackend:
         """Load model and tokenizer, once."""
         if self._model is None:
             self._model, self._tokenizer = self.source.load_causal_lm(compute_dtype(self.device), self.device)
-            config = self._model.config.get_text_config()
-            windowed = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
-            kinds = set(getattr(config, "layer_types", None) or ["sliding_attention" if windowed else "full_attention"])
-            if kinds != {"full_attention"} or getattr(self._model, "_is_stateful", False):
-                self._share = False  # a sliding window or a recurrent state does not skip what is masked
+            self._share = self._share and attends_to_all(self._model)
             vocabulary = self._tokenizer.get_vocab().items()
             newlines = [i for text, i in vocabulary if "Ċ" in text or "\n" in text]
             quotes = [i for text, i in vocabulary if '"' in text]
@@ -265,6 +261,14 @@ def _halves(whole: Group, first: int, rest: dict[int, int]) -> list[Group]:
     parts = [Group(whole.chain, whole.members[a], whole.shared[a]) for a in (slice(first), slice(first, None))]
     rest |= {id(part): rest[id(whole)] for part in parts}
     return parts
+
+
+def attends_to_all(model: Any) -> bool:
+    """Whether every token attends to all before it; a sliding window or a recurrent state does not skip what is masked."""
+    config = model.config.get_text_config()
+    windowed = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
+    kinds = set(getattr(config, "layer_types", None) or ["sliding_attention" if windowed else "full_attention"])
+    return kinds == {"full_attention"} and not getattr(model, "_is_stateful", False)
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
