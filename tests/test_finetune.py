@@ -181,7 +181,7 @@ def test_contrast_equals_brute_force_with_the_items_of_the_session_left_out(tuni
 
 
 def test_a_tuned_encoder_is_better_and_makes_item_vectors_and_intents(tuning, tmp_path):
-    wish = replace(WISH, part="encoder", out=tmp_path / "tuned", epochs=3, batch=16, learning_rate=0.005, max_examples=0)
+    wish = replace(WISH, part="encoder", out=tmp_path / "tuned", epochs=6, batch=16, learning_rate=0.003, max_examples=0)
     finetune(tuning, wish)
     made = json.loads((wish.out / "finetune.json").read_text())
     assert made["result"]["best"] < made["result"]["first"]
@@ -407,4 +407,8 @@ def test_a_training_part_with_nothing_to_hold_out_is_refused(tuning, tmp_path):
 
 def test_a_dry_run_shows_an_example_and_tunes_nothing(tuning, tmp_path):
     said = finetune(Settings(tuning) | {"dry_run": True}, replace(WISH, out=tmp_path / "o"))
-    assert said.startswith("60 pairs of a session and its next item to tune on, ") and "[" in said and not (tmp_path / "o").exists()
+    assert (
+        said.startswith("60 pairs of a session and its next item to tune on, ")
+        and "[" in said
+        and not (tmp_path / "o").exists()
+    )

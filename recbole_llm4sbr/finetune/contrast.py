@@ -67,7 +67,7 @@ class ContrastiveEncoder:
         """Gradients of the mean loss of a batch of queries."""
         self.model.train()
         loss, tokens = self._loss(self._tuned[list(pairs)])
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         return Step(float(loss.detach()), tokens)
 
     @torch.no_grad()

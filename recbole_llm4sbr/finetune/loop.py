@@ -41,7 +41,7 @@ class Tunable(Protocol):
         what: the loss, in words.
     """
 
-    lengths: Sequence[int]
+    lengths: list[int]
     what: str
 
     def parameters(self) -> list[torch.nn.Parameter]:

@@ -142,7 +142,7 @@ class LoraLLM:
         total = 0.0
         for piece in self._pieces(batch):
             loss = self._loss(piece) / answers
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         return Step(total, sum(len(row.tokens) for row in batch))
 
@@ -217,7 +217,7 @@ def memory_needed(config: Any, weights: int, batch_tokens: int, rank: int, check
     of_a_layer = 2 * (14 * hidden + 5 * inner)  # bytes a token: inputs of all products and norms, in two bytes each
     kept = 2 * hidden * layers + of_a_layer if checkpointing else of_a_layer * layers
     adapters = 4 * layers * rank * (8 * hidden + 3 * (hidden + inner)) * 4  # weights, gradients, two moments of Adam
-    return weights + adapters + batch_tokens * kept
+    return int(weights + adapters + batch_tokens * kept)
 
 
 def check_memory(needed: int, device: torch.device) -> str:

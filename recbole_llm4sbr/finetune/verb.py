@@ -134,7 +134,7 @@ def _device(settings: Mapping[str, Any]) -> torch.device:
 def _made_of(settings: Mapping[str, Any], prepared: Manifest, source: Pretrained, wish: Wish) -> dict[str, Any]:
     """All that decides the result."""
     decided = deciding(settings, "items", "intents")
-    own = ("max_examples", "epochs", "batch", "learning_rate", "checks", "patience", "seed")
+    own: tuple[str, ...] = ("max_examples", "epochs", "batch", "learning_rate", "checks", "patience", "seed")
     own += ("lora_rank", "batch_tokens", "quantize") if wish.part == "llm" else ()
     return {
         "part": wish.part,
