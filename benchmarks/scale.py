@@ -1,10 +1,11 @@
 """What `infer` itself costs at scale, and what its files cost: memory per prefix, prefixes per second, size and loading time.
 
-    python benchmarks/scale.py [--prefixes 20000,200000] [--answers 1] [--features 5000] [--json FILE]
+    python benchmarks/scale.py [--prefixes 20000,200000] [--answers 1] [--ray_workers 0] [--features 5000] [--json FILE]
 
 Part one runs prepare and `infer` with the echo backend (no language model) on synthetic click logs of both sizes, each in a process of
 its own; the difference of their peaks, per prefix, is what a prefix costs. `--prefixes 100000,1000000` is the full size (minutes),
-`--answers 5` asks for five titles per view, of which the echo backend gives as many as the session has items.
+`--answers 5` asks for five titles per view, of which the echo backend gives as many as the session has items; `--ray_workers 2` has the
+echo backend run by so many workers of Ray, and the memory is then that of the process that hands out the questions.
 Part two loads the feature files of the same sessions through RecBole's own dataset, beside a file of dense rows of 768 numbers per
 view, as a plain dump of encoder vectors would be.
 """
@@ -15,6 +16,7 @@ import logging
 import multiprocessing
 import random
 import resource
+import shutil
 import sys
 import tempfile
 import time
@@ -52,7 +54,7 @@ def write_log(folder: str, prefixes: int) -> None:
             handle.writelines(f"{user}\t{rng.randrange(ITEMS)}\t{user * 100 + click}\n" for click in range(LENGTH))
 
 
-def run_infer(prefixes: int, answers: int) -> dict[str, Any]:
+def run_infer(prefixes: int, answers: int, workers: int) -> dict[str, Any]:
     """Seconds and peak memory of `infer`, after prepare in a process of its own."""
     from recbole_llm4sbr.intent.infer import infer
 
@@ -61,7 +63,8 @@ def run_infer(prefixes: int, answers: int) -> dict[str, Any]:
         write_log(folder, prefixes)
         in_a_process(run_prepare, folder)
         started, cpu = time.perf_counter(), time.process_time()
-        counts = infer(settings_of(folder, intent_answers=answers)).counts
+        ray = {"llm_backend": "ray", "ray_backend": "echo", "ray_workers": workers, "ray_cpus_per_worker": 1} if workers else {}
+        counts = infer(settings_of(folder, intent_answers=answers, **ray)).counts
         seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {
@@ -84,6 +87,8 @@ def make_features(folder: str, prefixes: int) -> None:
     write_log(folder, prefixes)
     run_prepare(folder)
     infer(settings_of(folder))
+    home = Path(folder, "atomic", "synthetic")
+    shutil.copy(home / "echo" / "synthetic.sessemb", home)  # where RecBole looks for it
 
 
 def load(folder: str, suffix: str) -> dict[str, Any]:
@@ -147,14 +152,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prefixes", default="20000,200000")
     parser.add_argument("--answers", type=int, default=1, help="titles per view in part one")
+    parser.add_argument("--ray_workers", type=int, default=0, help="workers of Ray in part one; 0: no Ray")
     parser.add_argument("--features", type=int, default=5_000, help="prefixes of part two")
     parser.add_argument("--json", help="also write the figures to this file")
     options = parser.parse_args()
 
-    small, large = (in_a_process(run_infer, int(number), options.answers) for number in options.prefixes.split(","))
+    small, large = (
+        in_a_process(run_infer, int(number), options.answers, options.ray_workers) for number in options.prefixes.split(",")
+    )
     for each in (small, large):
         print(
-            f"infer, echo backend, --answers {options.answers}: {each['prefixes']:>9,} prefixes, {each['calls']:>9,} calls, "
+            f"infer, echo backend, {options.answers} answers, {options.ray_workers} workers of Ray: "
+            f"{each['prefixes']:>9,} prefixes, {each['calls']:>9,} calls, "
             f"{each['seconds']:7.1f} s, "
             f"{each['prefixes_per_second']:>7,} prefixes/s ({each['prefixes_per_cpu_second']:,} per second of CPU), "
             f"peak {each['peak_mb']:,} MB"
@@ -174,6 +183,7 @@ def main() -> None:
     if options.json:
         result = {
             "answers": options.answers,
+            "ray_workers": options.ray_workers,
             "small": small,
             "large": large,
             "bytes_per_prefix": round(growth),

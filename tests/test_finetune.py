@@ -67,7 +67,7 @@ def test_an_example_is_the_prompt_of_infer_and_the_title_of_the_next_click_of_a_
         assert shown == [names[click] for click in clicks[-10:]]
 
 
-@pytest.mark.parametrize("split", ["temporal", "paper", "time_cut"])
+@pytest.mark.parametrize("split", ["temporal", "paper", "time_cut", "leave_one_out"])
 @pytest.mark.parametrize("refresh", ["every", "powers"])
 def test_no_validation_or_test_session_and_no_target_of_one_is_among_the_examples(settings_for, split, refresh):
     settings = settings_for(split=split, session_targets="all", intent_refresh=refresh, intent_source="session_text")

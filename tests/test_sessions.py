@@ -128,6 +128,60 @@ def test_a_time_cut_puts_every_part_after_the_one_before(clicks, ratio):
         assert not len(a) or not len(b) or a.max() < b.min()
 
 
+@given(CLICKS)
+def test_leave_one_out_tests_the_last_click_of_each_session_and_validates_the_one_before(clicks):
+    sessions = sessionize(frame(clicks), "user", 600)
+    part = split(sessions, "leave_one_out", (0.8, 0.1, 0.1))
+    for _, own in sessions.groupby("session", sort=False):
+        count = len(own)
+        expected = [0] * count if count < 3 else [0] * (count - 2) + [1, 2]
+        assert part[own.index].tolist() == expected
+
+
+def test_leave_one_out_is_that_of_recbole(tmp_path):
+    """On clicks of which every item stays in train: targets of RecBole's own `LS: valid_and_test`."""
+    from recbole.data import create_dataset
+
+    from recbole_llm4sbr.base.recbole import Config
+    from recbole_llm4sbr.model.registry import model_class
+
+    class StockConfig(Config):
+        """RecBole's, without its repair of numpy 1 names."""
+
+        def compatibility_settings(self): ...
+
+    rng = np.random.default_rng(5)
+    clicks = [
+        (f"u{user}", f"i{item}", user * 1000 + place)
+        for user in range(30)
+        for place, item in enumerate(rng.permutation(12)[:8])
+    ]
+    (tmp_path / "loo").mkdir()
+    lines = ["user_id:token\titem_id:token\ttimestamp:float", *("\t".join(map(str, click)) for click in clicks)]
+    (tmp_path / "loo" / "loo.inter").write_text("\n".join(lines) + "\n")
+    config = StockConfig(model=model_class("recbole.model.sequential_recommender:GRU4Rec"), dataset="loo", config_dict={
+        "data_path": str(tmp_path), "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "full", "group_by": "user"},
+        "load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "train_neg_sample_args": None, "gpu_id": "", "state": "ERROR",
+    })  # fmt: skip
+    parts = create_dataset(config).build()
+    theirs = [
+        sorted(
+            (each.id2token("user_id", int(user)), each.id2token("item_id", int(item)))
+            for user, item in zip(each["user_id"], each["item_id"])
+        )
+        for each in parts
+    ]
+    sessions = sessionize(frame(clicks), "user", 600)
+    part = split(sessions, "leave_one_out", (0.8, 0.1, 0.1))
+    rows, sizes = prefixes(np.full(30, 8), part, "all")
+    target = rows * 8 + sizes
+    ours = [
+        sorted((sessions["owner"][place], sessions["item"][place]) for place in target[part[target] == number])
+        for number in range(3)
+    ]
+    assert ours == theirs
+
+
 def test_a_time_cut_has_its_shares_of_clicks():
     sessions = frame([("ab"[second % 2], "x", second) for second in range(100)]).sample(frac=1, random_state=1)
     part = split(sessionize(sessions, "user", 600), "time_cut", (0.7, 0.2, 0.1))

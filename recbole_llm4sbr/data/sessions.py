@@ -69,8 +69,8 @@ def split(sessions: pd.DataFrame, how: str, ratio: tuple[float, float, float]) -
     A session is in one part only under `temporal` (by the time it ends, its last click; ties in session order; in the shares of
     `ratio`) and `paper` (the first 90 % of the sessions in user order train and the last ninth of these validates, the rest tests; so
     80 : 10 : 10). Under `time_cut` a click's own time decides, so that every click of valid is newer than all of train, and every click
-    of test newer than all of valid; `ratio` are the shares of clicks, and clicks at the same time stay together. `given` is the column
-    part.
+    of test newer than all of valid; `ratio` are the shares of clicks, and clicks at the same time stay together. `leave_one_out`: of each
+    session the last click tests, the one before validates, the others train; a session of two clicks trains. `given` is the column part.
     """
     if how == "given":
         given: npt.NDArray[np.int8] = sessions["part"].to_numpy(np.int8)
@@ -83,6 +83,11 @@ def split(sessions: pd.DataFrame, how: str, ratio: tuple[float, float, float]) -
         return by_time
     number = pd.factorize(sessions["session"])[0]
     count = int(number.max()) + 1 if len(number) else 0
+    if how == "leave_one_out":
+        lengths = np.bincount(number, minlength=count)
+        behind = np.cumsum(lengths)[number] - 1 - np.arange(len(number))  # clicks that follow in the session
+        last_two: npt.NDArray[np.int8] = np.where(lengths[number] > 2, np.maximum(2 - behind, 0), 0).astype(np.int8)
+        return last_two
     if how == "temporal":
         end = np.full(count, -np.inf)
         np.maximum.at(end, number, time)
