@@ -25,7 +25,7 @@ from recbole_llm4sbr.finetune import contrast, lora
 from recbole_llm4sbr.finetune.examples import training_pairs
 from recbole_llm4sbr.finetune.judge import judge, sample
 from recbole_llm4sbr.finetune.loop import Plan, Step, tune
-from recbole_llm4sbr.finetune.verb import Wish, finetune
+from recbole_llm4sbr.finetune.run import Options, finetune
 from recbole_llm4sbr.intent.encoder import Encoder
 from recbole_llm4sbr.intent.infer import infer
 from recbole_llm4sbr.intent.pretrained import resolve
@@ -34,7 +34,7 @@ from recbole_llm4sbr.intent.prompts import PromptTemplate
 pytest.importorskip("peft")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-WISH = Wish("llm", Path("tuned"), 60, 2, 8, 0.01, 2, 9, 7, 4, 2000, False, False, 0)
+OPTIONS = Options("llm", Path("tuned"), 60, 2, 8, 0.01, 2, 9, 7, False, 4, 2000, False, False, 0)
 
 
 @pytest.fixture
@@ -140,21 +140,21 @@ def test_pieces_of_a_batch_give_the_gradients_of_the_whole_batch(tuning):
 
 def test_a_tuned_llm_answers_better_and_is_the_model_that_was_tuned(tuning, tmp_path):
     tuning = tuning | {"views": ["short"]}
-    wish = replace(WISH, out=tmp_path / "tuned", max_examples=64, learning_rate=0.02)
-    said = finetune(tuning, wish)
-    made = json.loads((wish.out / "finetune.json").read_text())
+    options = replace(OPTIONS, out=tmp_path / "tuned", max_examples=64, learning_rate=0.02)
+    said = finetune(tuning, options)
+    made = json.loads((options.out / "finetune.json").read_text())
     assert made["result"]["best"] < 0.7 * made["result"]["first"], said
-    assert not (wish.out / "tuning").exists()
-    model, tokenizer = resolve(str(wish.out), "llm").load_causal_lm(torch.float32, torch.device("cpu"))
-    pairs = training_pairs(tuning, 0, 300, wish.seed)
+    assert not (options.out / "tuning").exists()
+    model, tokenizer = resolve(str(options.out), "llm").load_causal_lm(torch.float32, torch.device("cpu"))
+    pairs = training_pairs(tuning, 0, 300, options.seed)
     examples = [(requests, answer, bool(pairs.held_out[pair])) for pair, requests, answer in lora.questions(tuning, pairs)]
     again = lora.LoraLLM(model, tokenizer, examples, 4, 2000)  # its new adapters are zero
     assert again.held_out_loss() == pytest.approx(made["result"]["best"], rel=0.01)  # written in bfloat16
-    before = {path.name: path.stat().st_mtime_ns for path in wish.out.iterdir()}
-    assert said.splitlines()[0] == finetune(tuning, wish).splitlines()[0]  # it is not tuned again
-    assert before == {path.name: path.stat().st_mtime_ns for path in wish.out.iterdir()}
-    with pytest.raises(UserError, match="tuned otherwise: wish differs in epochs"):
-        finetune(tuning, replace(wish, epochs=3))
+    before = {path.name: path.stat().st_mtime_ns for path in options.out.iterdir()}
+    assert said.splitlines()[0] == finetune(tuning, options).splitlines()[0]  # it is not tuned again
+    assert before == {path.name: path.stat().st_mtime_ns for path in options.out.iterdir()}
+    with pytest.raises(UserError, match="tuned otherwise: options differs in epochs"):
+        finetune(tuning, replace(options, epochs=3))
 
 
 def test_contrast_equals_brute_force_with_the_items_of_the_session_left_out(tuning):
@@ -181,12 +181,12 @@ def test_contrast_equals_brute_force_with_the_items_of_the_session_left_out(tuni
 
 
 def test_a_tuned_encoder_is_better_and_makes_item_vectors_and_intents(tuning, tmp_path):
-    wish = replace(WISH, part="encoder", out=tmp_path / "tuned", epochs=6, batch=16, learning_rate=0.003, max_examples=0)
-    finetune(tuning, wish)
-    made = json.loads((wish.out / "finetune.json").read_text())
+    options = replace(OPTIONS, part="encoder", out=tmp_path / "tuned", epochs=6, batch=16, learning_rate=0.003, max_examples=0)
+    finetune(tuning, options)
+    made = json.loads((options.out / "finetune.json").read_text())
     assert made["result"]["best"] < made["result"]["first"]
     other = Settings(tuning) | {
-        "encoder": str(wish.out),
+        "encoder": str(options.out),
         "intent_source": "session_text",
         "atomic_path": str(tmp_path / "other"),
     }
@@ -197,14 +197,14 @@ def test_a_tuned_encoder_is_better_and_makes_item_vectors_and_intents(tuning, tm
 
 def test_a_model_tuned_for_another_split_is_refused_by_every_verb_that_would_use_it(tuning, tmp_path):
     for part in ("llm", "encoder"):
-        wish = replace(WISH, part=part, out=tmp_path / part, epochs=1, max_examples=16)
-        finetune(tuning, wish)
-        other = Settings(tuning) | {"split": "paper", part: str(wish.out), "atomic_path": str(tmp_path / f"other-{part}")}
+        options = replace(OPTIONS, part=part, out=tmp_path / part, epochs=1, max_examples=16)
+        finetune(tuning, options)
+        other = Settings(tuning) | {"split": "paper", part: str(options.out), "atomic_path": str(tmp_path / f"other-{part}")}
         prepare(other)
         with pytest.raises(UserError, match=r"was tuned on 'tiny' \(split 'temporal'\), and [\d,]+ of the [\d,]+ rows"):
             infer(other)
         with pytest.raises(UserError, match="was tuned on"):
-            finetune(other, replace(wish, out=tmp_path / "further"))
+            finetune(other, replace(options, out=tmp_path / "further"))
     shutil.rmtree(tmp_path / "llm")
     wider = Settings(tuning) | {
         "split_ratio": [0.9, 0.05, 0.05],
@@ -378,6 +378,7 @@ def test_the_table_judges_validation_sessions_by_the_model_alone(tuning):
         (["--out=o", "--llm=./nothing"], "there is no such folder"),
         (["--out=full"], "was not made by `finetune`"),
         (["--out=o", "--quantize"], "bitsandbytes"),
+        (["--out=o", "--part=encoder", "--answers"], "has not been asked about the training sessions yet"),
     ],
 )  # fmt: skip
 def test_bad_input_ends_before_anything_is_tuned(tuning, tmp_path, monkeypatch, capsys, typed, message):
@@ -402,11 +403,11 @@ def test_a_training_part_with_nothing_to_hold_out_is_refused(tuning, tmp_path):
     (tmp_path / "few" / "few.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n" + clicks)
     settings = Settings(tuning) | {"dataset": "few", "data_path": str(tmp_path), "min_item_count": 1, "split": "paper"}
     with pytest.raises(UserError, match=r"has \d+ training rows, too few to tune on"):
-        finetune(settings, replace(WISH, out=tmp_path / "o"))
+        finetune(settings, replace(OPTIONS, out=tmp_path / "o"))
 
 
 def test_a_dry_run_shows_an_example_and_tunes_nothing(tuning, tmp_path):
-    said = finetune(Settings(tuning) | {"dry_run": True}, replace(WISH, out=tmp_path / "o"))
+    said = finetune(Settings(tuning) | {"dry_run": True}, replace(OPTIONS, out=tmp_path / "o"))
     assert (
         said.startswith("60 pairs of a session and its next item to tune on, ")
         and "[" in said

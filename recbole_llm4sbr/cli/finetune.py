@@ -27,22 +27,21 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 
 def run(arguments: Arguments) -> int:
     """Tune, unless it is done."""
-    options = dict(arguments.options)
-    if not options["out"]:
+    given = dict(arguments.options)
+    if not given["out"]:
         raise UserError("finetune needs --out=FOLDER, where the tuned model goes")
-    given = [part for part in ("llm", "encoder") if part in arguments.settings]
-    part = options.pop("part") or (given[0] if len(given) == 1 else "llm" if not given else None)
+    named = [part for part in ("llm", "encoder") if part in arguments.settings]
+    part = given.pop("part") or (named[0] if len(named) == 1 else "llm" if not named else None)
     if part is None:
         raise UserError("--llm and --encoder are both given; add --part=llm or --part=encoder to say which of them is tuned")
     for key, value in _DEFAULTS[part].items():
-        options[key] = value if options[key] is None else options[key]
+        given[key] = value if given[key] is None else given[key]
 
     from recbole_llm4sbr.data.remembered import of_prepared
-    from recbole_llm4sbr.finetune.verb import Wish, finetune
+    from recbole_llm4sbr.finetune.run import Options, finetune
 
     settings = load_settings(config_files=arguments.config_files, overrides=arguments.settings, recall=of_prepared)
-    wish = Wish(part=part, **options | {"out": Path(options["out"]).expanduser()})
-    print(finetune(settings, wish))
+    print(finetune(settings, Options(part=part, **given | {"out": Path(given["out"]).expanduser()})))
     return 0
 
 
@@ -69,6 +68,9 @@ VERB = Verb(
         Option("checks", "checks on held-out sessions per epoch", 4, "whole", least=1),
         Option("patience", "checks without a better held-out loss before the end", 3, "whole", least=1),
         Option("seed", "of the sample, the order and dropout", 2020, "whole", least=0),
+        Option(
+            "answers", "encoder: what --llm has answered about the training sessions is read too (see --part)", False, "flag"
+        ),
         Option("lora_rank", "of an LLM's adapters", 16, "whole", least=1),
         Option("batch_tokens", "tokens of an LLM computed at once; lower for less memory", 4096, "whole", least=64),
         Option(

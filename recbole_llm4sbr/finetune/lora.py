@@ -214,7 +214,9 @@ def memory_needed(config: Any, weights: int, batch_tokens: int, rank: int, check
     """
     hidden, layers = config.hidden_size, config.num_hidden_layers
     inner = getattr(config, "intermediate_size", 4 * hidden)
-    of_a_layer = 2 * (22 * hidden + 8 * inner)  # bytes a token that autograd keeps; measured on SmolLM2-135M, 1.5 MB in 30 layers
+    of_a_layer = 2 * (
+        22 * hidden + 8 * inner
+    )  # bytes a token that autograd keeps; measured on SmolLM2-135M, 1.5 MB in 30 layers
     kept = 2 * hidden * layers + of_a_layer if checkpointing else of_a_layer * layers
     adapters = 4 * layers * rank * (8 * hidden + 3 * (hidden + inner)) * 4  # weights, gradients, two moments of Adam
     return int(weights + adapters + batch_tokens * kept)

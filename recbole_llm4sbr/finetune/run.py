@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ import torch
 from recbole_llm4sbr._version import __version__
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.facts import deciding
-from recbole_llm4sbr.base.files import make_folder, read_json, sha256_file, write_json, write_whole
+from recbole_llm4sbr.base.files import check_folder, make_folder, read_json, sha256_file, write_json, write_whole
 from recbole_llm4sbr.base.settings import Settings
 from recbole_llm4sbr.base.wording import duration
 from recbole_llm4sbr.data.checks import settled
@@ -42,7 +42,7 @@ _READ = ("prompt", "views", "item_name", "item_name_length", "item_text", "artic
 
 
 @dataclass(frozen=True)
-class Wish:
+class Options:
     """What a user asks `finetune` for.
 
     Attributes:
@@ -50,6 +50,7 @@ class Wish:
         out: folder of the result.
         max_examples: sessions of the training part to tune on, each with its next item; 0 for all.
         epochs, batch, learning_rate, checks, patience, seed: as in `loop.Plan`.
+        answers: whether an encoder reads the LLM's answers about the sessions too.
         lora_rank, batch_tokens, checkpointing: of an LLM, as in `lora.LoraLLM`.
         quantize: whether an LLM's frozen weights are kept in four bits (QLoRA), which needs a GPU and bitsandbytes.
         check_sessions: validation sessions for the table of before and after; 0 for no table.
@@ -64,6 +65,7 @@ class Wish:
     checks: int
     patience: int
     seed: int
+    answers: bool
     lora_rank: int
     batch_tokens: int
     checkpointing: bool
@@ -71,7 +73,7 @@ class Wish:
     check_sessions: int
 
 
-def finetune(settings: Mapping[str, Any], wish: Wish) -> str:
+def finetune(settings: Mapping[str, Any], options: Options) -> str:
     """Tune, write the folder, and judge the model before and after; what came of it, in words.
 
     A run that was killed goes on; one that has ended is not repeated.
@@ -79,29 +81,30 @@ def finetune(settings: Mapping[str, Any], wish: Wish) -> str:
     Raises:
         UserError: a mistake in the input, before anything long begins.
     """
-    _check_wish(settings, wish)
+    _check_options(settings, options)
     prepared = prepare(settings)
     settings = settled(settings, prepared)
-    check_tuned(settings, prepared, (wish.part,))  # a model may be tuned further, on no other rows
+    check_tuned(settings, prepared, (options.part,))  # a model may be tuned further, on no other rows
     device = _device(settings)
-    source = resolve(settings[wish.part], wish.part)
-    pairs = training_pairs(settings, wish.max_examples, _HELD_OUT, wish.seed)
-    made_of = _made_of(settings, prepared, source, wish)
-    if (wish.out / MANIFEST).is_file():
-        state = _finished(wish.out, made_of)
+    source = resolve(settings[options.part], options.part)
+    pairs = training_pairs(settings, options.max_examples, _HELD_OUT, options.seed)
+    made_of = _made_of(settings, prepared, source, options)
+    if (options.out / MANIFEST).is_file() and not (options.out / UNFINISHED).is_dir():
+        state = _finished(options.out, made_of)
     elif settings["dry_run"]:
-        return _dry_run(settings, source, pairs, wish, device)
+        return _dry_run(settings, source, pairs, options)
     else:
-        making: Callable[..., tuple[Tunable, Callable[[Path], None]]] = _llm if wish.part == "llm" else _encoder
-        model, save = making(settings, source, pairs, wish, device)
-        plan = Plan(len(model.lengths), wish.epochs, wish.batch, wish.learning_rate, wish.checks, wish.patience, wish.seed)
-        log.info("tuning %s on %s examples in %s steps", settings[wish.part], f"{plan.pairs:,}", f"{plan.steps:,}")
-        state = tune(model, plan, made_of, wish.out / UNFINISHED)
-        _write(wish.out, made_of, pairs, state, save)
-    return "\n".join([_said(state, wish), *_table(settings, wish)])
+        making: Callable[..., tuple[Tunable, Callable[[Path], None]]] = _llm if options.part == "llm" else _encoder
+        model, save = making(settings, source, pairs, options, device)
+        how = {each.name: getattr(options, each.name) for each in fields(Plan) if each.name != "pairs"}
+        plan = Plan(pairs=len(model.lengths), **how)
+        log.info("tuning %s on %s examples in %s steps", settings[options.part], f"{plan.pairs:,}", f"{plan.steps:,}")
+        state = tune(model, plan, made_of, options.out / UNFINISHED)
+        _write(options.out, made_of, pairs, state, save)
+    return "\n".join([_said(state, options), *_table(settings, options)])
 
 
-def _check_wish(settings: Mapping[str, Any], wish: Wish) -> None:
+def _check_options(settings: Mapping[str, Any], options: Options) -> None:
     """Refuse what cannot be tuned, before anything is made."""
     template = PromptTemplate.load(settings["prompt"])
     template.check_views(settings["views"])
@@ -111,15 +114,16 @@ def _check_wish(settings: Mapping[str, Any], wish: Wish) -> None:
         raise UserError(
             f"llm_backend={settings['llm_backend']!r} has no weights here to tune; take a local model, with transformers or vllm"
         )
-    there = wish.out.exists() and (not wish.out.is_dir() or any(wish.out.iterdir()))
-    if there and not (wish.out / MANIFEST).is_file() and not (wish.out / UNFINISHED).is_dir():
-        raise UserError(f"--out={str(wish.out)!r} is there and was not made by `finetune`; choose another folder")
-    if wish.part == "llm":
+    check_folder(options.out, "out")
+    there = options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir()))
+    if there and not (options.out / MANIFEST).is_file() and not (options.out / UNFINISHED).is_dir():
+        raise UserError(f"--out={str(options.out)!r} is there and was not made by `finetune`; choose another folder")
+    if options.part == "llm":
         try:
             import peft  # noqa: F401
         except ImportError:
             raise UserError("tuning an LLM needs peft; pip install 'recbole-llm4sbr[finetune]'") from None
-    if wish.quantize:
+    if options.quantize:
         try:
             import bitsandbytes  # noqa: F401
         except ImportError:
@@ -131,19 +135,19 @@ def _device(settings: Mapping[str, Any]) -> torch.device:
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
-def _made_of(settings: Mapping[str, Any], prepared: Manifest, source: Pretrained, wish: Wish) -> dict[str, Any]:
+def _made_of(settings: Mapping[str, Any], prepared: Manifest, source: Pretrained, options: Options) -> dict[str, Any]:
     """All that decides the result."""
     decided = deciding(settings, "items", "intents")
     own: tuple[str, ...] = ("max_examples", "epochs", "batch", "learning_rate", "checks", "patience", "seed")
-    own += ("lora_rank", "batch_tokens", "quantize") if wish.part == "llm" else ()
+    own += ("lora_rank", "batch_tokens", "quantize") if options.part == "llm" else ("answers",)
     return {
-        "part": wish.part,
+        "part": options.part,
         "base": source.identity,
         "dataset": settings["dataset"],
         "split": settings["split"],
         "training_part": prepared.files[f"{settings['dataset']}.{PARTS[0]}.inter"],
         "settings": {key: decided[key] for key in _READ if key in decided},
-        "wish": {key: getattr(wish, key) for key in own},
+        "options": {key: getattr(options, key) for key in own},
     }
 
 
@@ -163,7 +167,7 @@ def _finished(out: Path, made_of: Mapping[str, Any]) -> State:
 
 
 def _llm(
-    settings: Mapping[str, Any], source: Pretrained, pairs: Pairs, wish: Wish, device: torch.device
+    settings: Mapping[str, Any], source: Pretrained, pairs: Pairs, options: Options, device: torch.device
 ) -> tuple[Tunable, Callable[[Path], None]]:
     """An LLM with adapters, and what writes it without them."""
     examples = [(requests, answer, bool(pairs.held_out[pair])) for pair, requests, answer in lora.questions(settings, pairs)]
@@ -172,16 +176,18 @@ def _llm(
             f"no item of {settings['dataset']!r} that could be an answer has a title; name the column with --item_name"
         )
     dtype = compute_dtype(device)
-    if wish.quantize:
+    if options.quantize:
         model, tokenizer = source.load_quantized(dtype, device), source.load_tokenizer()
     else:
         model, tokenizer = source.load_causal_lm(dtype, device)
     if not tokenizer.chat_template:
         log.warning("%s has no chat template: its prompts are plain text, as in `infer`", settings["llm"])
     weights = sum(each.numel() * each.element_size() for each in model.parameters())
-    needed = lora.memory_needed(model.config.get_text_config(), weights, wish.batch_tokens, wish.lora_rank, wish.checkpointing)
+    needed = lora.memory_needed(
+        model.config.get_text_config(), weights, options.batch_tokens, options.lora_rank, options.checkpointing
+    )
     log.info("tuning needs %s", lora.check_memory(needed, device))
-    tuned = lora.LoraLLM(model, tokenizer, examples, wish.lora_rank, wish.batch_tokens, wish.checkpointing)
+    tuned = lora.LoraLLM(model, tokenizer, examples, options.lora_rank, options.batch_tokens, options.checkpointing)
 
     def save(folder: Path) -> None:
         """The adapters are added to unrounded weights, and the sum is rounded once."""
@@ -194,13 +200,15 @@ def _llm(
 
 
 def _encoder(
-    settings: Mapping[str, Any], source: Pretrained, pairs: Pairs, wish: Wish, device: torch.device
+    settings: Mapping[str, Any], source: Pretrained, pairs: Pairs, options: Options, device: torch.device
 ) -> tuple[Tunable, Callable[[Path], None]]:
     """A text encoder, and what writes it."""
     model, tokenizer = source.load_encoder(device)
     texts = contrast.texts_of(settings, pairs)
     queries = [(pair, contrast.session_query(texts, pairs.clicks(pair))) for pair in range(len(pairs))]
-    tuned = contrast.ContrastiveEncoder(model, tokenizer, texts, pairs, queries + _answers(settings, pairs), wish.batch)
+    if options.answers:
+        queries += _answers(settings, pairs)
+    tuned = contrast.ContrastiveEncoder(model, tokenizer, texts, pairs, queries, options.batch)
 
     def save(folder: Path) -> None:
         model.save_pretrained(folder)
@@ -210,10 +218,18 @@ def _encoder(
 
 
 def _answers(settings: Mapping[str, Any], pairs: Pairs) -> list[tuple[int, str]]:
-    """The names in those answers of the LLM about the pairs that the store has, as further queries."""
+    """The names in the LLM's stored answers about the pairs, as further queries.
+
+    Raises:
+        UserError: there are none.
+    """
     asked = asked_about(settings, pairs.rows)
     found = [(pair, name) for pair in range(len(pairs)) for each in asked[pairs.row[pair]].values() for name in each.names[:1]]
-    log.info("the answers of %s to %s of the questions are queries too", settings["llm"], f"{len(found):,}")
+    if not found:
+        raise UserError(
+            f"--answers=true: {settings['llm']!r} has not been asked about the training sessions yet; run `infer` first, or leave it out"
+        )
+    log.info("%s answers of %s are queries too", f"{len(found):,}", settings["llm"])
     return found
 
 
@@ -233,12 +249,15 @@ def _write(out: Path, made_of: Mapping[str, Any], pairs: Pairs, state: State, sa
                 {**made_of, "examples_sha256": sha256_file(out / EXAMPLES), "result": result, "version": __version__},
             )
         os.replace(path, out / path.name)
-    shutil.rmtree(out / UNFINISHED)
+    # A kill among the removals must not leave half a state, which would look like an unfinished run.
+    done = out / f".{UNFINISHED}-done"
+    os.replace(out / UNFINISHED, done)
+    shutil.rmtree(done)
 
 
-def _said(state: State, wish: Wish) -> str:
+def _said(state: State, options: Options) -> str:
     """What came of tuning."""
-    what = lora.LoraLLM.what if wish.part == "llm" else contrast.ContrastiveEncoder.what
+    what = lora.LoraLLM.what if options.part == "llm" else contrast.ContrastiveEncoder.what
     lines = [f"held-out {what}: {state.first:.4f} before, {state.best:.4f} after {state.best_step:,} of {state.done:,} steps"]
     if state.seconds:
         rate = state.tokens / state.seconds
@@ -247,29 +266,29 @@ def _said(state: State, wish: Wish) -> str:
         lines.append("tuning made nothing better: the folder holds the model as it was")
     elif state.best_step == state.done:
         lines.append("the best check is the last: more --epochs or --max_examples may make it better still")
-    lines.append(f"{wish.out} is a model: add --{wish.part}={wish.out} to infer, train, compare")
+    lines.append(f"{options.out} is a model: add --{options.part}={options.out} to infer, train, compare")
     return "\n".join(lines)
 
 
-def _table(settings: Mapping[str, Any], wish: Wish) -> list[str]:
+def _table(settings: Mapping[str, Any], options: Options) -> list[str]:
     """The models before and after on validation sessions."""
-    if not wish.check_sessions:
+    if not options.check_sessions:
         return []
-    rows = sample(settings, wish.check_sessions)
+    rows = sample(settings, options.check_sessions)
     judged = {}
-    for name, model in (("before", settings[wish.part]), ("after", str(wish.out))):
-        mine = Settings(settings) | {wish.part: model, "intent_source": "llm" if wish.part == "llm" else "session_text"}
+    for name, model in (("before", settings[options.part]), ("after", str(options.out))):
+        mine = Settings(settings) | {options.part: model, "intent_source": "llm" if options.part == "llm" else "session_text"}
         encoder = Encoder(mine["encoder"], mine["encoder_batch_size"], mine["llm_device"])
         judged[name] = judge(mine, rows, encoder)
-    source = "the LLM's intents" if wish.part == "llm" else "intents from the session's texts"
+    source = "the LLM's intents" if options.part == "llm" else "intents from the session's texts"
     return ["", f"{source} on {len(rows.ids):,} validation sessions", describe(judged, settings["intent_k"])]
 
 
-def _dry_run(settings: Mapping[str, Any], source: Pretrained, pairs: Pairs, wish: Wish, device: torch.device) -> str:
+def _dry_run(settings: Mapping[str, Any], source: Pretrained, pairs: Pairs, options: Options) -> str:
     """What would be tuned on, without tuning."""
     kept_back = int(pairs.held_out.sum())
     lines = [f"{len(pairs) - kept_back:,} pairs of a session and its next item to tune on, {kept_back:,} held out"]
-    if wish.part == "llm":
+    if options.part == "llm":
         tokenizer = source.load_tokenizer()
         _, requests, answer = next(lora.questions(settings, pairs))
         prompts = [render(tokenizer, request) for request in requests]
