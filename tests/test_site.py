@@ -89,7 +89,7 @@ def browser():
         chromium.close()
 
 
-# What is cut: an element that is wider than it shows without a bar to scroll by and a shadow that says so, and a command that does not wrap.
+# What is cut: what is wider than it shows without a bar to scroll by and a shadow that says so, and a command that does not wrap.
 CUT = """() => {
   const found = (selector) => [...document.querySelectorAll(selector)];
   const wide = (each) => each.scrollWidth > each.clientWidth + 1;
