@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 _HOME = {"README.md": "index.md"}  # the README and the home page say the same, each in its place
 _LINK = re.compile(r"(?P<text>!?\[(?:[^\[\]]|\[[^\]]*\])*\])\((?P<path>[^)\s#:]+)(?P<anchor>#[^)\s]*)?\)")
 _MARK = re.compile(r"^<!-- reference: (\w+) -->$", re.M)
+_SHORT = re.compile(r"(?<!<pre>)(?<!</span>)<code>([^<\n]{1,26})</code>")
 _CODE = re.compile(r"(^```.*?^```$|`[^`\n]+`)", re.M | re.S)
 
 
@@ -40,6 +41,11 @@ def on_page_markdown(markdown: str, page: Page, files: Files, **_: Any) -> str:
     known = {file.src_uri for file in files}
     parts = _CODE.split(_MARK.sub(lambda mark: REFERENCES[mark[1]](), markdown))
     return "".join(part if place % 2 else _relink(part, home + page.file.src_uri, known) for place, part in enumerate(parts))
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Mark short names, which a line shall not break behind their hyphens."""
+    return _SHORT.sub(r'<code class="short">\1</code>', html)
 
 
 def _relink(text: str, source: str, known: set[str]) -> str:

@@ -84,7 +84,7 @@ def _facts(setting: Setting) -> list[str]:
         facts.append(f"{low} to {high}" if low and high else f"at least {low}" if low else f"at most {high}")
     facts.append(f"decides {setting.decides}" + (f" and {setting.also}" if setting.also else ""))
     if setting.when:
-        facts.append("only with " + " and ".join(_condition(key, values) for key, values in setting.when.items()))
+        facts.append("only where " + " and ".join(_condition(key, values) for key, values in setting.when.items()))
     return facts
 
 
@@ -96,7 +96,7 @@ def _default(setting: Setting) -> str:
 
 
 def _condition(key: str, values: Iterable[Any]) -> str:
-    return f"`{key}` " + " or ".join(map(_code, values))
+    return f"`{key}` is " + " or ".join(map(_code, values))
 
 
 def _code(value: Any) -> str:
