@@ -292,16 +292,20 @@ def describe_settings() -> str:
         if setting.section != title:
             title = setting.section
             lines += ["", title]
-        default = "" if setting.default is None else _yaml_text(setting.default)
+        default = "" if setting.default is None else as_typed(setting.default)
         lines.append(f"  --{setting.key}={default}\n        {setting.describe()}")
     return "\n".join(lines)
 
 
-def _yaml_text(value: Any) -> str:
-    """A default as it would be typed."""
+def as_typed(value: Any) -> str:
+    """A value as it would be typed.
+
+    >>> as_typed(0.00001), as_typed(1e-12), as_typed([1, 2]), as_typed(True)
+    ('0.00001', '1e-12', '[1, 2]', 'true')
+    """
     if isinstance(value, str):
         return value
     if isinstance(value, float):
-        return f"{value:g}" if value >= 1e-3 or value == 0 else f"{value:.6f}".rstrip("0")
+        return f"{value:.6f}".rstrip("0") if 1e-6 <= value < 1e-3 else f"{value:g}"
     text = yaml.safe_dump(value, default_flow_style=True, width=10**6).strip()
     return text.removesuffix("...").strip()
