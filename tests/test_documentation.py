@@ -6,6 +6,7 @@ one epoch, a tiny encoder, grids as dry runs. Under `-m llm` the commands of the
 
 import ast
 import importlib
+import os
 import re
 import shlex
 import shutil
@@ -312,8 +313,7 @@ def test_a_block_of_commands_runs_as_it_is_typed(block, reader):
     if not named.exists() and (found := sorted(reader.glob("saved/SRGNN-ml-100k-*/SRGNN.pth"))):
         named.parent.mkdir()
         shutil.copy(found[0], named)
-    path = f"{reader / 'bin'}:/usr/bin:/bin"
-    environment = {"PATH": path, "PYTHONPATH": str(ROOT), "HOME": str(Path.home())}
+    environment = os.environ | {"PATH": f"{reader / 'bin'}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(["bash", "-ec", block.text], cwd=reader, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
 
