@@ -120,14 +120,28 @@ def _verb(verb: Verb) -> str:
 
 
 def _paragraph(text: str) -> str:
-    """A paragraph of a usage: indented lines and the line of the call are shown as typed, all else is prose."""
+    """A paragraph of a usage: prose, or indented lines, which are examples of commands or a list of words and what they mean."""
     if text.startswith("usage: "):
-        lines = [line.removeprefix("usage:").strip() for line in text.splitlines()]
-    elif all(line.startswith("  ") for line in text.splitlines()):
-        lines = [line.removeprefix("  ") for line in text.splitlines()]
-    else:
+        return _examples([line.removeprefix("usage:").strip() for line in text.splitlines()])
+    lines = text.splitlines()
+    if not all(line.startswith("  ") for line in lines):
         return prose(text.strip())
-    return "``` { .text .wrap }\n" + "\n".join(lines) + "\n```"
+    lines = [line.removeprefix("  ") for line in lines]
+    if lines[0].split()[0] == "recbole-llm4sbr":
+        return _examples(lines)
+    return "\n".join(f"- `{word}`: {prose(meaning.strip())}" for word, _, meaning in (line.partition(" ") for line in lines))
+
+
+def _examples(lines: Iterable[str]) -> str:
+    """Commands, each below what it does: that stands behind three blanks, or indented in the lines that follow."""
+    shown: list[str] = []
+    for line in lines:
+        if line.startswith(" "):
+            shown.insert(-1, f"# {line.strip()}")
+            continue
+        command, *about = re.split(r" {3,}", line, maxsplit=1)
+        shown += [*(f"# {each.strip('()')}" for each in about), command]
+    return "```bash\n" + "\n".join(shown) + "\n```"
 
 
 def _option(verb: Verb, option: Option) -> str:

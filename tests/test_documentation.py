@@ -5,7 +5,9 @@ one epoch, a tiny encoder, grids as dry runs. Under `-m llm` the commands of the
 """
 
 import ast
+import doctest
 import importlib
+import os
 import re
 import shlex
 import shutil
@@ -312,10 +314,14 @@ def test_a_block_of_commands_runs_as_it_is_typed(block, reader):
     if not named.exists() and (found := sorted(reader.glob("saved/SRGNN-ml-100k-*/SRGNN.pth"))):
         named.parent.mkdir()
         shutil.copy(found[0], named)
-    path = f"{reader / 'bin'}:/usr/bin:/bin"
-    environment = {"PATH": path, "PYTHONPATH": str(ROOT), "HOME": str(Path.home())}
+    environment = os.environ | {"PATH": f"{reader / 'bin'}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(["bash", "-ec", block.text], cwd=reader, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_help_is_shown_as_it_is_on_the_reference_pages(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    assert doctest.testmod(importlib.import_module("site_reference")) == (0, 1)
 
 
 def test_what_a_page_names_with_two_hyphens_is_a_setting_or_an_option():

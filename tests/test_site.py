@@ -90,7 +90,7 @@ def browser():
 
 
 # What is cut: what is wider than it shows without a bar to scroll by and a shadow that says so, and a command that does not wrap.
-TYPED = ".md-content .language-bash pre > code, .md-content .wrap pre > code"
+TYPED = ".md-content .language-bash pre > code"
 CUT = """(TYPED) => {
   const found = (selector) => [...document.querySelectorAll(selector)];
   const wide = (each) => each.scrollWidth > each.clientWidth + 1;
