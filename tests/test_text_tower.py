@@ -36,8 +36,8 @@ def total(loss):
 def test_no_parameter_belongs_to_an_item_and_the_projection_learns(tiny, name, llm4sbr):
     model, _, train_data, _ = built(tiny, name, llm4sbr=llm4sbr, items="text")
     items = train_data.dataset.item_num
-    of_items = {key: tuple(each.shape) for key, each in model.named_parameters() if items in each.shape}
-    assert not of_items
+    of_items = [key for key, each in model.named_parameters() if items in each.shape]
+    assert not [key for key in of_items if "feature_embed_layer" not in key]  # every item of `tiny` has a year of its own
     total(model.train().calculate_loss(next(iter(train_data)))).backward()
     assert tower_of(model).project.weight.grad.abs().sum() > 0
     assert torch.isfinite(tower_of(model).project.weight.grad).all()

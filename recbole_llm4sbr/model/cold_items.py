@@ -59,6 +59,6 @@ def known_clicks(item_seq: Tensor, known: int) -> tuple[Tensor, Tensor]:
             [0, 0, 0]]), tensor([2, 1, 1]))
     """
     unknown = (item_seq == 0) | (item_seq >= known)
-    order = unknown.int().argsort(1, stable=True)
+    order = unknown.int().argsort(dim=1, stable=True)
     left = item_seq.masked_fill(unknown, 0).gather(1, order)
     return left, (~unknown).sum(1).clamp(min=1)

@@ -72,6 +72,9 @@ class SessionConfig(Config):  # type: ignore[misc]
 
 def file_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """RecBole settings under which it reads our session files, whatever else is given."""
+    columns = {**(settings.get("load_col") or {}), "inter": ["session_id", "item_id_list", "item_id"]}
+    if settings["cold_items"]:  # some stand in no session
+        columns.setdefault("item", ["item_id"])
     return {
         "USER_ID_FIELD": "session_id",
         "ITEM_ID_FIELD": "item_id",
@@ -80,7 +83,7 @@ def file_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         "alias_of_item_id": ["item_id_list"],
         "eval_args": {"split": {"LS": "valid_and_test"}, "group_by": "user", "order": "TO", "mode": "full"},
         "normalize_all": False,
-        "load_col": {**(settings.get("load_col") or {}), "inter": ["session_id", "item_id_list", "item_id"]},
+        "load_col": columns,
     }
 
 
