@@ -318,7 +318,7 @@ def test_a_grid_shows_cold_targets_apart(late):
     from recbole_llm4sbr.report.page import report
 
     given = {key: late[True][key] for key in late[True] if key not in ("model", "dataset", "config_files")}
-    variants = ["plain", "text-tower", "ensemble(plain,text-tower)"]
+    variants = ["plain", "text-tower"]
     results = compare({"Cold": variants}, ["SRGNN"], ["tiny"], 1, given, "out", workers=0)
     assert all(each.ok for each in results), [each.reason for each in results]
     counts = counts_of(late[True])

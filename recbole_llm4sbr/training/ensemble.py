@@ -316,6 +316,6 @@ def _member(checkpoint: str | Path) -> Member:
     given = state["config"]["given"]
     model, seed = class_name(given["model"]), given.get("seed", 2020)
     name = f"LLM4SBR({model}), {given['intent_source']}" if given["llm4sbr"] else f"{model}, plain"
-    name += tower_said(given)
+    name += tower_said({"items": "id", **given})  # earlier versions had no towers
     parameters = sum(each.numel() for each in state["state_dict"].values())
     return Member(f"{name}, seed {seed}", str(checkpoint), 1.0, Budget.of(given).ended(state.get("epoch"), parameters))

@@ -24,8 +24,6 @@ from recbole_llm4sbr.training.trainer import session_trainer
 log = getLogger(__name__)
 
 HEAD = 0.2  # share of the catalogue, by clicks in the training part, that counts as its head
-
-
 # Buckets of test rows by the training clicks of the target: the least and the most of each.
 BUCKETS = {"no click": (0, 0), "1 to 9 clicks": (1, 9), "10 to 99 clicks": (10, 99), "100 clicks or more": (100, numpy.inf)}
 

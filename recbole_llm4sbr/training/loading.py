@@ -73,7 +73,7 @@ def load_model(
     except RuntimeError as error:
         where = str(error).strip().splitlines()[-1].strip()
         raise UserError(
-            f"{str(checkpoint)!r} is of an earlier version, its parameters are not those of the model now ({where}); train again"
+            f"{str(checkpoint)!r} holds other parameters than its model has now, as some of earlier versions do ({where}); train again"
         ) from None
     model.load_other_parameter(state.get("other_parameter"))  # type: ignore[operator]
     if new_items is not None and isinstance(model, SessionRecommender):
