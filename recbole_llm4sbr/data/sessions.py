@@ -107,7 +107,8 @@ def is_trained(sessions: pd.DataFrame, part: npt.NDArray[np.int8]) -> npt.NDArra
     in_row = train & (np.bincount(number[train], minlength=number.max() + 1 if len(number) else 0)[number] > 1)
     seen = np.zeros(item.max() + 1 if len(item) else 0, bool)
     seen[item[in_row]] = True
-    return seen[item]
+    found: npt.NDArray[np.bool_] = seen[item]
+    return found
 
 
 def drop_unseen(

@@ -68,7 +68,7 @@ class SessionRecommender(SequentialRecommender):  # type: ignore[misc]
                 f"{type(self).__name__} has no item_embedding, in whose place items=text puts a text tower; define take_items, or leave "
                 f"items=id"
             )
-        self.item_embedding = tower
+        self.add_module("item_embedding", tower)
 
     def one_table(self) -> AbstractContextManager[None]:
         """Within it a text tower projects its table once, for the clicks and for the scores."""

@@ -76,7 +76,7 @@ class TextSpace(nn.Module):
         self.register_buffer("basis", basis.to(vectors.dtype))  # [D, R]
         self.register_buffer("vectors", vectors, persistent=False)
         self.register_buffer("places", self._placed(), persistent=False)
-        self.register_load_state_dict_post_hook(_place_anew)
+        self.register_load_state_dict_post_hook(_place_anew)  # type: ignore[no-untyped-call]
 
     @property
     def size(self) -> int:

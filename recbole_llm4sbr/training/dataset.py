@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 from recbole_llm4sbr.base.recbole import FeatureType, SequentialDataset
-from recbole_llm4sbr.model.cold_items import ColdItems
+from recbole_llm4sbr.model.cold_items import ColdItems, trained_part
 
 
 class SessionDataset(SequentialDataset):  # type: ignore[misc]
@@ -40,7 +40,7 @@ class SessionDataset(SequentialDataset):  # type: ignore[misc]
     def add_items(self, items: ColdItems) -> None:
         """Number items behind all others; the parts that were split off this dataset know them too."""
         tokens = self.field2id_token
-        self.trained_items = getattr(self, "trained_items", self.item_num)
+        self.trained_items = trained_part(self).item_num
         tokens[self.iid_field] = np.concatenate([tokens[self.iid_field], items.tokens])
         self.added = items  # `model.intent_files.item_vectors` has their vectors from here
 

@@ -62,7 +62,7 @@ class Ensemble(SequentialRecommender):  # type: ignore[misc]
             scores = member.full_sort_predict(interaction).view(len(interaction[self.ITEM_SEQ]), -1)  # type: ignore[operator]
             scores[:, 0] = -torch.inf  # padding, as RecBole's evaluator has it
             found.append((scores if self.repeatable else exclude_clicked(scores, interaction[self.ITEM_SEQ])).log_softmax(-1))
-        return _of_the_others(torch.stack(found), self.members)
+        return _of_the_others(torch.stack(found), list(self.members))
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Scores of all items, [B, n_items]; -inf for what is no candidate."""

@@ -155,7 +155,8 @@ def look_at_test(
     wanted = on_test is not None or (config["cold_items"] and config["single_spec"])
     if not wanted or (found := trainer.ranks()) is None:
         return []
-    rows = test_rows(*found, config, trainer.model, trained, tested)
+    sessions, ranks = found
+    rows = test_rows(sessions, ranks, config, trainer.model, trained, tested)
     if on_test is not None:
         on_test(rows)
     names = [f"{metric}@{cutoff}".lower() for metric in config["metrics"] for cutoff in config["topk"]]
