@@ -15,13 +15,13 @@ import pytest
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import read_json_lines
+from recbole_llm4sbr.base.metrics import session_metric
 from recbole_llm4sbr.cli.main import main
 from recbole_llm4sbr.experiment import cells, keys, work
 from recbole_llm4sbr.experiment.compare import compare
 from recbole_llm4sbr.experiment.variants import ABLATIONS, read_variants
 from recbole_llm4sbr.report.page import report
 from recbole_llm4sbr.report.reading import read_grids
-from recbole_llm4sbr.report.statistics import session_metric
 from recbole_llm4sbr.report.tables import by_session, tables_of
 
 

@@ -138,11 +138,13 @@ def test_a_class_of_ones_own_is_left_whole_unless_it_says_that_it_ignores_paddin
     assert AdaptedRecommender(config, train.dataset, Mine(config, train.dataset)).ignores_padding
 
 
-@pytest.mark.parametrize("llm4sbr", [True, False])
+@pytest.mark.parametrize(
+    "own", [{"llm4sbr": True}, {"llm4sbr": False}, {"llm4sbr": False, "items": "text"}], ids=["enhanced", "plain", "text tower"]
+)
 @pytest.mark.parametrize("name", [*BACKBONES, *ADAPTED])
 class TestEveryModel:
-    def test_padding_batch_order_and_batch_size_do_not_change_scores(self, tiny, name, llm4sbr):
-        model, _, train, test = built(tiny, name, llm4sbr=llm4sbr)
+    def test_padding_batch_order_and_batch_size_do_not_change_scores(self, tiny, name, own):
+        model, _, train, test = built(tiny, name, **own)
         model.eval()
         batch = next(iter(test))[0]
         scores = model.full_sort_predict(batch)
@@ -152,8 +154,8 @@ class TestEveryModel:
         one_by_one = torch.cat([model.full_sort_predict(batch[n : n + 1]).view(1, -1) for n in range(len(batch))])
         torch.testing.assert_close(one_by_one, scores, atol=1e-5, rtol=1e-4)
 
-    def test_predict_agrees_with_full_sort(self, tiny, name, llm4sbr):
-        model, _, train, _ = built(tiny, name, llm4sbr=llm4sbr)
+    def test_predict_agrees_with_full_sort(self, tiny, name, own):
+        model, _, train, _ = built(tiny, name, **own)
         model.eval()
         for batch in (train.dataset[:20], train.dataset[:1]):
             scores = model.full_sort_predict(batch).view(len(batch), -1)
@@ -161,16 +163,16 @@ class TestEveryModel:
                 model.predict(batch), scores[torch.arange(len(batch)), batch["item_id"]], atol=1e-5, rtol=1e-5
             )
 
-    def test_one_session_gives_finite_loss_and_gradients(self, tiny, name, llm4sbr):
-        model, _, train, _ = built(tiny, name, llm4sbr=llm4sbr)
+    def test_one_session_gives_finite_loss_and_gradients(self, tiny, name, own):
+        model, _, train, _ = built(tiny, name, **own)
         model.train()
         loss = model.calculate_loss(train.dataset[:1])
         (sum(loss) if isinstance(loss, tuple) else loss).backward()
         for key, parameter in model.named_parameters():
             assert parameter.grad is None or torch.isfinite(parameter.grad).all(), key
 
-    def test_gradients_reach_every_parameter(self, tiny, name, llm4sbr):
-        model, _, train, _ = built(tiny, name, llm4sbr=llm4sbr)
+    def test_gradients_reach_every_parameter(self, tiny, name, own):
+        model, _, train, _ = built(tiny, name, **own)
         model.train()
         for batch in train:
             loss = model.calculate_loss(batch)

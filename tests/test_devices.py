@@ -20,6 +20,8 @@ STEPS = [
     ),
     *(("SRGNN", {"similarity": "cosine", "intent_weighting": "softmax", "intent_k": k}) for k in (0, 5)),
     ("GCEGNN", {"hop": 2}),
+    *((name, {"llm4sbr": False, "items": "text"}) for name in sorted({*BACKBONES, *ADAPTED, *CUT} - ON_THE_HOST)),
+    ("SRGNN", {"items": "text", "fusion": "gate+late", "embedding_dropout": 0.2}),
 ]
 
 
@@ -56,6 +58,21 @@ def test_a_step_stays_on_the_device_of_its_batch(tiny, request, name, own):
     _, scores = step(model, batch)
     assert scores.device == batch["item_id"].device
     assert scores.shape[0] == len(batch)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("items", ["id", "text"])
+def test_cold_items_are_read_and_ranked_on_the_device_of_their_batch(tiny, request, items):
+    model, _, train, _ = built(tiny, "GCEGNN", items=items)
+    batch = next(iter(train))
+    known = train.dataset.item_num
+    model.take_cold(torch.randn(2, 16))
+    batch["item_id_list"][::3, 0] = known
+    request.getfixturevalue("no_way_to_the_host")
+    with torch.device("meta"):
+        scores = model.eval().full_sort_predict(batch)
+    assert scores.device == batch["item_id"].device
+    assert scores.shape == (len(batch), known + 2)
 
 
 @pytest.mark.parametrize("name", sorted(BASELINES))

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from recbole_llm4sbr.base.metrics import session_metric
 from recbole_llm4sbr.report.reading import Block, Line
-from recbole_llm4sbr.report.statistics import holm, improvement, paired_p, session_metric, verdict
+from recbole_llm4sbr.report.statistics import holm, improvement, paired_p, verdict
 
 
 def test_metrics_of_single_sessions_by_hand():

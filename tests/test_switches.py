@@ -1,5 +1,7 @@
 """Switches, controls and LLM baselines against loops and formulas."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,8 @@ from recbole_llm4sbr.base.settings import load_settings
 from recbole_llm4sbr.data.features import read_vectors
 from recbole_llm4sbr.data.folders import dataset_folder
 from recbole_llm4sbr.intent.infer import infer
-from recbole_llm4sbr.model import IntentFiles, SessionIntents, build_model, item_init
-from recbole_llm4sbr.model.item_init import project_texts
+from recbole_llm4sbr.model import IntentFiles, SessionIntents, build_model
+from recbole_llm4sbr.model.text_space import Components, project_texts
 from recbole_llm4sbr.training.config import check_runnable
 from recbole_llm4sbr.training.loading import load_model
 from recbole_llm4sbr.training.run import load_data, train
@@ -121,7 +123,7 @@ def test_late_intents_score_the_items_in_the_text_space_beside_the_backbone(fusi
     centred = texts - texts.mean(0)
     left, _, _ = np.linalg.svd(centred, full_matrices=False)
     size = model.item_table.size(1)
-    space = model.texts[1:].double().numpy()
+    space = model.texts()[1:].double().numpy()
     spread = model.item_table[1:].std().item()  # whitened components, in the spread of the model's own table
     assert np.allclose(np.abs(space.T @ left[:, :size]), np.eye(size) * np.sqrt(len(texts)) * spread, atol=1e-2 * spread)
     intents, known = model.intents(batch["session_id"])
@@ -130,14 +132,15 @@ def test_late_intents_score_the_items_in_the_text_space_beside_the_backbone(fusi
         * (intents[:, view] @ model.late.weight[:, view * intents.size(2) : (view + 1) * intents.size(2)].T)
         for view in (0, 1)
     )
-    assert torch.allclose(model.full_sort_predict(batch)[:, 1:], (alone + late @ model.texts.T)[:, 1:], atol=1e-4)
+    assert torch.allclose(model.full_sort_predict(batch)[:, 1:], (alone + late @ model.texts().T)[:, 1:], atol=1e-4)
 
 
 def test_a_late_checkpoint_scores_as_it_did_in_whatever_space_a_new_model_would_start(tiny, settings_for, monkeypatch):
     result = train(settings_for(fusion="gate+late"))
     first = load_model(result.checkpoint)
     batch = next(iter(first.test_data))[0]
-    monkeypatch.setattr(item_init, "project_texts", lambda vectors, size, whiten: -project_texts(vectors, size, whiten))
+    start = Components.of
+    monkeypatch.setattr(Components, "of", lambda *given: replace(found := start(*given), directions=-found.directions))
     torch.manual_seed(99)
     again = load_model(result.checkpoint)
     assert again.model.late.weight.abs().sum() > 0

@@ -68,7 +68,18 @@ def uses_intents(settings: Lookup) -> bool:
 
 def uses_item_texts(settings: Lookup) -> bool:
     """Whether training reads `.itememb`."""
-    return uses_intents(settings) or settings["item_init"] != "random" or settings["model"] == "LLMSeqSim"
+    switched = settings["items"] != "id" or settings["item_init"] != "random"
+    return uses_intents(settings) or switched or settings["model"] == "LLMSeqSim"
+
+
+def reads_cold(settings: Lookup) -> bool:
+    """Whether the model reads and ranks items that it was not trained on, by their texts."""
+    return bool(settings["items"] == "text" or settings["model"] in ("LLMInfer", "LLMSeqSim"))
+
+
+def tower_said(settings: Lookup) -> str:
+    """That items are known by their texts, to stand behind the name of a model with a text tower; else ""."""
+    return ", items by their text" if settings["items"] == "text" else ""
 
 
 def several_answers(settings: Lookup) -> bool:

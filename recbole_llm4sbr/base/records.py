@@ -36,6 +36,8 @@ class PreparedCounts(Record):
         unseen_items, dropped_clicks: left out of valid and test since train never saw the item.
         catalogue: items that models rank.
         repeated: by part, rows whose target is among the clicks before it.
+        cold_items: items of the catalogue that no training row holds; 0 under `cold_items: false`.
+        cold_targets: of valid and test, rows whose target is one of them; empty under `cold_items: false`.
     """
 
     sessions: int
@@ -48,6 +50,8 @@ class PreparedCounts(Record):
     dropped_clicks: int = 0
     catalogue: int = 0
     repeated: dict[str, int] = field(default_factory=dict)
+    cold_items: int = 0
+    cold_targets: dict[str, int] = field(default_factory=dict)
 
     @property
     def repeatable(self) -> bool:
@@ -235,6 +239,21 @@ class Fitted(Record):
 
 
 @dataclass(frozen=True)
+class ClicksBucket(Record):
+    """The test rows whose targets have so many clicks in the training part.
+
+    Attributes:
+        clicks: how many, in words.
+        rows: of the test.
+        result: metrics by name, in small letters, those that have a value for each row.
+    """
+
+    clicks: str
+    rows: int
+    result: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Tested(Fitted):
     """What one training process found, with the test.
 
@@ -242,11 +261,13 @@ class Tested(Fitted):
         test_result: RecBole's metrics by name, in small letters.
         peak_memory_mb: of the process, or of its GPU.
         checkpoint: the file; None where none was written.
+        by_clicks: the test by the training clicks of the target; empty unless cold items are ranked, and with several processes.
     """
 
     test_result: dict[str, float]
     peak_memory_mb: float
     checkpoint: str | None
+    by_clicks: list[ClicksBucket] = field(default_factory=list, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -311,6 +332,7 @@ class RunResult(Tested):
             "prepare": PreparedCounts.from_json(value["prepare"]),
             "infer": IntentCounts.from_json(infer) if infer else None,
             "members": [Member.from_json(each) for each in value.get("members", ())],
+            "by_clicks": [ClicksBucket.from_json(each) for each in value.get("by_clicks", ())],
         }
         return super().from_json({**value, **nested})
 

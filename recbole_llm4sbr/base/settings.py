@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 # Keys of RecBole that none of its property files mentions.
 _RECBOLE_EXTRA = {"loss_type", "selected_features", "pooling_mode", "user_inter_num_interval"}
 # Settings that say whether a run reads intents or item vectors, and which.
-FEATURE_FILES_BY = ("llm4sbr", "intent_source", "control_of", "views", "item_init")
+FEATURE_FILES_BY = ("llm4sbr", "intent_source", "control_of", "views", "items", "item_init")
 
 
 class Settings(dict[str, Any]):

@@ -71,7 +71,11 @@ def describe(found: "Imported", data_path: str) -> Iterator[str]:
     users = "" if found.users is None else f", {found.users:,} users"
     sessions = "" if found.sessions is None else f", {found.sessions:,} sessions"
     titled = "" if texts is None else f" ({texts.titled:,} with a title, {texts.without:,} without)"
-    unclicked = f"; {texts.unclicked:,} further items have no click and are left out" if texts and texts.unclicked else ""
+    unclicked = (
+        f"; {texts.unclicked:,} further items have no click: ranked with --cold_items=true alone"
+        if texts and texts.unclicked
+        else ""
+    )
     yield f"{found.dataset}: {found.clicks:,} clicks{users}{sessions}, {found.items:,} items{titled}{unclicked}"
     if found.span is not None:
         yield f"from {_date(found.span[0])} to {_date(found.span[1])} UTC"

@@ -22,6 +22,7 @@ answer has one line per session and item: session, rank, item, title, score, int
   recbole-llm4sbr recommend --checkpoint=saved/SRGNN-ml-100k/SRGNN.pth --items="Toy Story; Aladdin; Babe"
   recbole-llm4sbr recommend --checkpoint=a.pth,b.pth --weights=valid --file=sessions.jsonl --out=answers.jsonl
   recbole-llm4sbr recommend --checkpoint=a.pth --items="50; 181" --intents=ask      the LLM is asked what the session wants
+  recbole-llm4sbr recommend --checkpoint=tower.pth --items="50; 181" --cold_items=true      items that came after training too (items=text)
 """
 _BATCH = 256  # sessions ranked at once
 

@@ -1,5 +1,8 @@
 """The table at the end of a run."""
 
+from collections.abc import Sequence
+
+from recbole_llm4sbr.base.facts import tower_said
 from recbole_llm4sbr.base.records import RunResult
 
 
@@ -7,12 +10,13 @@ def summary(result: RunResult) -> str:
     """Metrics of validation and test, then how they came about."""
     settings, counts = result.settings, result.prepare
     kind = f"LLM4SBR({settings['model']})" if settings["llm4sbr"] else f"{settings['model']}, plain"
-    kind = f"ensemble of {len(result.members)} models" if result.members else kind
+    kind = f"ensemble of {len(result.members)} models" if result.members else kind + tower_said(settings)
     columns = result.metric_names()
     lines = ["", f"{kind} on {settings['dataset']}", " " * 6 + "".join(f"{column:>9}" for column in columns)]
     for part, values in (("valid", result.best_valid_result), ("test", result.test_result)):
         numbers = (values.get(column.lower()) for column in columns)
         lines.append(f"{part:6}" + "".join(f"{'-' if number is None else format(number, '.4f'):>9}" for number in numbers))
+    lines += _by_clicks(result, columns)
     lines.append(
         f"sessions {counts.sessions:,}, items ranked {counts.catalogue:,}, clicks {counts.clicks:,}; rows "
         + ", ".join(f"{part} {number:,}" for part, number in counts.rows.items())
@@ -23,6 +27,15 @@ def summary(result: RunResult) -> str:
     if result.unfinished:
         lines.append(result.advice())
     return "\n".join(lines)
+
+
+def _by_clicks(result: RunResult, columns: Sequence[str]) -> list[str]:
+    """The test by the training clicks of the target, where cold items are ranked."""
+    lines = ["test by the clicks of the target in the training part:"] if result.by_clicks else []
+    for each in result.by_clicks:
+        numbers = (f"{name} {each.result[name.lower()]:.4f}" for name in columns if name.lower() in each.result)
+        lines.append(f"  {each.clicks} ({each.rows:,} rows): {', '.join(numbers)}")
+    return lines
 
 
 def _of_training(result: RunResult) -> list[str]:

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
-from recbole_llm4sbr.data.cells import as_text, column_name, one_line
+from recbole_llm4sbr.data.cells import as_text, column_name, has_control, one_line
+from recbole_llm4sbr.data.clicks import id_problem
 from recbole_llm4sbr.data.columns import choose, guess, missing, named
 from recbole_llm4sbr.data.tables import Table
 
@@ -19,11 +21,11 @@ class Catalogue:
     """The texts of items.
 
     Attributes:
-        rows: cells of the `.item` file, the first row its heads, then an item each.
+        rows: cells of the `.item` file, the first row its heads, then an item each: clicked ones, and those of `unclicked`.
         id_column, title_column: in the table that they were read from.
         titled: clicked items with a title.
         without: clicked items without one.
-        unclicked: items of the table that no click has.
+        unclicked: items of the table that have a title and no click; they are written too (`cold_items`).
         several: items with more than one row, of which the first is taken.
         kept: further columns by the name under which they were written.
         left_out: further columns that were not, since they are long, no text, or empty.
@@ -69,14 +71,18 @@ def read_catalogue(
     id_column = _id_column(table, item, items_id) if own else item
     ids = as_text(table.frame[id_column]).str.strip()
     known = pd.unique(clicked)
-    first = ~ids.duplicated() & ids.isin(set(known))
-    if not own:  # an item's first title that is not empty
+    is_known = ids.isin(set(known))
+    first = ~ids.duplicated() & is_known
+    further = pd.Series(False, ids.index)
+    if own:
+        further = ~ids.duplicated() & ~is_known & _can_stand(ids, as_text(table.frame[title_column]))
+    else:  # an item's first title that is not empty
         titles = as_text(table.frame[title_column])
-        filled = (titles.str.strip() != "") & ids.isin(set(known))
+        filled = (titles.str.strip() != "") & is_known
         first = filled & ~ids.where(filled).duplicated()
     if not first.any():
         table.refuse(0, id_column, ids[0], "and all other ids stand for no clicked item; name the id's column with --items_id")
-    chosen = np.flatnonzero(first.to_numpy())
+    chosen = np.flatnonzero((first | further).to_numpy())
     titles = one_line(as_text(table.frame[title_column].iloc[chosen]))
     heads, columns = ["item_id:token", "title:token_seq"], [ids.iloc[chosen].tolist(), titles]
     kept: dict[str, str] = {}
@@ -92,13 +98,19 @@ def read_catalogue(
         kept[column] = column_name(column, ["item_id", "title", *kept.values()])
         heads.append(f"{kept[column]}:token")
         columns.append(texts)
-    titled = sum(map(bool, titles))
+    titled = sum(map(bool, titles)) - int(further.sum())
     rows = [tuple(heads), *zip(*columns)]
-    repeated = int(ids[ids.isin(set(known)) & ids.duplicated()].nunique()) if own else _retitled(ids, table, title_column)
-    unclicked = int(ids[~ids.isin(set(known))].nunique())
+    repeated = int(ids[is_known & ids.duplicated()].nunique()) if own else _retitled(ids, table, title_column)
     return Catalogue(
-        rows, id_column, title_column, titled, len(known) - titled, unclicked, repeated, tuple(kept.items()), tuple(left_out), table.name,
+        rows, id_column, title_column, titled, len(known) - titled, int(further.sum()), repeated, tuple(kept.items()), tuple(left_out),
+        table.name,
     )  # fmt: skip
+
+
+def _can_stand(ids: pd.Series, titles: pd.Series) -> npt.NDArray[np.bool_]:
+    """Which items an atomic file can hold with a title; those without a click are written only then."""
+    pairs = zip(ids, one_line(titles))
+    return np.array([bool(title) and not id_problem(token) and not has_control(token) for token, title in pairs], bool)
 
 
 def _id_column(table: Table, item: str, items_id: str | None) -> str:

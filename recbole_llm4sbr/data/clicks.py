@@ -47,7 +47,7 @@ def read_clicks(settings: Mapping[str, Any], paths: Sequence[Path]) -> pd.DataFr
         table = read_table(path)
         for option in ("item_column", "user_column", "session_column"):
             for column in set(columns[option]) & set(table):
-                _check_ids(path, column, table[column])
+                check_ids(path, column, table[column])
         clicks = pd.DataFrame({"item": table[settings["item_column"]], "time": _times(path, table, settings["time_column"])})
         if settings["split"] == "given":
             clicks["part"] = _parts(path, table, settings["split_column"]) if settings["split_column"] else np.int8(part)
@@ -64,7 +64,7 @@ def read_clicks(settings: Mapping[str, Any], paths: Sequence[Path]) -> pd.DataFr
     if rule == "rows":
         found["item"] = (found.pop("list") + " " + found["item"]).str.split()
         found = found.explode("item", ignore_index=True)
-        _check_ids(paths[0], settings["list_column"], found["item"])
+        check_ids(paths[0], settings["list_column"], found["item"])
     if settings["time_column"] is None:
         found["time"] = np.arange(len(found), dtype=np.float64)
     return found
@@ -91,7 +91,7 @@ def id_problem(token: str) -> str:
     return ""
 
 
-def _check_ids(path: Path, column: str, ids: pd.Series) -> None:
+def check_ids(path: Path, column: str, ids: pd.Series) -> None:
     """Refuse ids that an atomic file cannot hold, or that RecBole reads as another one.
 
     Raises:

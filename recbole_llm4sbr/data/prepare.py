@@ -16,12 +16,21 @@ from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.facts import deciding
 from recbole_llm4sbr.base.files import make_folder, sha256_file
 from recbole_llm4sbr.base.records import PreparedCounts
-from recbole_llm4sbr.data.atomic import read_header, read_table
-from recbole_llm4sbr.data.clicks import read_clicks
+from recbole_llm4sbr.data.clicks import check_ids, read_clicks
 from recbole_llm4sbr.data.folders import ITEMS, PREPARED, dataset_folder, intents_manifests
 from recbole_llm4sbr.data.manifest import Manifest
-from recbole_llm4sbr.data.raw import check_columns, click_files, locate
-from recbole_llm4sbr.data.sessions import PARTS, counts, drop_unseen, filter_rare, prefixes, session_names, sessionize, split
+from recbole_llm4sbr.data.raw import RawItems, check_columns, click_files, locate, read_raw_items
+from recbole_llm4sbr.data.sessions import (
+    PARTS,
+    counts,
+    drop_unseen,
+    filter_rare,
+    is_trained,
+    prefixes,
+    session_names,
+    sessionize,
+    split,
+)
 
 log = logging.getLogger(__name__)
 
@@ -79,10 +88,15 @@ def prepare(settings: Mapping[str, Any]) -> Manifest:
 def describe_counts(numbers: PreparedCounts) -> str:
     """The counts as one line."""
     rows = ", ".join(f"{part} {count:,}" for part, count in numbers.rows.items())
+    left_out = (
+        f"left out of valid and test: {numbers.unseen_items:,} items that train never saw, {numbers.dropped_clicks:,} clicks"
+    )
+    if numbers.cold_targets:
+        missed = ", ".join(f"{part} {count:,}" for part, count in numbers.cold_targets.items())
+        left_out = f"rows whose target train never saw: {missed}, of {numbers.cold_items:,} such items (cold_items=true)"
     return (
         f"{numbers.sessions:,} sessions, {numbers.items:,} items, {numbers.clicks:,} clicks, average length "
-        f"{numbers.average_length}; rows {rows}; left out of valid and test: {numbers.unseen_items:,} items that train never saw, "
-        f"{numbers.dropped_clicks:,} clicks; {numbers.catalogue:,} items are ranked"
+        f"{numbers.average_length}; rows {rows}; {left_out}; {numbers.catalogue:,} items are ranked"
     )
 
 
@@ -124,25 +138,33 @@ def _make(
     if given:
         _check_order(sessions, part)
     before, items_before = len(sessions), sessions["item"].nunique()
-    sessions, part = drop_unseen(sessions, part, shortest)
+    if not settings["cold_items"]:
+        sessions, part = drop_unseen(sessions, part, shortest)
     dataset = settings["dataset"]
-    tables, repeated = _session_tables(sessions, part, settings)
+    trained = is_trained(sessions, part)
+    tables, repeated, cold_targets = _session_tables(sessions, part, trained, settings)
     rows = {name: len(tables[name]) - 1 for name in PARTS}
     if empty := [name for name in PARTS if not rows[name]]:
         raise UserError(
             f"no session is left for {' and '.join(empty)} of {numbers['sessions']:,}; the dataset is too small for this split"
         )
-    catalogue = pd.unique(sessions["item"])
+    clicked = catalogue = pd.unique(sessions["item"])
+    raw = read_raw_items(item_file, settings["item_column"]) if item_file.is_file() else None
+    if settings["cold_items"] and raw is not None:
+        check_ids(item_file, settings["item_column"], raw.table["item_id"])
+        catalogue = pd.unique(np.concatenate([clicked, raw.table["item_id"]]))
     written: dict[str, Iterable[str]] = {f"{dataset}.{name}.inter": tables[name] for name in PARTS}
-    written[f"{dataset}.item"] = _item_table(catalogue, item_file, settings["item_column"])
+    written[f"{dataset}.item"] = _item_table(catalogue, raw)
     return written, PreparedCounts(
         **numbers,
         rows=rows,
         raw_clicks=len(clicks),
-        unseen_items=int(items_before - len(catalogue)),
+        unseen_items=int(items_before - len(clicked)),
         dropped_clicks=before - len(sessions),
         catalogue=len(catalogue),
         repeated=repeated,
+        cold_items=len(catalogue) - sessions["item"][trained].nunique(),
+        cold_targets=cold_targets if settings["cold_items"] else {},
     )
 
 
@@ -163,9 +185,10 @@ def _check_order(sessions: pd.DataFrame, part: npt.NDArray[np.int8]) -> None:
 
 
 def _session_tables(
-    sessions: pd.DataFrame, part: npt.NDArray[np.int8], settings: Mapping[str, Any]
-) -> tuple[dict[str, list[str]], dict[str, int]]:
-    """The lines of each part's `.inter` file, and in how many of its rows the target is among the clicks before it."""
+    sessions: pd.DataFrame, part: npt.NDArray[np.int8], trained: npt.NDArray[np.bool_], settings: Mapping[str, Any]
+) -> tuple[dict[str, list[str]], dict[str, int], dict[str, int]]:
+    """The lines of each part's `.inter` file; by part the rows whose target is among the clicks before it, and of valid and test those
+    whose target train never saw."""
     lengths = np.bincount(pd.factorize(sessions["session"])[0])
     starts = np.cumsum(lengths) - lengths
     names = session_names(sessions, settings["session_rule"])
@@ -179,26 +202,20 @@ def _session_tables(
     row_part = part[row_target]
     again = sessions.duplicated(["session", "item"]).to_numpy()[row_target]
     repeated = {name: int((again & (row_part == number)).sum()) for number, name in enumerate(PARTS)}
+    cold = {name: int((~trained[row_target] & (row_part == PARTS.index(name))).sum()) for name in PARTS[1:]}
     rows = zip(ids, row_start.tolist(), row_target.tolist(), row_part.tolist())
     lines: dict[str, list[str]] = {name: ["session_id:token\titem_id_list:token_seq\titem_id:token\n"] for name in PARTS}
     for name, first, target, where in rows:
         lines[PARTS[where]].append(f"{name}\t{' '.join(tokens[first:target])}\t{tokens[target]}\n")
-    return lines, repeated
+    return lines, repeated, cold
 
 
-def _item_table(catalogue: Any, item_file: Path, item_column: str) -> list[str]:
+def _item_table(catalogue: Any, raw: RawItems | None) -> list[str]:
     """Lines of `.item`: the raw ones in their order for the catalogue, then empty cells for every item that has none."""
-    if not item_file.is_file():
+    if raw is None:
         return ["item_id:token\n", *(f"{token}\n" for token in catalogue)]
-    head = read_header(item_file)
-    names = [cell.partition(":")[0] for cell in head]
-    # Another column named item_id would stand twice in the file.
-    kept = [name for name in names if name in (item_column, *(set(names) - {"item_id"}))]
-    cells = ["item_id:token" if name == item_column else head[names.index(name)] for name in kept]
-    table = read_table(item_file)
-    table = table[table[item_column].isin(set(catalogue))].drop_duplicates(item_column)[kept]
-    table = table.replace(r"[\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]", " ", regex=True)  # they would end a line for some reader
-    known = set(table[item_column])
+    table = raw.table[raw.table["item_id"].isin(set(catalogue))]
+    known = set(table["item_id"])
     rows = table.to_numpy().tolist()
-    rows += [[token if name == item_column else "" for name in kept] for token in catalogue if token not in known]
-    return ["\t".join(row) + "\n" for row in [cells, *rows]]
+    rows += [[token if name == "item_id" else "" for name in table] for token in catalogue if token not in known]
+    return ["\t".join(row) + "\n" for row in [raw.head, *rows]]

@@ -4,15 +4,18 @@ import difflib
 import importlib.util
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.facts import uses_item_texts
 from recbole_llm4sbr.base.files import make_folder
 from recbole_llm4sbr.base.schema import read_yaml
 from recbole_llm4sbr.base.settings import format_columns
-from recbole_llm4sbr.data.atomic import column_names
+from recbole_llm4sbr.data.atomic import column_names, read_header, read_table
 from recbole_llm4sbr.data.clicks import click_columns
 from recbole_llm4sbr.data.sessions import PARTS
 
@@ -56,6 +59,35 @@ def click_files(settings: Mapping[str, Any], raw: Path) -> list[Path]:
     if settings["split"] == "given" and settings["split_column"] is None:
         return [raw / f"{settings['dataset']}.{part}.inter" for part in PARTS]
     return [raw / f"{settings['dataset']}.inter"]
+
+
+@dataclass(frozen=True)
+class RawItems:
+    """The items of a raw dataset, each once.
+
+    Attributes:
+        table: text columns without their types; the items' own is `item_id`.
+        head: the columns with their types.
+    """
+
+    table: pd.DataFrame
+    head: list[str]
+
+
+def read_raw_items(path: Path, item_column: str) -> RawItems:
+    """Read a raw `.item` file, as prepared ones are written: of several rows of an item the first, no signs that would end a line for some
+    reader.
+
+    Raises:
+        UserError: the file is no atomic file, or an id cannot stand in one.
+    """
+    types = dict(cell.partition(":")[::2] for cell in read_header(path))
+    # Another column named item_id would stand twice.
+    kept = [name for name in types if name == item_column or name != "item_id"]
+    table = read_table(path)[kept].rename(columns={item_column: "item_id"}).drop_duplicates("item_id", ignore_index=True)
+    table = table.replace(r"[\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]", " ", regex=True)
+    head = ["item_id:token" if name == item_column else f"{name}:{types[name]}" for name in kept]
+    return RawItems(table, head)
 
 
 def _download(dataset: str, url: str, folder: Path) -> Path:

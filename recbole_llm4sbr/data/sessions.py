@@ -104,20 +104,27 @@ def split(sessions: pd.DataFrame, how: str, ratio: tuple[float, float, float]) -
     return chosen
 
 
-def drop_unseen(
-    sessions: pd.DataFrame, part: npt.NDArray[np.int8], min_length: int
-) -> tuple[pd.DataFrame, npt.NDArray[np.int8]]:
-    """Drop the items that no row of train holds, and then the sessions that are too short.
-
-    Train sessions are left as they are; they were filtered before. A single click of a session before a cut makes no row.
-    """
+def is_trained(sessions: pd.DataFrame, part: npt.NDArray[np.int8]) -> npt.NDArray[np.bool_]:
+    """Of every click whether some row of train holds its item; a single click of a session before a cut makes no row."""
     item = pd.factorize(sessions["item"])[0]
     number = pd.factorize(sessions["session"])[0]
     train = part == 0
     in_row = train & (np.bincount(number[train], minlength=number.max() + 1 if len(number) else 0)[number] > 1)
     seen = np.zeros(item.max() + 1 if len(item) else 0, bool)
     seen[item[in_row]] = True
-    keep = seen[item]
+    found: npt.NDArray[np.bool_] = seen[item]
+    return found
+
+
+def drop_unseen(
+    sessions: pd.DataFrame, part: npt.NDArray[np.int8], min_length: int
+) -> tuple[pd.DataFrame, npt.NDArray[np.int8]]:
+    """Drop the items that no row of train holds, and then the sessions that are too short.
+
+    Train sessions are left as they are; they were filtered before.
+    """
+    number = pd.factorize(sessions["session"])[0]
+    keep = is_trained(sessions, part)
     keep &= np.bincount(number[keep], minlength=number.max() + 1 if len(number) else 0)[number] >= min_length
     return sessions[keep].reset_index(drop=True), part[keep]
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.facts import check_intent_k, deciding, engine, intents_of
-from recbole_llm4sbr.base.records import IntentCounts
+from recbole_llm4sbr.base.records import IntentCounts, PreparedCounts
 from recbole_llm4sbr.base.settings import Settings
 from recbole_llm4sbr.data.checks import check_prepared, intent_differences, settled
 from recbole_llm4sbr.data.features import Localized, SessionLines, Vectors, read_vectors, text_cell, vector_lines
@@ -78,7 +78,7 @@ def infer(settings: Mapping[str, Any], prepared: Manifest | None = None) -> Infe
     encoder = Encoder(settings["encoder"], settings["encoder_batch_size"], settings["llm_device"]) if asking else None
     items = encode_items(settings, prepared, encoder)
     tokens, item_vectors = read_vectors(folder / f"{settings['dataset']}.itememb")
-    index = ItemIndex(item_vectors, settings["faiss_index"])
+    index = ItemIndex(_of_training(item_vectors, tokens, rows, prepared), settings["faiss_index"])
     index.nearest(item_vectors[:1], 1)
     if encoder:
         since = refresh_since(settings, here, prepared)
@@ -111,6 +111,19 @@ def infer(settings: Mapping[str, Any], prepared: Manifest | None = None) -> Infe
     counts = replace(counts, seconds=round(time.perf_counter() - started, 1))
     log.info(describe_counts(counts))
     return Inferred(items, manifest, counts)
+
+
+def _of_training(vectors: Vectors, tokens: Sequence[str], rows: SessionRows, prepared: Manifest) -> Vectors:
+    """Item vectors in which cold items have none: no intent stands for an item that training does not have."""
+    counts = PreparedCounts.from_json(prepared.counts)
+    if not counts.cold_items:
+        return vectors
+    train = counts.rows["train"]
+    trained = np.zeros(len(rows.tokens), bool)
+    trained[rows.clicks[: rows.starts[train]]] = trained[rows.targets[:train]] = True
+    known = np.zeros(len(vectors), bool)
+    known[rows.places_in(tokens)[trained]] = True
+    return np.where(known[:, None], vectors, np.float32(0))
 
 
 def localized(

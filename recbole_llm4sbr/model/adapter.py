@@ -20,6 +20,7 @@ from recbole_llm4sbr.model.contract import SessionEmbeddings, SessionRecommender
 from recbole_llm4sbr.model.dropout import quicken_dropout
 from recbole_llm4sbr.model.fearec import FEARecContrast
 from recbole_llm4sbr.model.packed_gru import pack_gru
+from recbole_llm4sbr.model.text_items import TextItems
 
 _REMEDY = "write it as a SessionRecommender (docs/backbones.md), or train it plain with --llm4sbr=false"
 # Models of RecBole that cannot be adapted, and why.
@@ -136,15 +137,28 @@ class AdaptedRecommender(SessionRecommender):
             if self.temperature is not None:
                 raise UserError(f"{name} scores by cosine as it is, over its temperature; leave similarity=dot")
             self.temperature = self._adaptation.temperature(model)
+        self._drop_clicks()
+
+    @property
+    def item_module(self) -> nn.Module:
+        """The model's own item embeddings."""
+        items: nn.Module = self.model.item_embedding  # type: ignore[assignment]
+        return items
+
+    def take_items(self, tower: TextItems) -> None:
+        """Put a text tower in the place of the model's item embeddings."""
+        self.model.item_embedding = tower
+        self._drop_clicks()
+
+    def _drop_clicks(self) -> None:
+        """Let `embedding_dropout` drop numbers of the clicks that the model looks up."""
         if self.embedding_dropout:
-            model.item_embedding.register_forward_hook(  # type: ignore[union-attr]
-                lambda _, __, values: self.dropped(values, self.embedding_dropout)
-            )
+            self.item_module.register_forward_hook(lambda _, __, values: self.dropped(values, self.embedding_dropout))
 
     @property
     def item_table(self) -> Tensor:
         """The model's own item embeddings, [n_items, H]."""
-        table: Tensor = self.model.item_embedding.weight  # type: ignore[union-attr,assignment]
+        table: Tensor = self.item_module.weight  # type: ignore[assignment]
         return table
 
     def encode(self, interaction: Any) -> SessionEmbeddings:

@@ -31,6 +31,16 @@ class UntrainedRecommender(SessionRecommender):
         """Unit text vectors, [n_items, D]."""
         return self.item_emb
 
+    @property
+    def reads_cold(self) -> bool:
+        """Yes: all that it has of an item is its text."""
+        return True
+
+    def take_cold(self, vectors: Tensor) -> None:
+        """Add items that training does not have."""
+        super().take_cold(vectors)
+        self.item_emb = torch.cat([self.item_emb, normalize(vectors, dim=-1).to(self.item_emb)])
+
     def fuse(self, embeddings: SessionEmbeddings, interaction: Any) -> Tensor:
         """The session's text vector, [B, D]."""
         return embeddings.global_emb

@@ -1,14 +1,18 @@
 """The contract of a session recommender: encode, fuse, score, extra loss. Loss, predict and full sort are written once, here."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.recbole import InputType, Interaction, SequentialRecommender
 from recbole_llm4sbr.model.candidates import cross_entropy, exclude_clicked, settled_repeatable
+from recbole_llm4sbr.model.cold_items import known_clicks
 from recbole_llm4sbr.model.dropout import dropout
+from recbole_llm4sbr.model.text_items import TextItems
 
 
 @dataclass
@@ -46,6 +50,52 @@ class SessionRecommender(SequentialRecommender):  # type: ignore[misc]
         self.repeatable = settled_repeatable(config)
         self.embedding_dropout, self.session_dropout = float(config["embedding_dropout"]), float(config["session_dropout"])
         self.label_smoothing = float(config["label_smoothing"])
+        self.n_cold = 0  # items behind those that training has
+
+    @property
+    def item_module(self) -> nn.Module | None:
+        """What gives items their embeddings: an `nn.Embedding`, or a text tower; None of a model that has neither."""
+        return getattr(self, "item_embedding", None)
+
+    def take_items(self, tower: TextItems) -> None:
+        """Put a text tower in the place of the item embeddings.
+
+        Raises:
+            UserError: the model has no `item_embedding`.
+        """
+        if self.item_module is None:
+            raise UserError(
+                f"{type(self).__name__} has no item_embedding, in whose place items=text puts a text tower; define take_items, or leave "
+                f"items=id"
+            )
+        self.add_module("item_embedding", tower)
+
+    def one_table(self) -> AbstractContextManager[None]:
+        """Within it a text tower projects its table once, for the clicks and for the scores."""
+        return self.item_module.shared() if isinstance(self.item_module, TextItems) else nullcontext()
+
+    @property
+    def reads_cold(self) -> bool:
+        """Whether the model reads and ranks items without a training click, by their texts."""
+        return isinstance(self.item_module, TextItems)
+
+    def take_cold(self, vectors: Tensor) -> None:
+        """Add items that training does not have, behind the others; unless `reads_cold`, they stay unknown and are no candidates.
+
+        Args:
+            vectors: their text vectors, which only a model that `reads_cold` looks at, [C, D].
+        """
+        self.n_cold += len(vectors)
+        if isinstance(self.item_module, TextItems):
+            self.item_module.space.add(vectors)
+
+    def readable(self, interaction: Interaction) -> Interaction:
+        """The sessions as the model can read them: itself, unless it holds items that the model does not know."""
+        if self.reads_cold or not self.n_cold:
+            return interaction
+        clicks, length = known_clicks(interaction[self.ITEM_SEQ], self.n_items)
+        fields = {name: interaction[name] for name in interaction}
+        return Interaction({**fields, self.ITEM_SEQ: clicks, self.ITEM_SEQ_LEN: length})
 
     @property
     def item_table(self) -> Tensor:
@@ -98,19 +148,24 @@ class SessionRecommender(SequentialRecommender):  # type: ignore[misc]
 
     def forward(self, interaction: Interaction) -> Tensor:
         """Scores of all items, [B, n_items]; -inf for what is no candidate."""
-        embeddings = self.encode(interaction)
-        scores = self.score(self.fuse(embeddings, interaction), embeddings)
-        return scores if self.repeatable else exclude_clicked(scores, interaction[self.ITEM_SEQ])
+        interaction = self.readable(interaction)
+        with self.one_table():
+            embeddings = self.encode(interaction)
+            scores = self.score(self.fuse(embeddings, interaction), embeddings)
+        scores = scores if self.repeatable else exclude_clicked(scores, interaction[self.ITEM_SEQ])
+        unknown = 0 if self.reads_cold else self.n_cold
+        return nn.functional.pad(scores, (0, unknown), value=-torch.inf) if unknown else scores
 
     def calculate_loss(self, interaction: Interaction) -> Tensor | tuple[Tensor, ...]:
         """Cross-entropy over all candidates (eq. 14) and the model's other losses; RecBole's trainer adds up a tuple and logs its parts."""
-        embeddings = self.encode(interaction)
-        scores = self.score(self.dropped(self.fuse(embeddings, interaction), self.session_dropout), embeddings)
-        target = interaction[self.POS_ITEM_ID]
-        if not self.repeatable:
-            exclude_clicked(scores, interaction[self.ITEM_SEQ], target)
-        loss = cross_entropy(scores, target, self.label_smoothing)
-        extra = self.extra_losses(embeddings, interaction)
+        with self.one_table():
+            embeddings = self.encode(interaction)
+            scores = self.score(self.dropped(self.fuse(embeddings, interaction), self.session_dropout), embeddings)
+            target = interaction[self.POS_ITEM_ID]
+            if not self.repeatable:
+                exclude_clicked(scores, interaction[self.ITEM_SEQ], target)
+            loss = cross_entropy(scores, target, self.label_smoothing)
+            extra = self.extra_losses(embeddings, interaction)
         return (loss, *extra) if extra else loss
 
     @property

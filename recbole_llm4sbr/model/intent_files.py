@@ -88,8 +88,10 @@ def item_vectors(config: Any, dataset: Any) -> Tensor:
         UserError: an item has no row in the file.
     """
     if loaded := getattr(dataset, "preloaded", None):
-        return loaded.items  # type: ignore[no-any-return]
+        return loaded.items[: dataset.item_num]  # type: ignore[no-any-return]
     tokens, read = read_vectors(Path(config["data_path"]) / f"{dataset.dataset_name}.itememb")
+    if added := getattr(dataset, "added", None):  # after training
+        tokens, read = [*tokens, *added.tokens], np.concatenate([read, added.vectors])
     items = dataset.field2id_token[dataset.iid_field][1:]
     place = pd.Index(tokens).get_indexer(items)
     if (place < 0).any():

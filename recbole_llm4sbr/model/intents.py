@@ -112,7 +112,7 @@ class SessionIntents(nn.Module):
         if k == 0:
             nearest = files.answer[:, chosen]
             return files.answers, nearest, shares(nearest)
-        return files.items, files.nearest[:, chosen, :k], files.sims[:, chosen, :k]
+        return files.items[: dataset.item_num], files.nearest[:, chosen, :k], files.sims[:, chosen, :k]
 
 
 def shares(titles: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import logging
 import pkgutil
 from typing import Any
 
+import torch
 from torch import nn
 
 from recbole_llm4sbr.base.errors import UserError
@@ -13,9 +14,11 @@ from recbole_llm4sbr.base.recbole import MODELS, import_models
 from recbole_llm4sbr.model.adapter import AdaptedRecommender, check_adaptable, has_item_table
 from recbole_llm4sbr.model.backbones import BACKBONES
 from recbole_llm4sbr.model.baselines import BASELINES, UntrainedRecommender
+from recbole_llm4sbr.model.cold_items import trained_part
 from recbole_llm4sbr.model.contract import SessionRecommender
+from recbole_llm4sbr.model.intent_files import item_vectors
 from recbole_llm4sbr.model.intents import SessionIntents
-from recbole_llm4sbr.model.item_init import items_in_text_space, start_from_text
+from recbole_llm4sbr.model.item_init import items_in_text_space, project_from_text, start_from_text
 from recbole_llm4sbr.model.own_classes import import_own
 from recbole_llm4sbr.model.wrapper import LLM4SBRWrapper
 
@@ -55,9 +58,10 @@ def model_class(name: str) -> type[nn.Module]:
 
 
 def is_switched(settings: Any) -> bool:
-    """Whether settings change a plain model: the start of its item table, how it scores, dropout of ours, its loss."""
+    """Whether settings change a plain model: its item table or the start of it, how it scores, dropout of ours, its loss."""
     return bool(
-        settings["item_init"] != "random"
+        settings["items"] != "id"
+        or settings["item_init"] != "random"
         or settings["similarity"] != "dot"
         or any(settings[key] for key in ("embedding_dropout", "session_dropout", "label_smoothing"))
     )
@@ -69,7 +73,7 @@ def _trains_as_ours(config: Any, kind: type[nn.Module]) -> bool:
     Not where its class is named by RecBole's module, as the variant `recbole` does, where it is trained against sampled items, where it
     cannot be adapted, or where it is the user's own and its loss, which may have parts of its own, need not change.
     """
-    if issubclass(kind, SessionRecommender) or is_switched(config):
+    if issubclass(kind, SessionRecommender) or is_switched(config) or config["cold_items"]:
         return True
     if config["given"]["model"].startswith("recbole.") or config["loss_type"] == "BPR":
         return False
@@ -114,30 +118,56 @@ def check_wrappable(model: type[nn.Module]) -> None:
         check_adaptable(model)
 
 
-def build_model(config: Any, dataset: Any) -> nn.Module:
-    """The model of a run: with `llm4sbr` the wrapped backbone, else the backbone.
+def check_buildable(model: type[nn.Module], settings: Any) -> None:
+    """Refuse a model class that `build_model` could not build with these settings.
 
-    Without `llm4sbr` and switches a class named with its module (`recbole.model.sequential_recommender:SASRec`) stays as RecBole has it.
+    Raises:
+        UserError: it cannot be enhanced or changed, or it cannot be kept from ranking items that it was never trained on.
     """
+    if settings["llm4sbr"] or is_switched(settings):
+        check_wrappable(model)
+    elif settings["cold_items"] and not issubclass(model, SessionRecommender):
+        try:
+            check_adaptable(model)
+        except UserError as error:
+            reason = str(error).partition(": ")[2].partition(";")[0]
+            raise UserError(
+                f"{model.__name__} would rank items that it was never trained on, and cannot be wrapped ({reason}); take another model, or "
+                f"leave cold_items=false"
+            ) from None
+
+
+def build_model(config: Any, dataset: Any) -> nn.Module:
+    """The model of a run: with `llm4sbr` the wrapped backbone, else the backbone. It is built over the items that training has; cold
+    items are added to it.
+
+    Without `llm4sbr`, switches and cold items a class named with its module (`recbole.model.sequential_recommender:SASRec`) stays as
+    RecBole has it.
+    """
+    trained = trained_part(dataset)
+    model = _build(config, trained)
+    if cold := dataset.item_num - trained.item_num:
+        assert isinstance(model, SessionRecommender)  # `check_buildable`
+        texts = item_vectors(config, dataset)[trained.item_num :] if model.reads_cold else torch.zeros(cold, 0)
+        model.take_cold(texts)
+    return model
+
+
+def _build(config: Any, dataset: Any) -> nn.Module:
     kind = model_class(config["given"]["model"])
     if not config["llm4sbr"] and not _trains_as_ours(config, kind):
         return kind(config, dataset)
-    if config["llm4sbr"] or is_switched(config):
-        check_wrappable(kind)
+    check_buildable(kind, config)
     model = kind(config, dataset)
-    if not config["llm4sbr"] and not is_switched(config) and not has_item_table(model):
+    changed = config["llm4sbr"] or is_switched(config) or config["cold_items"]
+    if not changed and not has_item_table(model):
         return model  # a class of the user's own, without a table that the adapter could score
     backbone = model if isinstance(model, SessionRecommender) else AdaptedRecommender(config, dataset, model)
-    if config["item_init"] != "random":
+    if config["items"] == "text":
+        project_from_text(backbone, config, dataset)
+    elif config["item_init"] != "random":
         start_from_text(backbone, config, dataset)
-    return (
-        LLM4SBRWrapper(
-            config,
-            dataset,
-            backbone,
-            SessionIntents.from_dataset(config, dataset),
-            items_in_text_space(config, dataset, backbone),
-        )
-        if config["llm4sbr"]
-        else backbone
-    )
+    if not config["llm4sbr"]:
+        return backbone
+    intents, texts = SessionIntents.from_dataset(config, dataset), items_in_text_space(config, dataset, backbone)
+    return LLM4SBRWrapper(config, dataset, backbone, intents, texts)

@@ -111,9 +111,12 @@ class Hypergraph(torch.nn.Module):
     def forward(self, values: Tensor, layers: int) -> Tensor:
         """Mean of the items' embeddings after 0, 1, ..., `layers` convolutions (eq. 4-5), [n_items, H].
 
-        A convolution (D^-1 H B^-1 H^T X) is per item the mean over its sessions of the mean over their items.
+        A convolution (D^-1 H B^-1 H^T X) is per item the mean over its sessions of the mean over their items. Items behind those of the
+        graph are in no session, so that their convolutions are zero.
         """
-        return _Convolutions.apply(values, self, layers)  # type: ignore[no-any-return,no-untyped-call]
+        known = len(self.degree)
+        mean: Tensor = _Convolutions.apply(values[:known], self, layers)  # type: ignore[no-untyped-call]
+        return torch.cat([mean, values[known:] / (layers + 1)]) if len(values) > known else mean
 
     def spread(self, values: Tensor) -> Tensor:
         """H B^-1 H^T X: per item the sum over its sessions of the mean over their items, [n_items, H]."""

@@ -12,6 +12,7 @@ from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.model.contract import SessionEmbeddings, SessionRecommender
 from recbole_llm4sbr.model.intents import SessionIntents
 from recbole_llm4sbr.model.losses import paired_alignment_uniformity
+from recbole_llm4sbr.model.text_space import TextSpace
 
 # The embedding that a view's intent is aligned with (eq. 9) and gates (eq. 10-11); views not named here go with the global one.
 _PARTNER = {"short": "local", "normal": "session"}
@@ -48,16 +49,14 @@ class LLM4SBRWrapper(SessionRecommender):
         dataset: RecBole's dataset.
         backbone: the session recommender to enhance.
         intents: the sessions' intents, in the order of `views`.
-        texts: the items in the text space, [n_items, R]; None unless `fusion` is late.
+        texts: the items in the text space, R components; None unless `fusion` is late.
 
     Raises:
         UserError: two views that belong to the same embedding.
     """
 
-    texts: Tensor | None
-
     def __init__(
-        self, config: Any, dataset: Any, backbone: SessionRecommender, intents: SessionIntents, texts: Tensor | None = None
+        self, config: Any, dataset: Any, backbone: SessionRecommender, intents: SessionIntents, texts: TextSpace | None = None
     ) -> None:
         super().__init__(config, dataset)
         self.backbone = backbone
@@ -66,11 +65,10 @@ class LLM4SBRWrapper(SessionRecommender):
         self.fusion = config["fusion"].split("+")[0]  # into the session embedding; `late` is none
         self.partners = _partners(config["views"])
         size = backbone.item_table.size(1)
-        # kept in checkpoints: computed anew, a component might come with the other sign
-        self.register_buffer("texts", texts)
+        self.texts = texts
         self.late: nn.Linear | None = None
         if texts is not None:
-            self.late = nn.Linear(len(config["views"]) * intents.dim, texts.size(1), bias=False)  # a projection for each view
+            self.late = nn.Linear(len(config["views"]) * intents.dim, texts.size, bias=False)  # a projection for each view
             nn.init.zeros_(self.late.weight)
         self.project: nn.Linear | None = None
         if self.fusion != "late" or self.intent_lambda:
@@ -89,9 +87,26 @@ class LLM4SBRWrapper(SessionRecommender):
                 nn.init.uniform_(parameter, -bound, bound)
 
     @property
+    def item_module(self) -> nn.Module | None:
+        """What gives the backbone's items their embeddings."""
+        return self.backbone.item_module
+
+    @property
     def item_table(self) -> Tensor:
         """The backbone's item embeddings, [n_items, H]."""
         return self.backbone.item_table
+
+    @property
+    def reads_cold(self) -> bool:
+        """Whether the backbone reads and ranks items without a training click."""
+        return self.backbone.reads_cold
+
+    def take_cold(self, vectors: Tensor) -> None:
+        """Add items that training does not have, for the backbone and for what scores in the text space."""
+        self.n_cold += len(vectors)
+        self.backbone.take_cold(vectors)
+        if self.texts is not None and self.reads_cold:
+            self.texts.add(vectors)
 
     def encode(self, interaction: Any) -> SessionEmbeddings:
         """The backbone's embeddings; `memo` pairs them with projected intents (eq. 7)."""
@@ -126,7 +141,7 @@ class LLM4SBRWrapper(SessionRecommender):
     def score(self, session: Tensor, embeddings: SessionEmbeddings) -> Tensor:
         """Scores of all items by the backbone's own `score`, under `fusion: late` with those of the intents, [B, n_items]."""
         scores, query = self.backbone.score(session, embeddings.memo.backbone), embeddings.memo.in_text_space
-        return scores if query is None or self.texts is None else torch.addmm(scores, query, self.texts.T)
+        return scores if query is None or self.texts is None else torch.addmm(scores, query, self.texts().T)
 
     @property
     def loss_names(self) -> tuple[str, ...]:
@@ -147,7 +162,7 @@ class LLM4SBRWrapper(SessionRecommender):
     @torch.no_grad()
     def gate_values(self, interaction: Any) -> dict[str, Tensor]:
         """The gates w^T sigmoid(h + t) of a batch by embedding (`global`, `local` or `session`; eq. 10-11), [B] each."""
-        pairs = self.encode(interaction).memo.pairs
+        pairs = self.encode(self.readable(interaction)).memo.pairs
         return {name: self._gate(name, pairs).squeeze(1) for name in self.gates}
 
     def _gate(self, name: str, pairs: dict[str, tuple[Tensor, Tensor, Tensor]]) -> Tensor:

@@ -11,6 +11,7 @@ from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.wording import printable
 from recbole_llm4sbr.data.rows import read_items
 from recbole_llm4sbr.intent.prompts import item_names
+from recbole_llm4sbr.model.cold_items import ColdItems
 
 _SHOWN = 5  # candidates in an error
 _NEAR = 0.75  # similarity of letters (difflib's ratio) from which a title is taken for a misspelt one
@@ -23,10 +24,11 @@ class Catalogue:
         tokens: item ids by number; the first is padding.
         titles: what each item is called, in the same order.
         clicked: whether a training session holds it, in the same order.
+        by_text: whether the model reads items that no training session holds, by their texts.
     """
 
-    def __init__(self, tokens: Sequence[str], titles: Sequence[str], clicked: Sequence[bool]) -> None:
-        self.tokens, self.titles, self.clicked = list(tokens), list(titles), clicked
+    def __init__(self, tokens: Sequence[str], titles: Sequence[str], clicked: Sequence[bool], by_text: bool = False) -> None:
+        self.tokens, self.titles, self.clicked, self.by_text = list(tokens), list(titles), clicked, by_text
         self.number = {token: number for number, token in enumerate(self.tokens) if number}
         self._titled: dict[str, list[int]] = defaultdict(list)
         for number, title in enumerate(self.titles):
@@ -34,8 +36,22 @@ class Catalogue:
                 self._titled[_plain(title)].append(number)
 
     @classmethod
-    def read(cls, settings: Mapping[str, Any], folder: Path, tokens: Sequence[str], clicked: Sequence[bool]) -> "Catalogue":
+    def read(
+        cls,
+        settings: Mapping[str, Any],
+        folder: Path,
+        tokens: Sequence[str],
+        clicked: Sequence[bool],
+        new: ColdItems | None = None,
+        by_text: bool = False,
+    ) -> "Catalogue":
         """Titles are what prompts call the items, from the prepared `.item` file.
+
+        Args:
+            settings: of the run.
+            folder: of its prepared files.
+            tokens, clicked, by_text: as when it is made.
+            new: items that are not in the file.
 
         Raises:
             UserError: the file is gone, or `item_name` names a column that it does not have.
@@ -45,7 +61,8 @@ class Catalogue:
             raise UserError(f"there is no {str(path)!r}, which has the items' titles; run `prepare` again")
         items = read_items(path)
         names = dict(zip(items["item_id"], item_names(items, settings)))
-        return cls(tokens, [names.get(token, token) for token in tokens], clicked)
+        names |= dict(zip(new.tokens, new.titles)) if new else {}
+        return cls(tokens, [names.get(token, token) for token in tokens], clicked, by_text)
 
     def find(self, text: str) -> int:
         """The number of the item with this id or title.
@@ -57,7 +74,7 @@ class Catalogue:
             UserError: there is none, several are meant, or no training session holds it, so that the model knows nothing of it.
         """
         number = self.number.get(text.strip()) or self._by_title(text)
-        if not self.clicked[number]:
+        if not (self.clicked[number] or self.by_text):
             raise UserError(
                 f"item {self.tokens[number]!r} ({printable(self.titles[number])}) is unknown to the model: no training session holds it; "
                 f"leave it out"

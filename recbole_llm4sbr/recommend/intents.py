@@ -19,6 +19,7 @@ from recbole_llm4sbr.intent.llm_intents import Intents, ask_llm, known_answers
 from recbole_llm4sbr.intent.localization import ItemIndex
 from recbole_llm4sbr.intent.session_text import session_text
 from recbole_llm4sbr.model import SessionIntents
+from recbole_llm4sbr.model.cold_items import trained_part
 from recbole_llm4sbr.model.contract import SessionRecommender
 from recbole_llm4sbr.model.intent_files import item_vectors
 from recbole_llm4sbr.model.intents import shares
@@ -133,7 +134,9 @@ class IntentLookup:
         settings = self._settings
         if self._index is None:
             texts = item_vectors(self._loaded.config, self._loaded.dataset).numpy()
-            self._texts, self._index = texts, ItemIndex(texts, settings["faiss_index"])
+            known = texts.copy()
+            known[trained_part(self._loaded.dataset).item_num :] = 0  # no intent stands for an item that training does not have
+            self._texts, self._index = texts, ItemIndex(known, settings["faiss_index"])
         if intents_of(settings) == "session_text":
             return Intents(*session_text(rows, rows.tokens, self._texts, settings["views"]), IntentCounts())
         if source == "ask":
@@ -176,6 +179,7 @@ class IntentLookup:
             items = item_vectors(self._loaded.config, self._loaded.dataset).to(self._loaded.config["device"])
             embedding = items[interaction[self._loaded.config["ITEM_ID_FIELD"] + self._loaded.config["LIST_SUFFIX"]]].sum(1)
         else:
+            interaction = backbone.readable(interaction)
             embedding = backbone.fuse(backbone.encode(interaction), interaction)
         unit: npt.NDArray[np.float32] = torch.nn.functional.normalize(embedding.float(), dim=-1).cpu().numpy()
         return np.ascontiguousarray(unit)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.facts import uses_intents
+from recbole_llm4sbr.base.facts import tower_said, uses_intents
 from recbole_llm4sbr.base.settings import class_name
 from recbole_llm4sbr.model.candidates import exclude_clicked
 from recbole_llm4sbr.model.wrapper import LLM4SBRWrapper
@@ -72,9 +72,9 @@ class Ranker:
         """The model in words."""
         settings, model = self.settings, class_name(self.settings["model"])
         if not settings["llm4sbr"]:
-            return f"{model}, plain"
+            return f"{model}, plain{tower_said(settings)}"
         source = settings["intent_source"]
-        said = f"LLM4SBR({model}), fusion {settings['fusion']}, intents from {source}"
+        said = f"LLM4SBR({model}){tower_said(settings)}, fusion {settings['fusion']}, intents from {source}"
         return f"{said} ({_CONTROLS[source]})" if source in _CONTROLS else said
 
     @property

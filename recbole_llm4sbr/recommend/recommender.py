@@ -12,11 +12,13 @@ from torch import Tensor
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.recbole import Interaction
+from recbole_llm4sbr.base.schema import schema
 from recbole_llm4sbr.data.folders import dataset_folder
 from recbole_llm4sbr.model import SessionIntents
 from recbole_llm4sbr.model.training_graphs import training_sessions
 from recbole_llm4sbr.recommend.catalogue import Catalogue
 from recbole_llm4sbr.recommend.intents import SOURCES, Found, IntentLookup, Source, rows_of
+from recbole_llm4sbr.recommend.new_items import check_reads_cold, new_items
 from recbole_llm4sbr.recommend.ranking import candidate_scores
 from recbole_llm4sbr.training.ensemble import Weights, load_members, pool_members
 from recbole_llm4sbr.training.epochs import describe_model
@@ -40,8 +42,10 @@ class Recommender:
         tokens = [str(token) for token in first.dataset.field2id_token[first.dataset.iid_field]]
         clicked = np.zeros(len(tokens), bool)
         clicked[np.concatenate(training_sessions(first.config, first.train_data.dataset))] = True
-        settings = first.config["given"]
-        self.catalogue = Catalogue.read(settings, dataset_folder(settings), tokens, clicked.tolist())
+        settings, new = first.config["given"], getattr(first.dataset, "added", None)
+        cold = new is not None or settings["cold_items"]
+        by_text = cold and any(getattr(member.model, "reads_cold", False) for member in members)
+        self.catalogue = Catalogue.read(settings, dataset_folder(settings), tokens, clicked.tolist(), new, by_text)
         self._lookups = [
             (intents, IntentLookup(member, intents, self.catalogue.titles))
             for member in members
@@ -62,17 +66,23 @@ class Recommender:
         checkpoints: str | Path | Sequence[str | Path],
         weights: Weights = "equal",
         classes: Sequence[str] = (),
+        cold_items: bool = False,
         **changed: Any,
     ) -> "Recommender":
         """Load a checkpoint, or several as an ensemble.
 
         Args:
             checkpoints, weights, classes, changed: as for `load_ensemble`.
+            cold_items: whether items of the raw `.item` file that the checkpoints do not know are read and ranked too, by their texts.
 
         Raises:
-            UserError: as `load_ensemble`.
+            UserError: as `load_ensemble`; `cold_items` for checkpoints of which none has a text tower.
         """
-        members = load_members([checkpoints] if isinstance(checkpoints, str | Path) else checkpoints, classes, **changed)
+        paths = [checkpoints] if isinstance(checkpoints, str | Path) else checkpoints
+        schema()["cold_items"].check(cold_items)
+        if cold_items:
+            check_reads_cold(paths)
+        members = load_members(paths, classes, new_items if cold_items else None, **changed)
         return cls(members, members[0].model if len(members) == 1 else pool_members(members, weights))
 
     @classmethod

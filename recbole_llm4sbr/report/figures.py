@@ -9,8 +9,9 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
+from recbole_llm4sbr.base.metrics import is_per_session
 from recbole_llm4sbr.base.names import ENSEMBLE
-from recbole_llm4sbr.report.reading import Block, Line, is_per_session, main_metrics
+from recbole_llm4sbr.report.reading import Block, Line, main_metrics
 from recbole_llm4sbr.report.search_figures import figures_of_search
 from recbole_llm4sbr.report.style import COLOURS, DASHES, PATTERNS, SYMBOLS
 from recbole_llm4sbr.report.unfinished import in_legend, note

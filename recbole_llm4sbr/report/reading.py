@@ -13,10 +13,10 @@ import numpy.typing as npt
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import read_json
+from recbole_llm4sbr.base.metrics import is_per_session, session_metric
 from recbole_llm4sbr.base.names import ENSEMBLE, control_of_ensemble
 from recbole_llm4sbr.base.records import GridEntry, RunResult, Search, read_cell_results
 from recbole_llm4sbr.base.schema import schema
-from recbole_llm4sbr.report.statistics import PER_SESSION, session_metric
 
 CONTROLS = ("session_text", "shuffled", "random", "none")
 REFERENCES = ("plain", "w/o LLM", "llm4sbr")  # what the variants of a group are tested against: the first of these that it has
@@ -29,7 +29,7 @@ class Line:
     Attributes:
         group, model, variant, about: its place, and what the variant is.
         results: of the runs, by seed.
-        ranks: test rows by seed: session, rank, length, head, intent.
+        ranks: test rows by seed: session, rank, length, head, intent, and clicks but in files of versions that did not count them.
         reasons: why a seed's run failed.
     """
 
@@ -77,11 +77,6 @@ def main_metrics(lines: Sequence[Line]) -> list[str]:
     largest = max((int(name.partition("@")[2]) for name in names), default=0)
     whole = [name for name in names if name.endswith(f"@{largest}")]
     return sorted(whole, key=lambda name: not is_per_session(name))[:2]
-
-
-def is_per_session(metric: str) -> bool:
-    """Whether a metric has a value for every session."""
-    return metric.lower().partition("@")[0] in PER_SESSION
 
 
 @dataclass
@@ -252,7 +247,8 @@ def _read_grid(folder: Path, blocks: dict[tuple[str, str], Block], folder_of: di
 def _read_ranks(path: Path) -> dict[str, npt.NDArray[Any]]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in ("session", "rank", "length", "head", "intent")}
+            names = ("session", "rank", "length", "head", "intent", *(["clicks"] if "clicks" in arrays else []))
+            return {name: arrays[name] for name in names}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(
             f"{str(path)!r} is damaged ({type(error).__name__}); delete it and run the grid again with the same --out"
@@ -286,6 +282,7 @@ def buckets_of(lines: Sequence[Line]) -> dict[str, npt.NDArray[np.bool_]]:
     buckets = {
         "head targets": head,
         "tail targets": ~head,
+        **_cold_buckets(lines[0], rows, order),
         f"up to {low} clicks": length <= low,
         f"{low + 1} to {high} clicks": (length > low) & (length <= high),
         f"over {high} clicks": length > high,
@@ -299,6 +296,16 @@ def buckets_of(lines: Sequence[Line]) -> dict[str, npt.NDArray[np.bool_]]:
             buckets |= {"with intents": intent, "without an intent": ~intent}
             break
     return buckets
+
+
+def _cold_buckets(
+    line: Line, rows: dict[str, npt.NDArray[Any]], order: npt.NDArray[np.int64]
+) -> dict[str, npt.NDArray[np.bool_]]:
+    """Where cold items are ranked: the sessions whose target has training clicks, and the others."""
+    if "clicks" not in rows or not next(iter(line.results.values())).settings.get("cold_items"):
+        return {}
+    clicks = rows["clicks"][order]
+    return {"targets with training clicks": clicks > 0, "targets without": clicks == 0}
 
 
 def common_settings(block: Block, group: str | None = None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Statistics of a comparison over the same test sessions: metrics per session, paired test, interval, correction, verdict."""
+"""Statistics of a comparison over the same test sessions: paired test, interval, correction, verdict."""
 
 from collections.abc import Sequence
 
@@ -11,33 +11,8 @@ RESAMPLES = 2000
 LEVEL = 0.05
 _EXACT = 13  # pairs whose 2 ** n signs are all looked at
 _DIGITS = 12  # of a difference of metrics; what is smaller is rounding
-PER_SESSION = ("hit", "mrr", "ndcg")  # RecBole's metrics that have a value for each session
 UNFINISHED_RUN = "unfinished: not judged"
 ONE_SEED = "one seed: not judged"
-
-
-def session_metric(rank: npt.NDArray[np.int32], name: str) -> Numbers:
-    """A metric of each row, as RecBole defines it for one relevant item.
-
-    Args:
-        rank: of the target, from 1 on; 0 where it was not found, [..., R].
-        name: `Hit@20`, `MRR@5`, `NDCG@10`, in any case.
-
-    Raises:
-        ValueError: another metric.
-    """
-    metric, _, cutoff = name.lower().partition("@")
-    found = (rank > 0) & (rank <= int(cutoff))
-    safe = np.where(found, rank, 1)
-    if metric == "hit":
-        return found.astype(np.float64)
-    if metric == "mrr":
-        reciprocal: Numbers = found / safe
-        return reciprocal
-    if metric == "ndcg":
-        gain: Numbers = found / np.log2(safe + 1)
-        return gain
-    raise ValueError(f"metric {name!r} has no value per session; choose Hit, MRR or NDCG")
 
 
 def paired_p(a: Numbers, b: Numbers) -> float:

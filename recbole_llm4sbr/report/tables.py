@@ -5,11 +5,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from recbole_llm4sbr.base.metrics import is_per_session
 from recbole_llm4sbr.base.records import RunResult
 from recbole_llm4sbr.base.schema import schema
 from recbole_llm4sbr.base.wording import show, show_settings
 from recbole_llm4sbr.report.intents import quality_table
-from recbole_llm4sbr.report.reading import Block, Line, buckets_of, common_settings, is_per_session, main_metrics, metrics_of
+from recbole_llm4sbr.report.reading import Block, Line, buckets_of, common_settings, main_metrics, metrics_of
 from recbole_llm4sbr.report.searches import search_tables
 from recbole_llm4sbr.report.statistics import holm, improvement, paired_p, verdict
 from recbole_llm4sbr.report.table import Table

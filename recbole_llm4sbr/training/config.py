@@ -12,7 +12,7 @@ from recbole_llm4sbr.base.facts import check_intent_k, uses_intents
 from recbole_llm4sbr.base.files import check_folder
 from recbole_llm4sbr.base.recbole import Config
 from recbole_llm4sbr.base.settings import inherited_defaults
-from recbole_llm4sbr.model import check_stock, check_wrappable, is_switched, model_class
+from recbole_llm4sbr.model import check_buildable, check_stock, model_class
 
 _OF_MANY = ("local_rank", "world_size", "offset")  # settings of one of several training processes
 
@@ -29,8 +29,7 @@ class SessionConfig(Config):  # type: ignore[misc]
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         model = model_class(settings["model"])
-        if settings["llm4sbr"] or is_switched(settings):
-            check_wrappable(model)
+        check_buildable(model, settings)
         folder = Path(settings["atomic_path"]) / settings["dataset"]
         try:
             given = inherited_defaults(model) | dict(settings) | file_settings(settings)
@@ -73,6 +72,9 @@ class SessionConfig(Config):  # type: ignore[misc]
 
 def file_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """RecBole settings under which it reads our session files, whatever else is given."""
+    columns = {**(settings.get("load_col") or {}), "inter": ["session_id", "item_id_list", "item_id"]}
+    if settings["cold_items"]:  # some stand in no session
+        columns.setdefault("item", ["item_id"])
     return {
         "USER_ID_FIELD": "session_id",
         "ITEM_ID_FIELD": "item_id",
@@ -81,7 +83,7 @@ def file_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         "alias_of_item_id": ["item_id_list"],
         "eval_args": {"split": {"LS": "valid_and_test"}, "group_by": "user", "order": "TO", "mode": "full"},
         "normalize_all": False,
-        "load_col": {**(settings.get("load_col") or {}), "inter": ["session_id", "item_id_list", "item_id"]},
+        "load_col": columns,
     }
 
 

@@ -15,14 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.facts import tower_said
 from recbole_llm4sbr.base.recbole import SequentialRecommender
 from recbole_llm4sbr.base.records import Budget, IntentCounts, Member, PreparedCounts, RunResult
 from recbole_llm4sbr.base.settings import class_name
 from recbole_llm4sbr.data.checks import check_run_files
 from recbole_llm4sbr.model.candidates import exclude_clicked
 from recbole_llm4sbr.training.environment import peak_memory_mb, versions
-from recbole_llm4sbr.training.fit import shows_progress, test_rows
-from recbole_llm4sbr.training.loading import Loaded, load_model
+from recbole_llm4sbr.training.fit import look_at_test, shows_progress
+from recbole_llm4sbr.training.loading import Loaded, NewItems, load_model
 from recbole_llm4sbr.training.trainer import plain, read_checkpoint, session_trainer
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,8 @@ _STEPS, _ENOUGH = 30, 1e-7  # of Newton's method on the weights; a smaller gain 
 
 
 class Ensemble(SequentialRecommender):  # type: ignore[misc]
-    """The weighted sum of its members' log-probabilities.
+    """The weighted sum of its members' log-probabilities. Of a candidate that a member does not know, as a cold item to a model without a
+    text tower, the member says what the others say on average.
 
     Args:
         config: RecBole's config of the first member.
@@ -60,11 +62,21 @@ class Ensemble(SequentialRecommender):  # type: ignore[misc]
             scores = member.full_sort_predict(interaction).view(len(interaction[self.ITEM_SEQ]), -1)  # type: ignore[operator]
             scores[:, 0] = -torch.inf  # padding, as RecBole's evaluator has it
             found.append((scores if self.repeatable else exclude_clicked(scores, interaction[self.ITEM_SEQ])).log_softmax(-1))
-        return torch.stack(found)
+        return _of_the_others(torch.stack(found), list(self.members))
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Scores of all items, [B, n_items]; -inf for what is no candidate."""
         return pooled(self.log_probabilities(interaction), self.weights)
+
+
+def _of_the_others(logs: Tensor, members: Sequence[nn.Module]) -> Tensor:
+    """Log-probabilities [members, B, n_items] where members that do not know the cold items say of them what those say that do."""
+    cold = max((getattr(each, "n_cold", 0) for each in members), default=0)
+    reading = [number for number, each in enumerate(members) if getattr(each, "reads_cold", True)]
+    others = [number for number in range(len(members)) if number not in reading]
+    if cold and reading and others:
+        logs[others, :, -cold:] = logs[reading, :, -cold:].mean(0)
+    return logs
 
 
 def pooled(logs: Tensor, weights: Tensor) -> Tensor:
@@ -153,18 +165,21 @@ def load_ensemble(
     return replace(members[0], model=pool_members(members, weights))
 
 
-def load_members(checkpoints: Sequence[str | Path], classes: Sequence[str] = (), **changed: Any) -> list[Loaded]:
+def load_members(
+    checkpoints: Sequence[str | Path], classes: Sequence[str] = (), new_items: NewItems | None = None, **changed: Any
+) -> list[Loaded]:
     """Load checkpoints whose scores can be added.
 
     Args:
         checkpoints, classes, changed: as for `load_ensemble`.
+        new_items: as for `load_model`.
 
     Raises:
         UserError: as `load_ensemble`.
     """
     if not checkpoints:
         raise UserError("an ensemble needs at least one checkpoint")
-    members = [load_model(each, classes, **changed) for each in checkpoints]
+    members = [load_model(each, classes, new_items, **changed) for each in checkpoints]
     for path, member in zip(checkpoints[1:], members[1:]):
         _check_alike(checkpoints[0], members[0], path, member)
     return members
@@ -262,9 +277,7 @@ def run_ensemble(
     )
     valid = trainer.evaluate(loaded.valid_data, load_best_model=False, show_progress=progress)
     test = trainer.evaluate(loaded.test_data, load_best_model=False, show_progress=progress)
-    if on_test and (found := trainer.ranks()):
-        sessions, ranks = found
-        on_test(test_rows(sessions, ranks, config, ensemble, loaded.train_data.dataset, loaded.test_data.dataset))
+    by_clicks = look_at_test(trainer, config, loaded.train_data.dataset, loaded.test_data.dataset, on_test)
     settings = config["given"]
     files = check_run_files(settings)
     asked = IntentCounts.from_json(files.intents.counts) if files.intents else None
@@ -288,6 +301,7 @@ def run_ensemble(
         test_result={key: float(value) for key, value in test.items()},
         peak_memory_mb=peak_memory_mb(config["device"]),
         checkpoint=None,
+        by_clicks=by_clicks,
         prepare=PreparedCounts.from_json(files.prepared.counts),
         infer=replace(asked, reused=asked.distinct_prompts) if asked else None,
         settings=plain(dict(settings)),
@@ -302,5 +316,6 @@ def _member(checkpoint: str | Path) -> Member:
     given = state["config"]["given"]
     model, seed = class_name(given["model"]), given.get("seed", 2020)
     name = f"LLM4SBR({model}), {given['intent_source']}" if given["llm4sbr"] else f"{model}, plain"
+    name += tower_said({"items": "id", **given})  # earlier versions had no towers
     parameters = sum(each.numel() for each in state["state_dict"].values())
     return Member(f"{name}, seed {seed}", str(checkpoint), 1.0, Budget.of(given).ended(state.get("epoch"), parameters))

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from recbole_llm4sbr.base.facts import engine, intents_of, llm_name, reads_intents
+from recbole_llm4sbr.base.facts import engine, intents_of, llm_name, reads_intents, tower_said
 from recbole_llm4sbr.base.settings import class_name
 from recbole_llm4sbr.training.logs import least_level
 
@@ -15,7 +15,8 @@ def describe_model(settings: Any) -> str:
     """The model of a run, whether it is enhanced and by whose intents: `SRGNN + session_text`, `SRGNN, plain`."""
     name = class_name(settings["model"])
     named = f"{name} + {_intents(settings)}" if reads_intents(settings) else f"{name}, plain"
-    return named if settings["item_init"] == "random" else f"{named}, item table started from text ({settings['item_init']})"
+    start = "" if settings["item_init"] == "random" else f", item table started from text ({settings['item_init']})"
+    return named + (tower_said(settings) or start)
 
 
 def _intents(settings: Any) -> str:

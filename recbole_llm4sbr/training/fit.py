@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from logging import getLogger
 from typing import Any
@@ -11,10 +11,12 @@ import numpy
 import numpy.typing as npt
 import torch
 
+from recbole_llm4sbr.base.metrics import is_per_session, session_metric
 from recbole_llm4sbr.base.recbole import init_seed
-from recbole_llm4sbr.base.records import Budget, Fitted
+from recbole_llm4sbr.base.records import Budget, ClicksBucket, Fitted
 from recbole_llm4sbr.base.screen import RECBOLE
 from recbole_llm4sbr.model import SessionIntents, build_model
+from recbole_llm4sbr.model.cold_items import trained_part
 from recbole_llm4sbr.model.training_graphs import training_sessions
 from recbole_llm4sbr.training.config import SessionConfig
 from recbole_llm4sbr.training.trainer import session_trainer
@@ -22,6 +24,8 @@ from recbole_llm4sbr.training.trainer import session_trainer
 log = getLogger(__name__)
 
 HEAD = 0.2  # share of the catalogue, by clicks in the training part, that counts as its head
+# Buckets of test rows by the training clicks of the target: the least and the most of each.
+BUCKETS = {"no click": (0, 0), "1 to 9 clicks": (1, 9), "10 to 99 clicks": (10, 99), "100 clicks or more": (100, numpy.inf)}
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,8 @@ class TestRows:
         session: id of the session.
         rank: of its target, from 1 on; 0 beyond the largest `topk`.
         length: clicks before the target.
-        head: whether the target is among the share `HEAD` of items that the training part clicks most.
+        clicks: of the target in the training part.
+        head: whether the target is among the share `HEAD` of the training part's items that it clicks most.
         intent: whether the model reads intents and has all of this session's.
     """
 
@@ -41,6 +46,7 @@ class TestRows:
     session: npt.NDArray[numpy.str_]
     rank: npt.NDArray[numpy.int32]
     length: npt.NDArray[numpy.int32]
+    clicks: npt.NDArray[numpy.int32]
     head: npt.NDArray[numpy.bool_]
     intent: npt.NDArray[numpy.bool_]
 
@@ -118,13 +124,56 @@ def test_rows(
     order = torch.tensor([place[int(number)] for number in session])
     clicks = numpy.bincount(numpy.concatenate(training_sessions(config, trained)), minlength=tested.item_num)
     head = numpy.zeros(tested.item_num, bool)
-    head[numpy.argsort(-clicks[1:], kind="stable")[: round(HEAD * (tested.item_num - 1))] + 1] = True
+    head[numpy.argsort(-clicks[1:], kind="stable")[: round(HEAD * (trained_part(tested).item_num - 1))] + 1] = True
+    target = feat[tested.iid_field][order].numpy()
     intents = next((module for module in model.modules() if isinstance(module, SessionIntents)), None)
     known = intents.known(session.to(intents.nearest.device)).cpu() if intents else torch.zeros(len(session))
     return TestRows(
         session=numpy.asarray(tested.field2id_token[tested.uid_field][session.numpy()], dtype=str),
         rank=rank.numpy().astype(numpy.int32),
         length=feat[tested.item_list_length_field][order].numpy().astype(numpy.int32),
-        head=head[feat[tested.iid_field][order].numpy()],
+        clicks=clicks[target].astype(numpy.int32),
+        head=head[target],
         intent=known.numpy().astype(bool),
     )
+
+
+def look_at_test(
+    trainer: Any, config: SessionConfig, trained: Any, tested: Any, on_test: Callable[[TestRows], None] | None
+) -> list[ClicksBucket]:
+    """What became of the rows of the test that a trainer was through with last.
+
+    Args:
+        trainer: its rows are all there unless several processes share them.
+        config: RecBole's config.
+        trained, tested: RecBole's datasets of the training and the test part.
+        on_test: called with the rows.
+
+    Returns:
+        The test by the training clicks of the target, where cold items are ranked; else nothing.
+    """
+    wanted = on_test is not None or (config["cold_items"] and config["single_spec"])
+    if not wanted or (found := trainer.ranks()) is None:
+        return []
+    sessions, ranks = found
+    rows = test_rows(sessions, ranks, config, trainer.model, trained, tested)
+    if on_test is not None:
+        on_test(rows)
+    names = [f"{metric}@{cutoff}".lower() for metric in config["metrics"] for cutoff in config["topk"]]
+    return by_clicks(rows, [name for name in names if is_per_session(name)]) if config["cold_items"] else []
+
+
+def by_clicks(rows: TestRows, metrics: Sequence[str]) -> list[ClicksBucket]:
+    """The test by the training clicks of the target, without buckets that no row is in.
+
+    Args:
+        rows: of the test.
+        metrics: names at cut-offs, as hit@20, that have a value for each row.
+    """
+    found = []
+    for name, (least, most) in BUCKETS.items():
+        ranks = rows.rank[(rows.clicks >= least) & (rows.clicks <= most)]
+        if len(ranks):
+            values = {metric: round(float(session_metric(ranks, metric).mean()), 6) for metric in metrics}
+            found.append(ClicksBucket(name, len(ranks), values))
+    return found

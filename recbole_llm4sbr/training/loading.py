@@ -1,6 +1,6 @@
 """Loading a trained model again, with the data that it was trained on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,15 +8,19 @@ from typing import Any
 import torch
 
 from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.facts import deciding
 from recbole_llm4sbr.base.model_names import canonical_model
 from recbole_llm4sbr.base.schema import model_schema, schema
 from recbole_llm4sbr.base.settings import Settings, check_keys, check_values, class_name
 from recbole_llm4sbr.data.checks import check_run_files
-from recbole_llm4sbr.model import build_model
+from recbole_llm4sbr.model import SessionRecommender, build_model
+from recbole_llm4sbr.model.cold_items import ColdItems
 from recbole_llm4sbr.training.config import SessionConfig
 from recbole_llm4sbr.training.dataset import SessionDataset
 from recbole_llm4sbr.training.run import load_data
 from recbole_llm4sbr.training.trainer import read_checkpoint
+
+NewItems = Callable[[Mapping[str, Any], Sequence[str]], ColdItems]
 
 _OF_EVALUATION = ("metrics", "topk", "valid_metric", "metric_decimal_place")  # decide what is measured, not what was trained
 _KNOWN_PACKAGES = ("recbole", "recbole_llm4sbr")  # whose modules a checkpoint may name without asking
@@ -34,12 +38,16 @@ class Loaded:
     test_data: Any
 
 
-def load_model(checkpoint: str | Path, classes: Sequence[str] = (), **changed: Any) -> Loaded:
+def load_model(
+    checkpoint: str | Path, classes: Sequence[str] = (), new_items: NewItems | None = None, **changed: Any
+) -> Loaded:
     """Load a checkpoint with its data, ready to score; it gives the scores it gave when it was saved.
 
     Args:
         checkpoint: the file that `train` named.
         classes: model classes outside RecBole and this package that may be imported, as `package.module:Class`; `model=...` does as well.
+        new_items: finds, by the run's settings and the ids of the items that the checkpoint knows, items that the model shall read and
+            rank beside them.
         changed: settings that differ now, for instance `atomic_path` when the files were moved; none that decides training but those
             of evaluation.
 
@@ -60,15 +68,31 @@ def load_model(checkpoint: str | Path, classes: Sequence[str] = (), **changed: A
     config, dataset, (train_data, valid_data, test_data) = load_data(settings)
     _check_same_data(state["config"].get("trained_on"), config["trained_on"], checkpoint)
     model = build_model(config, train_data.dataset).to(config["device"])
-    model.load_state_dict(state["state_dict"])
+    try:
+        model.load_state_dict(state["state_dict"])
+    except RuntimeError as error:
+        where = str(error).strip().splitlines()[-1].strip()
+        raise UserError(
+            f"{str(checkpoint)!r} holds other parameters than its model has now, as some of earlier versions do ({where}); train again"
+        ) from None
     model.load_other_parameter(state.get("other_parameter"))  # type: ignore[operator]
+    if new_items is not None and isinstance(model, SessionRecommender):
+        found = new_items(settings, config["trained_on"]["items"])
+        if found.tokens:
+            dataset.add_items(found)
+            model.take_cold(torch.from_numpy(found.vectors))
     return Loaded(config, model.eval(), dataset, train_data, valid_data, test_data)
 
 
 def _of_now(saved: Mapping[str, Any]) -> Settings:
-    """The settings of a checkpoint, with those that came later and decide nothing, such as how vLLM is started, at their defaults."""
-    of_runs = {key: each.default for key, each in schema().items() if each.has_default and each.decides == "run"}
-    return Settings(of_runs) | saved
+    """The settings of a checkpoint, with those that came later and decide nothing at their defaults, as how vLLM is started, or `items`.
+
+    Which they are does not depend on the prompt, whose file need not be there any more.
+    """
+    known = schema()
+    later = Settings({key: each.default for key, each in known.items() if each.has_default})
+    deciding_now = deciding(later | saved | {"prompt": known["prompt"].default}, "prepared", "items", "intents", "training")
+    return Settings({key: value for key, value in later.items() if key not in deciding_now}) | saved
 
 
 def _check_same_data(then: Any, now: dict[str, Any], checkpoint: str | Path) -> None:

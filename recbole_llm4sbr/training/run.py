@@ -26,7 +26,7 @@ from recbole_llm4sbr.training.config import SessionConfig, check_runnable
 from recbole_llm4sbr.training.dataset import SessionDataset
 from recbole_llm4sbr.training.environment import peak_memory_mb, versions
 from recbole_llm4sbr.training.epochs import say_head
-from recbole_llm4sbr.training.fit import TestRows, fit, shows_progress, test_rows
+from recbole_llm4sbr.training.fit import TestRows, fit, look_at_test, shows_progress
 from recbole_llm4sbr.training.logs import run_log
 from recbole_llm4sbr.training.trainer import plain
 
@@ -105,14 +105,12 @@ def _train_here(
         if not config["single_spec"]:
             torch.distributed.barrier()  # the first process writes the checkpoint that all of them read next
         test = trainer.evaluate(test_data, load_best_model=saved, show_progress=shows_progress(config))
-    if on_test and (found := trainer.ranks()):
-        sessions, ranks = found
-        on_test(test_rows(sessions, ranks, config, trainer.model, train_data.dataset, test_data.dataset))
     return Tested(
         **vars(fitted),
         test_result={key: float(value) for key, value in test.items()},
         peak_memory_mb=peak_memory_mb(config["device"]),
         checkpoint=str(trainer.saved_model_file) if saved else None,
+        by_clicks=look_at_test(trainer, config, train_data.dataset, test_data.dataset, on_test),
     )
 
 

@@ -181,6 +181,12 @@ class GCEGNN(SessionRecommender):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -1 / math.sqrt(size), 1 / math.sqrt(size))
 
+    def take_cold(self, vectors: Tensor) -> None:
+        """Add items that training does not have; they have no neighbours."""
+        super().take_cold(vectors)
+        more = (0, 0, 0, len(vectors) if self.reads_cold else 0)
+        self.near, self.near_weights = nn.functional.pad(self.near, more), nn.functional.pad(self.near_weights, more)
+
     def encode(self, interaction: Any) -> SessionEmbeddings:
         """Local and global embedding."""
         graph = packed_graph(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
