@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from recbole_llm4sbr.report.reading import Block, Line
+from recbole_llm4sbr.report.block import Block, Line
 from recbole_llm4sbr.report.statistics import holm, improvement, paired_p, session_metric, verdict
 
 
