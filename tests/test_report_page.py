@@ -119,16 +119,15 @@ def test_the_library_is_in_the_page_whole_and_packed(grids, tmp_path):
 COMMITTED = Path(__file__).parents[1] / "results" / "report.html"
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("which", ["made here", "committed"])
-def test_the_answer_is_above_the_fold_and_the_rest_is_folded(grids, browser, tmp_path, which, width, scheme):
+def test_the_answer_is_above_the_fold_and_the_rest_is_folded(grids, browser, tmp_path, which, width):
     path = COMMITTED
     if which == "made here":
         path = tmp_path / "page.html"
         (tmp_path / "case.html").write_text(CASE)
         report(grids, tmp_path, path, tmp_path / "case.html")
-    page = browser.new_page(viewport={"width": width, "height": 800 if width == 1280 else 844}, color_scheme=scheme)
+    page = browser.new_page(viewport={"width": width, "height": 800 if width == 1280 else 844}, color_scheme="light")
     said = []
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
@@ -142,14 +141,20 @@ def test_the_answer_is_above_the_fold_and_the_rest_is_folded(grids, browser, tmp
         table, figure = (page.locator(f".answer .pair > {each}").first.bounding_box() for each in (".table", "figure"))
         assert table["x"] + table["width"] <= figure["x"]  # side by side
         assert page.evaluate("document.documentElement.scrollHeight") < 15_000
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    fits = "document.documentElement.scrollWidth <= innerWidth"
+    assert page.evaluate(fits)
     if which == "made here":
         open_all(page)
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert page.evaluate(fits)
         uncut = "boxes => boxes.filter(box => box.scrollWidth > box.clientWidth + 1 && !box.classList.contains('cut')).length"
         assert page.locator(".scroll").evaluate_all(uncut) == 0
-        colour = page.locator("svg.main-svg .xtick text").first.evaluate("text => getComputedStyle(text).fill")
-        assert colour == {"light": "rgb(21, 24, 29)", "dark": "rgb(232, 234, 238)"}[scheme]
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        page.wait_for_function(
+            """() => { const of = (found) => getComputedStyle(document.querySelector(found));
+                       return of("svg.main-svg .xtick text").fill === of("body").color; }"""
+        )
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 28)"
     assert said == []
     page.close()
 

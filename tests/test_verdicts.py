@@ -77,24 +77,24 @@ SESSION_TEXT = "Intents of session text; no language model was asked"
          "text)",
          f"{OVER} MRR@20 over plain, {OVER} over session text", ADDED),
         (WITH_CONTROLS, {"shuffled": "no", "session_text": "worse"},
-         "better with the LLM's intents than plain, but not than exchanged intents and session text: what the LLM added is not shown",
+         "better with the LLM's intents than plain, but not better than exchanged intents or session text: what the LLM adds is not shown",
          f"{OVER} MRR@20 over plain, {OVER} over session text", ADDED),
         (WITH_CONTROLS, {"session_text": "unfinished: not judged"},
-         "better with the LLM's intents than plain, but not judged against session text: what the LLM added is not shown",
+         "better with the LLM's intents than plain, but not judged against session text: what the LLM adds is not shown",
          f"{OVER} MRR@20 over plain, {OVER} over session text", ADDED),
         (WITH_CONTROLS, {"plain": "no"}, "no gain beyond chance from the LLM's intents",
          f"{OVER} MRR@20 over plain, {OVER} over session text", ADDED),
         (WITH_CONTROLS, {"plain": "worse"}, "worse with the LLM's intents than plain",
          f"{OVER} MRR@20 over plain, {OVER} over session text", ADDED),
         (["plain", "llm4sbr"], {},
-         "better with the LLM's intents than plain, but not tested against any control: what the LLM added is not shown",
+         "better with the LLM's intents than plain, but not tested against any control: what the LLM adds is not shown",
          f"{OVER} MRR@20 over plain", WITHOUT),
         (["plain", "llm4sbr"], {"plain": "no"}, "no gain beyond chance from the LLM's intents", f"{OVER} MRR@20 over plain", WITHOUT),
         (["plain", "llm4sbr", "shuffled"], {},
          "better with the LLM's intents than plain and exchanged intents, but not tested against session text, which needs no LLM: what "
-         "the LLM added is not shown", f"{OVER} MRR@20 over plain, {OVER} over exchanged intents", ADDED),
+         "the LLM adds is not shown", f"{OVER} MRR@20 over plain, {OVER} over exchanged intents", ADDED),
         (["plain", "plain-text-init", "llm4sbr"], {"plain-text-init": "no"},
-         "better with the LLM's intents than plain, but not than plain with text: what the LLM added is not shown",
+         "better with the LLM's intents than plain, but not better than plain with text: what the LLM adds is not shown",
          f"{OVER} MRR@20 over plain, {OVER} over plain with text", WITHOUT),
         (["plain", "llm4sbr", "session_text"], {"plain": "one seed: not judged", "session_text": "one seed: not judged"},
          "one seed: not judged", f"{OVER} MRR@20 over plain, {OVER} over session text", ADDED),
@@ -114,9 +114,10 @@ def test_what_is_said_of_an_llms_intents(variants, verdicts, finding, numbers, a
         (["plain", "llm4sbr", "shuffled", "random"], {},
          "no LLM was asked; intents of session text help: better than plain and than every control (random vectors and exchanged intents)"),
         (["plain", "llm4sbr", "shuffled", "random"], {"random": "no"},
-         "no LLM was asked; better with intents of session text than plain, but not than random vectors: what the text says is not shown"),
+         "no LLM was asked; better with intents of session text than plain, but not better than random vectors: what the text adds is not "
+         "shown"),
         (["plain", "llm4sbr"], {},
-         "no LLM was asked; better with intents of session text than plain, but not tested against any control: what the text says is not "
+         "no LLM was asked; better with intents of session text than plain, but not tested against any control: what the text adds is not "
          "shown"),
         (["plain", "llm4sbr"], {"plain": "no"}, "no LLM was asked; no gain beyond chance from intents of session text"),
         (["plain", "llm4sbr"], {"plain": "one seed: not judged"}, "no LLM was asked; one seed: not judged"),
@@ -152,6 +153,21 @@ def test_a_plain_model_whose_item_table_starts_from_text_is_called_so():
     found = judged(lines, {"plain": "no"})
     assert sentences(found)[0].endswith(f"{OVER} MRR@20 over plain with text; {GROUND}")
     assert [row[1] for row in answer_table(found).rows] == ["plain with text, own settings", "LLM\ngpt"]
+
+
+def test_the_plain_model_of_the_comparison_is_the_one_that_intents_are_tested_against():
+    """A plain model without text beside the recipe's own: the variants are tested against `plain`, whose table starts from text."""
+    lines = [
+        line("plain", item_init="text"),
+        line("plain+item_init=random", item_init="text"),
+        line("llm4sbr", item_init="text"),
+    ]
+    lines[1].results = line("plain", item_init="random").results
+    lines.append(line("ensemble(plain,llm4sbr)"))
+    found = judged(lines, {"plain": "no"})
+    assert sentences(found)[0].endswith(f"{OVER} MRR@20 over plain with text; {GROUND}")
+    assert [row[1] for row in answer_table(found).rows] == ["plain", "plain with text", "LLM\ngpt"]
+    assert answer_table(found).rows[0][3] == f"{OVER}\ninside chance"
 
 
 def test_backbones_of_which_the_same_is_found_share_a_sentence_and_others_have_their_own():
@@ -209,6 +225,8 @@ def test_a_page_says_what_the_llm_added_only_where_every_part_of_it_can():
     for other in (uncontrolled, without):
         assert page_title([controlled, other]) == "Session recommenders with and without intents"
     assert page_title([without]) == "Session recommenders compared"
+    assert page_title([[]]) == topic([]) == "A search of settings"
+    assert sentences([]) == ["**Nothing is compared here**; the best trial of a search is tested once."]
 
 
 def test_the_words_are_those_of_the_statistics_over_real_ranks(tmp_path):
@@ -223,7 +241,9 @@ def test_the_words_are_those_of_the_statistics_over_real_ranks(tmp_path):
         "plain": "better", "shuffled": "better", "session_text": "no"}  # fmt: skip
     _, parts = report([tmp_path], tmp_path, tmp_path / "report.html")
     (sentence,) = sentences(parts["d, temporal split"].ladders)
-    assert "better with the LLM's intents than plain, but not than session text: what the LLM added is not shown" in sentence
+    assert (
+        "better with the LLM's intents than plain, but not better than session text: what the LLM adds is not shown" in sentence
+    )
     text = (tmp_path / "d.md").read_text()
     assert text.splitlines()[:3] == ["# d, temporal split", "", sentence]
     assert text.index("| SRGNN | session text |") < text.index("**Protocol**")

@@ -4,9 +4,8 @@ import re
 
 ENSEMBLE = "ensemble("  # what the name of an ensemble begins with
 CASE_PAGE = "recbole-llm4sbr inspect"  # the generator that a page of `inspect` names; `report --case` looks for it
-_LONG = 40  # characters of a variant's name that fit a column or a legend
-# two changes or more, in a variant or in a member of an ensemble
-_CHANGES = re.compile(r"(?:\+(?!llm=)\w+=(?:(?!\+\w+=)[^,()@'])+){2,}")
+# three changes or more, in a variant or in a member of an ensemble; which LLM is not cut
+_CHANGES = re.compile(r"(?:\+(?!llm=)\w+=(?:(?!\+\w+=)[^,()@'])+){3,}")
 
 
 def split_names(text: str) -> list[str]:
@@ -38,15 +37,15 @@ def split_changes(name: str) -> list[str]:
 
 
 def short_name(name: str) -> str:
-    """A variant's name for a column or a legend: of a long one, how many settings it changes rather than which.
+    """A variant's name for a column or a legend: where it changes many settings, how many rather than which; of an ensemble's member, dots.
 
     >>> short_name("plain+learning_rate=0.0009+weight_decay=0.00001+session_dropout=0.5")
     'plain + 3 settings'
-    >>> short_name("ensemble(llm4sbr,llm4sbr+learning_rate=0.001+session_dropout=0.3@GCEGNN)+weights=valid")
-    'ensemble(llm4sbr,llm4sbr + 2 settings@GCEGNN)+weights=valid'
-    >>> short_name("llm4sbr+fusion=late+intent_k=3")
-    'llm4sbr+fusion=late+intent_k=3'
+    >>> short_name("ensemble(llm4sbr,llm4sbr+learning_rate=0.001+session_dropout=0.3+embedding_dropout=0.2@GCEGNN)+weights=valid")
+    'ensemble(llm4sbr,llm4sbr...@GCEGNN)+weights=valid'
+    >>> short_name("llm4sbr+fusion=gate+late+item_init=random")
+    'llm4sbr+fusion=gate+late+item_init=random'
     """
-    if len(name) <= _LONG:
-        return name
+    if name.startswith(ENSEMBLE):
+        return _CHANGES.sub("...", name)
     return _CHANGES.sub(lambda found: f" + {len(split_changes(found[0])) - 1} settings", name)

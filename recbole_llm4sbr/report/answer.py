@@ -31,7 +31,7 @@ def answer_table(ladders: Sequence[Ladder]) -> Table | None:
             tests = ladder.over_plain(rung), ladder.over(rung)
             said = (f"{test.interval}\n{CHANCE if test.verdict == 'no' else test.verdict}" if test else "" for test in tests)
             rows.append([ladder.model, name, rung.line.mean(metric), *said])
-    tops = listed(sorted({ladder.top.name for ladder in ladders if ladder.top}))
+    tops = listed(sorted({ladder.top.name for ladder in ladders if ladder.top}), "or")
     return Table(ANSWER, HOW_TO_READ, ["model", "variant", metric, "over plain", f"{tops} over it"], rows)
 
 
@@ -46,21 +46,14 @@ def answer_figure(ladders: Sequence[Ladder]) -> Figure | None:
     figure = go.Figure()
     for top, colour, symbol in ((False, COLOURS[0], "circle"), (True, COLOURS[5], "diamond")):
         shown = [(name, test) for name, (ladder, rung, test) in zip(names, rows) if (rung is ladder.top) == top]
-        up, down = [test.high - test.percent for _, test in shown], [test.percent - test.low for _, test in shown]
-        whiskers = {
-            "type": "data",
-            "symmetric": False,
-            "array": up,
-            "arrayminus": down,
-            "color": colour,
-            "thickness": 2,
-            "width": 5,
-        }
         figure.add_trace(
             go.Scatter(
                 x=[test.percent for _, test in shown], y=[name for name, _ in shown], mode="markers", showlegend=False,
                 marker={"size": 11, "symbol": symbol, "color": colour},
-                error_x=whiskers,
+                error_x={
+                    "array": [test.high - test.percent for _, test in shown], "symmetric": False, "type": "data",
+                    "arrayminus": [test.percent - test.low for _, test in shown], "color": colour, "thickness": 2, "width": 5,
+                },
                 text=[f"{test.interval}<br>{test.verdict}" for _, test in shown], hovertemplate="%{y}: %{text}<extra></extra>",
             )
         )  # fmt: skip

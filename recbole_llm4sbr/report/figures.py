@@ -103,8 +103,12 @@ def _panels(lines: Sequence[Line], panels: Sequence[Panel]) -> tuple[go.Figure, 
     """
     models, names = _names(lines)
     several = len(models) > 1
-    titles = None if several else [axis for axis, _ in panels]
-    figure = make_subplots(rows=len(panels), cols=1, shared_xaxes=several, vertical_spacing=0.12, subplot_titles=titles)
+    deepest = max(_broken(in_legend(line.name, {line.name: line})).count("<br>") for line in lines)  # breaks in a name
+    height = 480 if several else int(40 + len(panels) * (48 + len(lines) * (26 + 15 * deepest)))
+    figure = make_subplots(
+        rows=len(panels), cols=1, shared_xaxes=several, vertical_spacing=0.08 if several else 52 / height,
+        subplot_titles=None if several else [axis for axis, _ in panels],
+    )  # fmt: skip
     for number, name in enumerate(names):
         own = {line.model: line for line in lines if line.name == name}
         said = in_legend(name, own)
@@ -114,16 +118,19 @@ def _panels(lines: Sequence[Line], panels: Sequence[Panel]) -> tuple[go.Figure, 
             figure.add_trace(bar.update(legendgroup=name, showlegend=several and row == 1), row=row, col=1)
             if several:
                 figure.update_yaxes(title=axis, row=row, col=1)
-    if several:
-        return figure, 480
-    figure.update_yaxes(autorange="reversed", ticksuffix=" ")
-    deepest = sum(_broken(in_legend(line.name, {line.name: line})).count("<br>") + 1.6 for line in lines)
-    return figure, int(60 + len(panels) * (36 + 16 * deepest))
+    if not several:
+        figure.update_yaxes(autorange="reversed", ticksuffix=" ").update_annotations(font={"size": 13})
+    return figure, height
 
 
-def _broken(name: str, width: int = 26) -> str:
-    """A name on lines that fit beside an axis."""
-    return "<br>".join(textwrap.wrap(name.replace(",", ", "), width))
+def _broken(name: str, width: int = 27) -> str:
+    """A name on lines that fit beside an axis, broken behind commas and before what it changes.
+
+    >>> _broken("llm4sbr+fusion=gate+late+item_init=random")
+    'llm4sbr+fusion=gate+late<br>+item_init=random'
+    """
+    lines = textwrap.wrap(re.sub(r"(?<! )\+", " +", name).replace(",", ", "), width)
+    return "<br>".join(re.sub(r" \+(?! )", "+", line) for line in lines)
 
 
 def _bar(

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from recbole_llm4sbr.base.facts import llm_name
-from recbole_llm4sbr.base.names import split_changes
+from recbole_llm4sbr.base.names import ENSEMBLE, split_changes
 from recbole_llm4sbr.report.block import Block, Line, is_llm4sbr, is_plain_with_text
 from recbole_llm4sbr.report.comparisons import Comparison
 from recbole_llm4sbr.report.statistics import ONE_SEED, UNFINISHED_RUN
@@ -60,8 +60,9 @@ class Ladder:
 
     @property
     def plain(self) -> Rung | None:
-        """The plain model, without text where there is one."""
-        return next((rung for rung in self.below if rung.name in (PLAIN, TEXT)), None)
+        """The plain model that the top is tested against, without text where there is one; else any that is there."""
+        plain = [rung for rung in self.below if rung.name in (PLAIN, TEXT)]
+        return next((rung for rung in plain if self.over(rung) is not None), plain[0] if plain else None)
 
     @property
     def controls(self) -> list[tuple[Rung, Comparison]]:
@@ -95,10 +96,12 @@ def ladders_of(block: Block, tests: Mapping[str, Sequence[Comparison]]) -> list[
     best: dict[tuple[str, str], Ladder] = {}
     for group in block.groups:
         found = {(id(each.line), id(each.reference)): each for each in tests[group] if each.metric == metric}
-        for model in dict.fromkeys(line.model for line in block.of(group)):
-            lines = [line for line in block.of(group) if line.model == model]
+        single = [line for line in block.of(group) if not line.variant.startswith(ENSEMBLE)]
+        for model in dict.fromkeys(line.model for line in single):
+            lines = [line for line in single if line.model == model]
             failed = sum(len(line.reasons) for line in block.lines if (line.group, line.model) == (group, model))
-            for top in _tops(lines) or [None]:
+            tops: list[Rung | None] = [*_tops(lines)]
+            for top in tops or [None]:
                 ladder = Ladder(group, model, top, _below(lines, top), metric, found, failed)
                 place = (model, ladder.llm or (top.name if top else ""))
                 if place not in best or ladder.worth > best[place].worth:

@@ -96,7 +96,8 @@ def _sections(part: Part, place: str) -> list[tuple[str, str, str]]:
         figures.setdefault(figure.section, []).append(figure)
     for table in part.tables:
         tables.setdefault(table.section, []).append(table)
-    names = dict.fromkeys([*_main(tables), *figures])
+    failed = [FAILED] if FAILED in tables else []
+    names = dict.fromkeys([*failed, *part.block.groups, *figures, *tables])
     found = [("Data, settings, versions, commands", _facts(part))]
     found += [(name, _section(tables.get(name, []), figures.get(name, []))) for name in names]
     note = _inline(" ".join(line.removeprefix(">").strip() or "\n\n" for line in part.note)).replace("\n\n", "</p><p>")
@@ -110,11 +111,6 @@ def _sections(part: Part, place: str) -> list[tuple[str, str, str]]:
         )
         for number, (name, content) in enumerate(found)
     ]
-
-
-def _main(tables: dict[str, list[Table]]) -> list[str]:
-    """Names of sections, that of failed cells first."""
-    return sorted(tables, key=lambda name: name != FAILED)
 
 
 def _section(tables: Sequence[Table], figures: Sequence[Figure]) -> str:
@@ -139,7 +135,7 @@ def _figure(figure: Figure, titled: bool = False) -> str:
 def _facts(part: Part) -> str:
     said = "".join(f"<p>{_inline(paragraph)}</p>" for paragraph in paragraphs(part.block))
     commands = escape("\n".join(part.block.commands))
-    return f"{counts_table(part.block).html()}{said}<pre tabindex=0>{commands}</pre>"
+    return f"{counts_table(part.block).html()}{said}<pre>{commands}</pre>"
 
 
 def _case(page: str) -> str:

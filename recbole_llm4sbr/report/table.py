@@ -94,7 +94,9 @@ class Table:
     def _shown(self, row: int, column: int) -> str:
         """What stands in a cell, as HTML."""
         text = self.rows[row][column]
-        first, *others = (text.replace(" ± ", "\n± ") if column >= self.texts else text).split("\n")
+        if column >= self.texts:
+            text = text.replace(" ± ", "\n± ").replace(" / ", "\n/ ").replace(" %", "\u00a0%").replace(", ", ",\u00a0")
+        first, *others = text.split("\n")
         said = _marked(first)
         if (row, column) in self.best:
             said = f"<b>{said}</b>"

@@ -7,20 +7,25 @@ from recbole_llm4sbr.report.statistics import ONE_SEED, UNFINISHED_RUN
 from recbole_llm4sbr.report.unfinished import named_runs
 
 WHAT_THE_LLM_ADDED = "What the language model added"
+_SEARCH = "A search of settings"
+_STRONGEST = ((SESSION_TEXT,), (CONTROLS["random"], CONTROLS["shuffled"]), (CONTROLS["none"],))
 _NOT_JUDGED = (ONE_SEED, UNFINISHED_RUN)
 
 
 def page_title(ladders: Sequence[Sequence[Ladder]]) -> str:
     """The title of a page over the ladders of its blocks: what the LLM added is said only where every block can say it."""
-    if all(topic(each) == WHAT_THE_LLM_ADDED for each in ladders):
-        return WHAT_THE_LLM_ADDED
+    topics = {topic(each) for each in ladders}
+    if topics in ({WHAT_THE_LLM_ADDED}, {_SEARCH}):
+        return topics.pop()
     if any(ladder.top for each in ladders for ladder in each):
         return "Session recommenders with and without intents"
     return "Session recommenders compared"
 
 
 def topic(ladders: Sequence[Ladder]) -> str:
-    """What the tables of a block can speak of."""
+    """What the tables of a block can speak of; a block without any is a search."""
+    if not ladders:
+        return _SEARCH
     of_llm = [ladder for ladder in ladders if ladder.llm]
     if of_llm:
         controlled = any(rung.name in CONTROLS.values() for ladder in of_llm for rung, _ in ladder.controls)
@@ -32,6 +37,8 @@ def topic(ladders: Sequence[Ladder]) -> str:
 
 def sentences(ladders: Sequence[Ladder]) -> list[str]:
     """A sentence for all backbones of which the same is found, with the finding in Markdown's bold."""
+    if not ladders:
+        return ["**Nothing is compared here**; the best trial of a search is tested once."]
     alike: dict[tuple[str, str], list[Ladder]] = {}
     for ladder in ladders:
         alike.setdefault((ladder.llm, finding(ladder)), []).append(ladder)
@@ -66,15 +73,15 @@ def finding(ladder: Ladder) -> str:
 
 def _better(plain: Rung, ladder: Ladder, said: str, of_llm: bool) -> str:
     """What may be said of intents that are better than the plain model, by the controls that they are tested against."""
-    unknown = f"what {'the LLM added' if of_llm else 'the text says'} is not shown"
+    unknown = f"what the {'LLM' if of_llm else 'text'} adds is not shown"
     better = f"better with {said} than {plain.name}"
     names = [rung.name for rung, _ in ladder.controls]
     if not names:
         return f"{better}, but not tested against any control: {unknown}"
     if equal := [rung.name for rung, test in ladder.controls if test.verdict in ("no", "worse")]:
-        return f"{better}, but not than {listed(equal)}: {unknown}"
+        return f"{better}, but not better than {listed(equal, 'or')}: {unknown}"
     if unjudged := [rung.name for rung, test in ladder.controls if test.verdict in _NOT_JUDGED]:
-        return f"{better}, but not judged against {listed(unjudged)}: {unknown}"
+        return f"{better}, but not judged against {listed(unjudged, 'or')}: {unknown}"
     if of_llm and SESSION_TEXT not in names:
         return f"{better} and {listed(names)}, but not tested against session text, which needs no LLM: {unknown}"
     return f"{said} help: better than {plain.name} and than every control ({listed(names)})"
@@ -87,10 +94,10 @@ def _sentence(ladders: Sequence[Ladder], found: str, llm: str) -> str:
 
 
 def _numbers(ladders: Sequence[Ladder]) -> str:
-    """The improvements on the plain models and on session text, where there is none on the other controls; the table has all."""
+    """The improvements on the plain models and the strongest controls that are there; the table has all."""
     names = [rung.name for rung in ladders[0].below if ladders[0].over(rung) is not None]
-    if SESSION_TEXT in names:
-        names = [name for name in names if name in (PLAIN, TEXT, SESSION_TEXT)]
+    strongest = next((each for each in _STRONGEST if set(each) & set(names)), ())
+    names = [name for name in names if name in (PLAIN, TEXT, *strongest)]
     metrics = [f" {ladders[0].metric}", *[""] * len(names)]
     return ", ".join(f"{_over(ladders, name)}{metric} over {name}" for name, metric in zip(names, metrics))
 
@@ -116,10 +123,10 @@ def _ground(ladders: Sequence[Ladder]) -> str:
     return said + f", cells without a result: {failed}" * bool(failed)
 
 
-def listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str], last: str = "and") -> str:
     """Names as a list in words.
 
     >>> listed(["SRGNN", "NARM", "STAMP"]), listed(["SRGNN"])
     ('SRGNN, NARM and STAMP', 'SRGNN')
     """
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+    return f" {last} ".join(filter(None, (", ".join(names[:-1]), names[-1])))
