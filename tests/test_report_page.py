@@ -128,6 +128,7 @@ def test_the_answer_is_above_the_fold_and_the_rest_is_folded(grids, browser, tmp
         (tmp_path / "case.html").write_text(CASE)
         report(grids, tmp_path, path, tmp_path / "case.html")
     page = browser.new_page(viewport={"width": width, "height": 800 if width == 1280 else 844}, color_scheme="light")
+    page.set_default_timeout(120_000)  # of a busy machine
     said = []
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))

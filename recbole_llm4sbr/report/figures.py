@@ -3,6 +3,7 @@
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -101,26 +102,46 @@ def _panels(lines: Sequence[Line], panels: Sequence[Panel]) -> tuple[go.Figure, 
 
     Of one model a bar lies behind each variant's name; of several, models stand on the axis, and a bar per variant.
     """
-    models, names = _names(lines)
-    several = len(models) > 1
-    deepest = max(_broken(in_legend(line.name, {line.name: line})).count("<br>") for line in lines)  # breaks in a name
-    height = 480 if several else int(40 + len(panels) * (48 + len(lines) * (26 + 15 * deepest)))
-    figure = make_subplots(
-        rows=len(panels), cols=1, shared_xaxes=several, vertical_spacing=0.08 if several else 52 / height,
-        subplot_titles=None if several else [axis for axis, _ in panels],
-    )  # fmt: skip
-    for number, name in enumerate(names):
+    several = len({line.model for line in lines}) > 1
+    return _upright(lines, panels) if several else _lying(lines, panels)
+
+
+def _upright(lines: Sequence[Line], panels: Sequence[Panel]) -> tuple[go.Figure, int]:
+    figure = make_subplots(rows=len(panels), cols=1, shared_xaxes=True, vertical_spacing=0.08)
+    for number, name in enumerate(_names(lines)[1]):
         own = {line.model: line for line in lines if line.name == name}
-        said = in_legend(name, own)
         for row, (axis, moments) in enumerate(panels, 1):
             means, spreads = zip(*map(moments, own.values()))
-            bar = _bar(said, number, list(own) if several else [_broken(said)], means, spreads, upright=several)
-            figure.add_trace(bar.update(legendgroup=name, showlegend=several and row == 1), row=row, col=1)
-            if several:
-                figure.update_yaxes(title=axis, row=row, col=1)
-    if not several:
-        figure.update_yaxes(autorange="reversed", ticksuffix=" ").update_annotations(font={"size": 13})
-    return figure, height
+            bar = _bar(in_legend(name, own), number, x=list(own), y=means, error_y=_whiskers(spreads))
+            bar.update(legendgroup=name, showlegend=row == 1, hovertemplate=f"%{{x}}<br>{name}: %{{y:.2f}}<extra></extra>")
+            figure.add_trace(bar, row=row, col=1).update_yaxes(title=axis, row=row, col=1)
+    return figure, 480
+
+
+def _lying(lines: Sequence[Line], panels: Sequence[Panel]) -> tuple[go.Figure, int]:
+    """Bars at their places in pixels, since a long name needs more room than a short one."""
+    names = [_broken(in_legend(line.name, {line.name: line})) for line in lines]
+    room = [12 + 15 * (name.count("<br>") + 1) for name in names]
+    places = [sum(room[:number]) + own / 2 for number, own in enumerate(room)]
+    height = 40 + len(panels) * (48 + sum(room))
+    figure = make_subplots(rows=len(panels), cols=1, vertical_spacing=52 / height, subplot_titles=[axis for axis, _ in panels])
+    for number, (line, name, place) in enumerate(zip(lines, names, places)):
+        for row, (_, moments) in enumerate(panels, 1):
+            mean, spread = moments(line)
+            bar = _bar(name, number, x=[mean], y=[place], error_x=_whiskers([spread]), orientation="h", width=19)
+            bar.update(showlegend=False, hovertemplate=f"{name}: %{{x:.2f}}<extra></extra>")
+            figure.add_trace(bar, row=row, col=1)
+    figure.update_yaxes(tickvals=places, ticktext=names, range=[sum(room), 0], ticksuffix=" ", showgrid=False)
+    return figure.update_annotations(font={"size": 13}), height
+
+
+def _bar(name: str, number: int, **more: Any) -> go.Bar:
+    """Bars of one series."""
+    return go.Bar(name=name, marker={"color": COLOURS[number % 8], "pattern": {"shape": PATTERNS[number % 8]}}, **more)
+
+
+def _whiskers(spreads: Sequence[float]) -> dict[str, Any]:
+    return {"type": "data", "array": spreads, "visible": any(spreads)}
 
 
 def _broken(name: str, width: int = 27) -> str:
@@ -131,19 +152,6 @@ def _broken(name: str, width: int = 27) -> str:
     """
     lines = textwrap.wrap(re.sub(r"(?<! )\+", " +", name).replace(",", ", "), width)
     return "<br>".join(re.sub(r" \+(?! )", "+", line) for line in lines)
-
-
-def _bar(
-    name: str, number: int, places: Sequence[str], means: Sequence[float], spread: Sequence[float], upright: bool
-) -> go.Bar:
-    """Bars of one series with their whiskers, upright or lying."""
-    long, across = ("y", "x") if upright else ("x", "y")
-    whiskers = {"type": "data", "array": spread, "visible": any(spread)}
-    return go.Bar(
-        name=name, orientation="v" if upright else "h", **{long: means, across: places, f"error_{long}": whiskers},
-        marker={"color": COLOURS[number % 8], "pattern": {"shape": PATTERNS[number % 8]}},
-        hovertemplate=f"%{{{across}}}: %{{{long}:.2f}}<extra></extra>",
-    )  # fmt: skip
 
 
 def _curve(lines: Sequence[Line], key: str, metrics: Sequence[str]) -> go.Figure:
@@ -160,7 +168,7 @@ def _curve(lines: Sequence[Line], key: str, metrics: Sequence[str]) -> go.Figure
             trace = go.Scatter(
                 x=[f"{value:g}" for value, _ in points], y=[mean for mean, _ in moments], name=name,
                 legendgroup=f"{model} {variant}", showlegend=row == 1,
-                error_y={"type": "data", "array": [spread for _, spread in moments], "visible": any(spread for _, spread in moments)},
+                error_y=_whiskers([spread for _, spread in moments]),
                 mode="lines+markers", line={"color": COLOURS[number % 8], "dash": DASHES[number % 6]},
                 marker={"symbol": SYMBOLS[number % 8], "size": 9},
             )  # fmt: skip

@@ -88,7 +88,9 @@ class Table:
         return models.pop(), narrow
 
     def _cell(self, tag: str, content: str, column: int) -> str:
-        kind = "" if column < self.texts else " class=n"
+        """A cell: of a column of numbers, of one of long names, which may break anywhere, or of another."""
+        long = any(len(row[column]) > 16 for row in self.rows)
+        kind = " class=n" if column >= self.texts else " class=name" if long else ""
         return f"<{tag}{kind}>{content}</{tag}>"
 
     def _shown(self, row: int, column: int) -> str:
@@ -96,11 +98,10 @@ class Table:
         text = self.rows[row][column]
         if column >= self.texts:
             text = text.replace(" ± ", "\n± ").replace(" / ", "\n/ ").replace(" %", "\u00a0%").replace(", ", ",\u00a0")
-        first, *others = text.split("\n")
-        said = _marked(first)
-        if (row, column) in self.best:
-            said = f"<b>{said}</b>"
-        return said + "".join(f"<small>{_marked(other)}</small>" for other in others)
+        first, *others = map(_marked, text.split("\n"))
+        said = f"<b>{first}</b>" if (row, column) in self.best else first
+        said += "".join(f"<small>{other}</small>" for other in others)
+        return said if column >= self.texts else said.replace(",", ",<wbr>").replace("+", "<wbr>+")
 
 
 def _marked(text: str) -> str:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from recbole_llm4sbr.base.names import ENSEMBLE
 from recbole_llm4sbr.base.records import RunResult
 from recbole_llm4sbr.base.schema import schema
 from recbole_llm4sbr.base.wording import show, show_settings
@@ -156,7 +157,8 @@ def _variants_table(block: Block) -> Table:
             settings = next(iter(line.results.values())).settings
             changed = {key: value for key, value in settings.items() if key not in usual and _of_a_variant(key)}
             said = show_settings(changed, digits=6)
-            rows.setdefault(line.variant, [line.name, line.about, said])
+            whole = f": {line.variant}" if line.variant.startswith(ENSEMBLE) and line.name != line.variant else ""
+            rows.setdefault(line.variant, [line.name, line.about + whole, said])
     how = "What each variant is, and its settings where those of its table differ from each other."
     return Table("Variants", how, ["variant", "what it is", "settings"], list(rows.values()), 3)
 
