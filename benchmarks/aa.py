@@ -11,9 +11,10 @@ import argparse
 import itertools
 from pathlib import Path
 
-from recbole_llm4sbr.report.reading import main_metrics, read_grids
+from recbole_llm4sbr.report.block import main_metrics
+from recbole_llm4sbr.report.comparisons import by_session
+from recbole_llm4sbr.report.reading import read_grids
 from recbole_llm4sbr.report.statistics import LEVEL, ONE_SEED, improvement, paired_p, verdict
-from recbole_llm4sbr.report.tables import by_session
 
 MOST = 400  # pairs of groups of a size; further ones repeat the same runs
 

@@ -1,5 +1,6 @@
 """Small worlds for tests: a raw atomic dataset, a tiny encoder and a tiny language model, all made here, none of them real."""
 
+import os
 import random
 import shutil
 
@@ -188,3 +189,17 @@ def ray_cluster():
     connect(None, num_cpus=2)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium: Playwright's own, or the one that the variable CHROMIUM names; tests are left out where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as started:
+        arguments = ["--no-sandbox", "--disable-gpu"]
+        try:
+            chromium = started.chromium.launch(executable_path=os.environ.get("CHROMIUM"), args=arguments)
+        except playwright.Error as error:
+            pytest.skip(f"no browser: {str(error).splitlines()[0]}")
+        yield chromium
+        chromium.close()

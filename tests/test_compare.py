@@ -20,9 +20,10 @@ from recbole_llm4sbr.cli.main import main
 from recbole_llm4sbr.experiment import cells, keys, work
 from recbole_llm4sbr.experiment.compare import compare
 from recbole_llm4sbr.experiment.variants import ABLATIONS, read_variants
+from recbole_llm4sbr.report.comparisons import by_session
 from recbole_llm4sbr.report.page import report
 from recbole_llm4sbr.report.reading import read_grids
-from recbole_llm4sbr.report.tables import by_session, tables_of
+from recbole_llm4sbr.report.tables import tables_of
 
 
 @pytest.fixture
@@ -326,7 +327,7 @@ def test_config_files_name_model_and_dataset_and_two_spellings_are_refused(here,
 
 
 def test_prefixes_of_a_session_count_together():
-    from recbole_llm4sbr.report.reading import Line
+    from recbole_llm4sbr.report.block import Line
 
     ranks = {"session": np.array(["a.1", "a.2", "b.1", "a.3"]), "rank": np.array([1, 0, 2, 5], np.int32)}
     for targets, expected in (("all", [2.0, 1.0]), ("last", [1.0, 0.0, 1.0, 1.0])):

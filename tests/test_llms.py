@@ -21,9 +21,10 @@ from recbole_llm4sbr.experiment.variants import Variant, of_llms
 from recbole_llm4sbr.intent import pretrained
 from recbole_llm4sbr.intent.backends import make_backend
 from recbole_llm4sbr.intent.infer import dry_run, infer
+from recbole_llm4sbr.report.block import Line
 from recbole_llm4sbr.report.intents import quality_table
 from recbole_llm4sbr.report.page import report
-from recbole_llm4sbr.report.reading import Line, read_grids
+from recbole_llm4sbr.report.reading import read_grids
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """`serve`: what it answers equals what the class returns, requests are bounded, and the page works in a real browser where there is one."""
 
 import json
-import os
 import re
 import shutil
 import socket
@@ -191,20 +190,6 @@ def hostile_address(checkpoints):
     yield f"http://127.0.0.1:{port}/"
     running.should_exit = True
     thread.join(5)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Chromium: Playwright's own, or the one that the variable CHROMIUM names; tests are left out where there is none."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as started:
-        arguments = ["--no-sandbox", "--disable-gpu"]
-        try:
-            chromium = started.chromium.launch(executable_path=os.environ.get("CHROMIUM"), args=arguments)
-        except playwright.Error as error:
-            pytest.skip(f"no browser: {str(error).splitlines()[0]}")
-        yield chromium
-        chromium.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -5,12 +5,12 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
 from recbole_llm4sbr.base.metrics import session_metric
-from recbole_llm4sbr.report.reading import Block, Line
+from recbole_llm4sbr.report.block import Block, Line
 from recbole_llm4sbr.report.statistics import holm, improvement, paired_p, verdict
 
 
@@ -32,6 +32,7 @@ def test_p_of_hits_is_the_sign_tests_up_to_its_normal_approximation():
     assert abs(math.log10(paired_p(a, b)) - math.log10(exact)) < 0.5
 
 
+@settings(deadline=None)  # a busy machine is no fault
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=9))
 def test_p_of_few_sessions_is_that_of_all_signs(values):
     differs = np.array([value for value in values if value], float)

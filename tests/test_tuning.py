@@ -273,8 +273,8 @@ def test_searches_over_anything_can_be_reported(tiny, tmp_path, values, bigger):
     found = {"dataset": "tiny", "split": "temporal", "model": "SRGNN", "metric": "MRR@20", "bigger": bigger, "command": "tune",
              "machine": "m", "asked": {"how": "grid"}, "counts": result["prepare"], "trials": trials, "best": best}  # fmt: skip
     (tmp_path / "search.json").write_text(json.dumps(found))
-    _, tables = report([tmp_path], tmp_path, tmp_path / "report.html")
-    table = tables["tiny, temporal split"][0]
+    _, parts = report([tmp_path], tmp_path, tmp_path / "report.html")
+    table = parts["tiny, temporal split"].tables[0]
     if len(values) == 2:
         assert [row[0] for row in table.rows] == ["concat", "gate"]
         assert table.rows[1][1:] == ["0.00", "1.00"]

@@ -115,7 +115,7 @@ def test_a_trial_that_used_all_epochs_is_unfinished_and_one_that_was_stopped_ear
     assert [trial.unfinished for trial in Search.from_json(sparse).trials] == [True, False, False, False]
 
 
-def write_grid(folder, lines, group="Comparison", sessions=300):
+def write_grid(folder, lines, group="Comparison", sessions=300, settings=None):
     """A grid with hand-made results; `lines` has the best epoch (of 10) and the shift of the ranks for each seed, by variant."""
     ease = np.random.default_rng(1).normal(2.5, 1.5, sessions)
     names = np.array([f"s{n}" for n in range(sessions)])
@@ -128,7 +128,8 @@ def write_grid(folder, lines, group="Comparison", sessions=300):
             rank = np.maximum(1, np.exp(ease + shift + noise)).astype(np.int32)
             untrained = {"model": "LLMSeqSim", "parameters": 1} if variant == "LLMSeqSim" else {}
             epochs = 1 if untrained else 10
-            result = as_json(best_epoch, epochs, hit=float((rank <= 20).mean()), seed=seed, **untrained)
+            own = untrained | (settings or {}).get(variant, {})
+            result = as_json(best_epoch, epochs, hit=float((rank <= 20).mean()), seed=seed, **own)
             cells.append({"status": "ok", "key": key, "machine": "m", "result": result})
             entries.append(
                 {"group": group, "dataset": "d", "split": "temporal", "model": "SRGNN", "variant": variant, "seed": seed, "about": "",
@@ -218,7 +219,7 @@ def test_one_seed_is_not_judged(tmp_path):
 
 def test_legends_of_figures_name_what_is_unfinished_and_the_page_says_why(tmp_path):
     write_grid(tmp_path / "grid", GRID)
-    figures = {title: (how, figure) for title, how, figure in figures_of(read_grids([tmp_path / "grid"])[0])}
+    figures = {each.title: (each.how, each.html()) for each in figures_of(read_grids([tmp_path / "grid"])[0])}
     assert list(figures) == ["Comparison", "Validation by epoch", "Time and memory", "Popular and rare targets"]
     for how, figure in figures.values():
         assert "SRGNN llm4sbr (seeds 2, 3)" in how
@@ -226,14 +227,14 @@ def test_legends_of_figures_name_what_is_unfinished_and_the_page_says_why(tmp_pa
         assert "plain (unfinished)" not in figure
     swept = {f"llm4sbr+intent_k={k}": {1: (9 if k == 3 else 5, 0.0)} for k in (1, 3, 5)}
     write_grid(tmp_path / "swept", swept)
-    curve = next(figures_of(read_grids([tmp_path / "swept"])[0]))[2]
+    curve = next(figures_of(read_grids([tmp_path / "swept"])[0])).html()
     assert "SRGNN llm4sbr (unfinished: 3)" in curve
 
 
 def test_tables_and_figures_of_a_search_mark_unfinished_trials(tmp_path):
     (tmp_path / "search.json").write_text(json.dumps(old_search()))
-    _, tables = report([tmp_path], tmp_path, tmp_path / "report.html")
-    grid, trials, tested = tables["d, temporal split"]
+    _, parts = report([tmp_path], tmp_path, tmp_path / "report.html")
+    grid, trials, tested = parts["d, temporal split"].tables
     assert grid.rows == [["1", "40.00 (unfinished)", "30.00"], ["3", "20.00", "-"]]
     assert grid.best == {(0, 2)}  # the best of those that are finished
     assert [row[trials.head.index("training")] for row in trials.rows] == ["unfinished", "", "", ""]

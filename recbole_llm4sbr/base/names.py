@@ -1,8 +1,11 @@
-"""Names of variants that the command line, grids and reports must all read: lists of names, and ensembles."""
+"""Names that the command line, grids and reports must all read: of variants, lists of them, their changes and ensembles."""
 
 import re
 
 ENSEMBLE = "ensemble("  # what the name of an ensemble begins with
+CASE_PAGE = "recbole-llm4sbr inspect"  # the generator that a page of `inspect` names; `report --case` looks for it
+# three changes or more, in a variant or in a member of an ensemble; which LLM is not cut
+_CHANGES = re.compile(r"(?:\+(?!llm=)\w+=(?:(?!\+\w+=)[^,()@'])+){3,}")
 
 
 def split_names(text: str) -> list[str]:
@@ -22,3 +25,27 @@ def control_of_ensemble(name: str) -> str:
     """
     members = split_names(name.removeprefix(ENSEMBLE).rpartition(")")[0])
     return f"{ENSEMBLE}{','.join('plain' + chr(39) * number for number in range(len(members)))})"
+
+
+def split_changes(name: str) -> list[str]:
+    """A variant and what it changes; a plus inside a value ends nothing.
+
+    >>> split_changes("llm4sbr+fusion=gate+late+intent_k=3")
+    ['llm4sbr', 'fusion=gate+late', 'intent_k=3']
+    """
+    return re.split(r"\+(?=[^+=]+=)", name)
+
+
+def short_name(name: str) -> str:
+    """A variant's name for a column or a legend: where it changes many settings, how many rather than which; of an ensemble's member, dots.
+
+    >>> short_name("plain+learning_rate=0.0009+weight_decay=0.00001+session_dropout=0.5")
+    'plain + 3 settings'
+    >>> short_name("ensemble(llm4sbr,llm4sbr+learning_rate=0.001+session_dropout=0.3+embedding_dropout=0.2@GCEGNN)+weights=valid")
+    'ensemble(llm4sbr,llm4sbr...@GCEGNN)+weights=valid'
+    >>> short_name("llm4sbr+fusion=gate+late+item_init=random")
+    'llm4sbr+fusion=gate+late+item_init=random'
+    """
+    if name.startswith(ENSEMBLE):
+        return _CHANGES.sub("...", name)
+    return _CHANGES.sub(lambda found: f" + {len(split_changes(found[0])) - 1} settings", name)

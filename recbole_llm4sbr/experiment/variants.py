@@ -8,7 +8,7 @@ from typing import Any, Literal
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import PROPERTIES
 from recbole_llm4sbr.base.model_names import canonical_model
-from recbole_llm4sbr.base.names import ENSEMBLE, control_of_ensemble, split_names
+from recbole_llm4sbr.base.names import ENSEMBLE, control_of_ensemble, split_changes, split_names
 from recbole_llm4sbr.base.schema import per_grid, read_yaml
 from recbole_llm4sbr.base.settings import parse_value
 
@@ -137,7 +137,7 @@ def make_variant(name: str, model: str) -> Variant:
         UserError: there is no such variant, or it changes what is decided before training.
     """
     variants = read_variants()
-    shipped, *changes = re.split(r"\+(?=[^+=]+=)", name)  # a plus inside a value, as in fusion=gate+late, ends nothing
+    shipped, *changes = split_changes(name)
     if shipped not in variants:
         raise UserError(f"variant {shipped!r} is unknown; choose from {', '.join(variants)}")
     settings = {

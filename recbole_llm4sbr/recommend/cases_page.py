@@ -5,6 +5,7 @@ from html import escape
 from pathlib import Path
 
 from recbole_llm4sbr.base.files import make_folder, write_whole
+from recbole_llm4sbr.base.names import CASE_PAGE
 from recbole_llm4sbr.base.wording import shortened
 from recbole_llm4sbr.recommend.cases import Case, Item, ModelCase, ViewCase
 from recbole_llm4sbr.recommend.cases_text import (
@@ -62,6 +63,7 @@ def page(cases: Sequence[Case], title: str) -> str:
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     return (
         '<!doctype html>\n<html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width, initial-scale=1">\n'
+        f'<meta name=generator content="{CASE_PAGE}">'
         f'<meta http-equiv=Content-Security-Policy content="{policy}"><title>{_text(title, 200)}</title>'
         f'<link rel=icon href="data:,"><style>{_STYLE}</style></head>\n<body>' + "\n".join(body) + "</body></html>\n"
     )

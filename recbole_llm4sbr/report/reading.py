@@ -1,10 +1,8 @@
 """What `compare`, `ablate` and `tune` left in their folders, read for the report: `grid.json`, `cells.jsonl`, `ranks/*.npz`."""
 
-import re
 import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,151 +11,10 @@ import numpy.typing as npt
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import read_json
-from recbole_llm4sbr.base.metrics import is_per_session, session_metric
-from recbole_llm4sbr.base.names import ENSEMBLE, control_of_ensemble
-from recbole_llm4sbr.base.records import GridEntry, RunResult, Search, read_cell_results
+from recbole_llm4sbr.base.names import short_name
+from recbole_llm4sbr.base.records import GridEntry, Search, read_cell_results
 from recbole_llm4sbr.base.schema import schema
-
-CONTROLS = ("session_text", "shuffled", "random", "none")
-REFERENCES = ("plain", "w/o LLM", "llm4sbr")  # what the variants of a group are tested against: the first of these that it has
-
-
-@dataclass
-class Line:
-    """One variant of one model in one group of a grid, over its seeds.
-
-    Attributes:
-        group, model, variant, about: its place, and what the variant is.
-        results: of the runs, by seed.
-        ranks: test rows by seed: session, rank, length, head, intent, and clicks but in files of versions that did not count them.
-        reasons: why a seed's run failed.
-    """
-
-    group: str
-    model: str
-    variant: str
-    about: str
-    results: dict[int, RunResult] = field(default_factory=dict)
-    ranks: dict[int, dict[str, npt.NDArray[Any]]] = field(default_factory=dict)
-    reasons: dict[int, str] = field(default_factory=dict)
-
-    @property
-    def sessions(self) -> npt.NDArray[Any]:
-        """Ids of the test rows, sorted."""
-        return np.sort(next(iter(self.ranks.values()))["session"])
-
-    @property
-    def unfinished(self) -> list[int]:
-        """Seeds of the runs whose best epoch is the last that they were allowed."""
-        return sorted(seed for seed, result in self.results.items() if result.unfinished)
-
-    def scores(self, metric: str) -> list[float]:
-        """A metric of the test in percent, by seed."""
-        return [100 * float(result.test_result.get(metric.lower(), np.nan)) for result in self.results.values()]
-
-    def by_seed(self, metric: str, seeds: Sequence[int]) -> npt.NDArray[np.float64]:
-        """A metric of each test row, in the order of the session ids, for each seed, [seeds, R]."""
-        values = []
-        for seed in seeds:
-            rows = self.ranks[seed]
-            order = np.argsort(rows["session"], kind="stable")
-            values.append(session_metric(rows["rank"][order], metric))
-        return np.array(values)
-
-
-def metrics_of(lines: Sequence[Line]) -> list[str]:
-    """Names of the metrics that all lines have, as Hit@5, in the order of the paper's tables."""
-    names = [result.metric_names() for line in lines for result in line.results.values()]
-    return [name for name in names[0] if all(name in other for other in names)]
-
-
-def main_metrics(lines: Sequence[Line]) -> list[str]:
-    """The first two metrics at their largest cut-off, as Hit@20 and MRR@20; those that have a value per session come first."""
-    names = metrics_of(lines)
-    largest = max((int(name.partition("@")[2]) for name in names), default=0)
-    whole = [name for name in names if name.endswith(f"@{largest}")]
-    return sorted(whole, key=lambda name: not is_per_session(name))[:2]
-
-
-@dataclass
-class Block:
-    """All that was run on one dataset with one split.
-
-    Attributes:
-        dataset, split: which.
-        lines: in the order of the grid.
-        commands: what was typed.
-        machines: where.
-        searches: what `tune` found.
-    """
-
-    dataset: str
-    split: str
-    lines: list[Line] = field(default_factory=list)
-    commands: list[str] = field(default_factory=list)
-    machines: list[str] = field(default_factory=list)
-    searches: list[Search] = field(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        """Of the Markdown file."""
-        return self.dataset if self.split == "temporal" else f"{self.dataset}-{self.split}"
-
-    @property
-    def title(self) -> str:
-        """Of the section."""
-        return f"{self.dataset}, {self.split} split"
-
-    @property
-    def groups(self) -> list[str]:
-        """Titles of the groups that have a result."""
-        return list(dict.fromkeys(line.group for line in self.lines if line.results))
-
-    def of(self, group: str) -> list[Line]:
-        """The lines of a group that have a result."""
-        return [line for line in self.lines if line.group == group and line.results]
-
-    def any_result(self) -> RunResult:
-        """A result, for what all have in common; one that used intents where there is one."""
-        results = [result for line in self.lines for result in line.results.values()]
-        results += [search.best.result for search in self.searches if search.best is not None]
-        return max(results, key=lambda result: result.infer is not None)
-
-    def pairs(self, group: str) -> list[tuple[Line, Line]]:
-        """What is tested against what: every variant against the model's reference, LLM4SBR against its controls and with one LLM against
-        the first one, and an ensemble against as many plain models."""
-        found: dict[frozenset[int], tuple[Line, Line]] = {}  # each pair once, whichever of the two comes first
-        for line in self.of(group):
-            others = [each for each in self.of(group) if each.model == line.model]
-            if line.variant.startswith(ENSEMBLE):
-                references = [each for each in others if each.variant == control_of_ensemble(line.variant)]
-            else:
-                others = [each for each in others if not each.variant.startswith(ENSEMBLE)]
-                references = [_reference(others)]
-                references += _compared(line, others)
-            for reference in references:
-                if reference is not line:
-                    found.setdefault(frozenset((id(line), id(reference))), (line, reference))
-        return list(found.values())
-
-
-def _compared(line: Line, others: Sequence[Line]) -> list[Line]:
-    """What LLM4SBR is tested against beside the reference: its controls, and the same with the intents of the first LLM; else nothing."""
-    match = re.fullmatch(r"llm4sbr(\+llm=[^+]+)?", line.variant)
-    if match is None:
-        return []
-    llm = match[1] or ""
-    first = [each for each in others if each.variant.startswith("llm4sbr+llm=")][:1] if llm else []
-    return [each for each in others if each.variant in CONTROLS or each.variant.removesuffix(llm) in CONTROLS] + first
-
-
-def _reference(lines: Sequence[Line]) -> Line:
-    """What the variants of a model are tested against: the first of `REFERENCES` that is there, as it is or with changed settings."""
-    for name in REFERENCES:
-        named = [line for line in lines if line.variant.partition("+")[0] == name]
-        if named:
-            return min(named, key=lambda line: len(line.variant))
-    return lines[0]
+from recbole_llm4sbr.report.block import Block, Line
 
 
 def read_grids(folders: Sequence[str | Path]) -> list[Block]:
@@ -184,6 +41,7 @@ def read_grids(folders: Sequence[str | Path]) -> list[Block]:
             )
     for block in blocks.values():
         _same_sessions(block)
+        _name_lines(block)
     ready = [block for block in blocks.values() if block.searches or any(line.results for line in block.lines)]
     if not ready:
         raise UserError(f"no cell of {', '.join(map(str, folders))} has a result yet; run the grid first")
@@ -261,6 +119,17 @@ def _add(texts: list[str], text: str) -> None:
         texts.append(text)
 
 
+def _name_lines(block: Block) -> None:
+    """Give variants short names, each one of its own."""
+    same: dict[str, list[str]] = {}  # variants by short name
+    for variant in dict.fromkeys(line.variant for line in block.lines):
+        same.setdefault(short_name(variant), []).append(variant)
+    for line in block.lines:
+        short = short_name(line.variant)
+        place = same[short].index(line.variant)
+        line.name = f"{short} ({place + 1})" if place else short
+
+
 def _same_sessions(block: Block) -> None:
     """Take out what was tested on other sessions than the first line of its group: it cannot be compared with it."""
     for group in block.groups:
@@ -271,48 +140,3 @@ def _same_sessions(block: Block) -> None:
                 if not np.array_equal(np.sort(line.ranks[seed]["session"]), first):
                     del line.ranks[seed], line.results[seed]
                     line.reasons[seed] = f"was tested on other sessions than {lines[0].model} {lines[0].variant}"
-
-
-def buckets_of(lines: Sequence[Line]) -> dict[str, npt.NDArray[np.bool_]]:
-    """Parts of the test sessions, in the order of the session ids."""
-    rows = next(iter(lines[0].ranks.values()))
-    order = np.argsort(rows["session"], kind="stable")
-    head, length = rows["head"][order], rows["length"][order]
-    low, high = np.quantile(length, [1 / 3, 2 / 3]).astype(int)
-    buckets = {
-        "head targets": head,
-        "tail targets": ~head,
-        **_cold_buckets(lines[0], rows, order),
-        f"up to {low} clicks": length <= low,
-        f"{low + 1} to {high} clicks": (length > low) & (length <= high),
-        f"over {high} clicks": length > high,
-    }
-    for line in lines:
-        own, settings = next(iter(line.ranks.values())), next(iter(line.results.values())).settings
-        if settings["intent_source"] in ("shuffled", "random"):
-            continue
-        if own["intent"].any() and not own["intent"].all():
-            intent = own["intent"][np.argsort(own["session"], kind="stable")]
-            buckets |= {"with intents": intent, "without an intent": ~intent}
-            break
-    return buckets
-
-
-def _cold_buckets(
-    line: Line, rows: dict[str, npt.NDArray[Any]], order: npt.NDArray[np.int64]
-) -> dict[str, npt.NDArray[np.bool_]]:
-    """Where cold items are ranked: the sessions whose target has training clicks, and the others."""
-    if "clicks" not in rows or not next(iter(line.results.values())).settings.get("cold_items"):
-        return {}
-    clicks = rows["clicks"][order]
-    return {"targets with training clicks": clicks > 0, "targets without": clicks == 0}
-
-
-def common_settings(block: Block, group: str | None = None) -> dict[str, Any]:
-    """Settings that all runs of a block, or of one group of it, share."""
-    lines = block.lines if group is None else block.of(group)
-    found = [result.settings for line in lines for result in line.results.values()]
-    if group is None:
-        found += [search.best.result.settings for search in block.searches if search.best is not None]
-    first, *others = found
-    return {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}

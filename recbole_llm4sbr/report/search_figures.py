@@ -1,29 +1,22 @@
-"""Figures of searches: a curve per setting, a heat map of two, parallel coordinates of more."""
+"""Figures of searches: a heat map of two settings, parallel coordinates of more, and a curve per setting."""
 
 from collections.abc import Iterator, Sequence
 
 import plotly.graph_objects as go
-from plotly.colors import sample_colorscale
 
 from recbole_llm4sbr.base.records import Search, Trial
 from recbole_llm4sbr.base.wording import show
+from recbole_llm4sbr.report.figure import Figure
 from recbole_llm4sbr.report.searches import by_two, distinct, note_of_trials
-from recbole_llm4sbr.report.style import COLOURS
+from recbole_llm4sbr.report.style import COLOURS, QUIET
 from recbole_llm4sbr.report.unfinished import UNFINISHED
 
 
-def figures_of_search(search: Search) -> Iterator[tuple[str, str, go.Figure, int]]:
-    """A curve per setting, a heat map where there are two, parallel coordinates where there are more."""
+def figures_of_search(search: Search, section: str) -> Iterator[Figure]:
+    """A heat map where two settings were searched, parallel coordinates of more, and a curve per setting."""
     metric, model = search.metric, search.model
     trials = [trial for trial in search.trials if trial.score is not None]
     note = note_of_trials(search)
-    for key in trials[0].setting:
-        yield (
-            f"Search: {key} ({model})",
-            f"{metric} on validation, in percent: each trial, and the best of each value.{note}",
-            _points(trials, key, search.bigger),
-            400,
-        )
     if found := by_two(search):
         row_key, column_key = found.row_key, found.column_key
         texts = [[text.replace(" ", "<br>") for text in found.texts(number, "")] for number in range(len(found.rows))]
@@ -35,14 +28,22 @@ def figures_of_search(search: Search) -> Iterator[tuple[str, str, go.Figure, int
             )
         )  # fmt: skip
         figure.update_xaxes(title=column_key, type="category").update_yaxes(title=row_key, type="category")
-        yield f"Search: {row_key} and {column_key} ({model})", f"{metric} on validation, in percent.{note}", figure, 420
+        title, how = f"Search: {row_key} and {column_key} ({model})", f"{metric} on validation, in percent.{note}"
+        yield Figure(section, title, how, figure, 420)
     elif len(trials[0].setting) > 1:
-        yield (
-            f"Search: all settings ({model})",
-            f"A line is a trial, the brighter the better, dotted where it is unfinished; {metric} on validation, in percent.{note}",
-            _parallel(trials, metric, search.bigger),
-            460,
-        )
+        how = f"A line is a trial, dotted where it is unfinished; {metric} on validation, in percent.{note}"
+        yield Figure(section, f"Search: all settings ({model})", how, _parallel(trials, metric, search.bigger), 460)
+    for key in trials[0].setting:
+        how = f"{metric} on validation, in percent: each trial, and the best of each value.{note}"
+        yield Figure(section, f"Search: {key} ({model})", how, _points(trials, key, search.bigger), 300)
+
+
+# how the lines of trials look that are the best, in the better half, and the others
+_LEVELS = {
+    "best": ("the best", {"color": COLOURS[5], "width": 4}),
+    "better": ("the better half", {"color": COLOURS[4], "width": 2}),
+    "other": ("the others", {"color": QUIET, "width": 1}),
+}
 
 
 def _points(trials: Sequence[Trial], key: str, bigger: bool) -> go.Figure:
@@ -92,23 +93,23 @@ def _parallel(trials: Sequence[Trial], metric: str, bigger: bool) -> go.Figure:
             ticks.append([names[0], names[-1]])
     figure = go.Figure()
     order = sorted(range(len(trials)), key=lambda number: columns[metric][number], reverse=not bigger)  # the best on top
-    for rank, number in enumerate(order):
+    named = set()
+    for rank, number in enumerate(order, 1):
         unfinished = trials[number].unfinished
         said = "<br>".join(f"{key} {show(values[number], 4)}" for key, values in columns.items())
         said += f"<br>{UNFINISHED}" * unfinished
+        name, line = _LEVELS["best" if rank == len(order) else "better" if 2 * rank > len(order) else "other"]
         figure.add_trace(
             go.Scatter(
-                x=list(columns), y=[column[number] for column in places], mode="lines+markers", showlegend=False,
-                line={
-                    "color": sample_colorscale("Cividis", [rank / max(len(order) - 1, 1)])[0], "width": 2,
-                    "dash": "dot" if unfinished else "solid",
-                },
-                text=said, hovertemplate="%{text}<extra></extra>",
+                x=list(columns), y=[column[number] for column in places], mode="lines+markers",
+                name=name, legendgroup=name, showlegend=name not in named,
+                line={**line, "dash": "dot" if unfinished else "solid"}, text=said, hovertemplate="%{text}<extra></extra>",
             )
         )  # fmt: skip
+        named.add(name)
     for key, (low, high) in zip(columns, ticks):
-        figure.add_vline(x=key, line={"color": "#999", "width": 1})
+        figure.add_vline(x=key, line={"color": QUIET, "width": 1})
         for text, y, anchor in ((low, -0.02, "top"), (high, 1.02, "bottom")):
-            figure.add_annotation(x=key, y=y, text=text, showarrow=False, yanchor=anchor, bgcolor="#fff")
+            figure.add_annotation(x=key, y=y, text=text, showarrow=False, yanchor=anchor)
     figure.update_yaxes(visible=False, range=[-0.15, 1.15])
     return figure.update_xaxes(showgrid=False, tickangle=-25)

@@ -14,6 +14,18 @@ from recbole_llm4sbr.report.table import Table
 from recbole_llm4sbr.report.unfinished import COLUMN, UNFINISHED
 
 
+def search_titles(searches: Sequence[Search]) -> list[str]:
+    """A headline for each of the searches of a block, each one of its own."""
+    titles: list[str] = []
+    for search in searches:
+        assert search.best is not None  # unfinished searches are not read
+        what = "with intents" if search.best.result.settings["llm4sbr"] else "plain"
+        settings = len(search.trials[0].setting)
+        title = f"Search of {search.model}, {what}: {len(search.trials)} trials over {settings} setting" + "s" * (settings > 1)
+        titles.append(title + f" ({titles.count(title) + 1})" * (title in titles))
+    return titles
+
+
 def search_tables(search: Search) -> list[Table]:
     """A search's trials, as a grid of two settings where it is one, and the test of the best one."""
     assert search.best is not None  # unfinished searches are not read

@@ -1,35 +1,41 @@
 """The tables of the report: metrics, tests, buckets, cost, variants."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
 from recbole_llm4sbr.base.metrics import is_per_session
+from recbole_llm4sbr.base.names import ENSEMBLE
 from recbole_llm4sbr.base.records import RunResult
 from recbole_llm4sbr.base.schema import schema
 from recbole_llm4sbr.base.wording import show, show_settings
+from recbole_llm4sbr.report.block import Block, Line, buckets_of, common_settings, main_metrics, metrics_of
+from recbole_llm4sbr.report.comparisons import Comparison, compared
 from recbole_llm4sbr.report.intents import quality_table
-from recbole_llm4sbr.report.reading import Block, Line, buckets_of, common_settings, main_metrics, metrics_of
-from recbole_llm4sbr.report.searches import search_tables
-from recbole_llm4sbr.report.statistics import holm, improvement, paired_p, verdict
-from recbole_llm4sbr.report.table import Table
+from recbole_llm4sbr.report.searches import search_tables, search_titles
+from recbole_llm4sbr.report.table import COST, FAILED, POPULARITY, Table
 from recbole_llm4sbr.report.unfinished import marked, note
 
 _SMALLER = ("averagepopularity", "giniindex")  # RecBole's metrics of which less is better
 
 
-def tables_of(block: Block) -> list[Table]:
-    """All tables of a block."""
+def tables_of(block: Block, tests: Mapping[str, Sequence[Comparison]] | None = None) -> list[Table]:
+    """All tables of a block.
+
+    Args:
+        block: which.
+        tests: of each group, where they are known; they take a while.
+    """
     tables = []
+    tests = {group: compared(block, group) for group in block.groups} if tests is None else tests
     for group in block.groups:
         lines = block.of(group)
         tables.append(_metrics_table(block, group, lines, metrics_of(lines)))
-        tested = [metric for metric in main_metrics(lines) if is_per_session(metric)]
-        if tested and block.pairs(group) and all(line.ranks for line in lines):
-            tables.append(_tests_table(block, group, tested))
-    for search in block.searches:
-        tables += search_tables(search)
+        if tests[group]:
+            tables.append(_tests_table(group, lines, tests[group]))
+    for search, title in zip(block.searches, search_titles(block.searches)):
+        tables += [replace(table, section=title) for table in search_tables(search)]
     if block.groups:
         main = block.of(block.groups[0])
         tested = [metric for metric in main_metrics(main) if is_per_session(metric)]
@@ -38,18 +44,11 @@ def tables_of(block: Block) -> list[Table]:
         if (quality := quality_table(block.lines)) is not None:
             tables.append(quality)
         tables += [_cost_table(_distinct(block)), _variants_table(block)]
-    failed = [[line.model, line.variant, str(seed), reason] for line in block.lines for seed, reason in line.reasons.items()]
+    failed = [[line.model, line.name, str(seed), reason] for line in block.lines for seed, reason in line.reasons.items()]
     if failed:
         head = ["model", "variant", "seed", "reason"]
-        tables.append(
-            Table("Cells without a result", "Each with its reason; running the grid again tries them again.", head, failed, 4)
-        )
+        tables.append(Table(FAILED, "Each with its reason; running the grid again tries them again.", head, failed, 4))
     return tables
-
-
-def _mean(values: Sequence[float], form: str = "{:.2f}") -> str:
-    text = form.format(np.mean(values))
-    return text if len(values) < 2 else text + " ± " + form.format(np.std(values, ddof=1))
 
 
 def _metrics_table(block: Block, group: str, lines: Sequence[Line], metrics: Sequence[str]) -> Table:
@@ -65,7 +64,7 @@ def _metrics_table(block: Block, group: str, lines: Sequence[Line], metrics: Seq
     rows = []
     for line in lines:
         fewer = f" ({len(line.results)} of {len(seeds)} seeds)" if len(line.results) < len(seeds) else ""
-        rows.append([line.model, line.variant + fewer, *(_mean(line.scores(metric)) for metric in metrics)])
+        rows.append([line.model, line.name + fewer, *(line.mean(metric) for metric in metrics)])
     bold = "the best of each column in bold" if finished.all() else "the best finished one of each column in bold"
     bold = bold if finished.any() else "none in bold, since none is finished"
     how = f"Test, in percent, the whole catalogue ranked; {_seeds(seeds)}; {bold}."
@@ -81,22 +80,12 @@ def _seeds(seeds: Sequence[int]) -> str:
     return f"mean ± standard deviation over the seeds {', '.join(map(str, seeds))}"
 
 
-def _tests_table(block: Block, group: str, tested: Sequence[str]) -> Table:
-    rows: list[list[str]] = []
-    found: list[tuple[float, float, float, int, bool]] = []
-    for line, reference in block.pairs(group):
-        seeds = sorted(set(line.ranks) & set(reference.ranks))
-        if not seeds:
-            continue
-        for metric in tested:
-            a, b = (by_session(each, metric, seeds) for each in (reference, line))
-            percent, low, high = improvement(a, b)
-            p = paired_p(a.mean(0), b.mean(0))
-            found.append((low, high, p, len(seeds), bool(line.unfinished or reference.unfinished)))
-            text = "-" if np.isnan(percent) else f"{percent:+.1f} % [{low:+.1f}, {high:+.1f}]"
-            rows.append([line.model, f"{line.variant} against {reference.variant}", metric, text, f"{p:.3g}"])
-    for row, (low, high, _, seeds_each, unfinished), adjusted in zip(rows, found, holm([p for _, _, p, _, _ in found])):
-        row += [f"{adjusted:.3g}", verdict(low, high, adjusted, seeds_each, unfinished=unfinished)]
+def _tests_table(group: str, lines: Sequence[Line], tests: Sequence[Comparison]) -> Table:
+    rows = [
+        [each.line.model, f"{each.line.name} against {each.reference.name}", each.metric, each.interval, f"{each.p:.3g}",
+         f"{each.adjusted:.3g}", each.verdict]
+        for each in tests
+    ]  # fmt: skip
     how = (
         "Over the same test sessions (all prefixes of a session together). Improvement with a 95 % interval by a bootstrap over seeds and "
         "sessions (2,000 resamples, widened for few seeds); Wilcoxon's signed-rank test over sessions, two-sided, each metric averaged "
@@ -105,18 +94,8 @@ def _tests_table(block: Block, group: str, tested: Sequence[str]) -> Table:
         "a run of either side is unfinished (its best epoch is the last that it was allowed). Rows that are not judged stay in the family "
         "of the correction, so that they make no other verdict easier."
     )
-    how += note(block.of(group))
     head = ["model", "variants", "metric", "improvement", "p", "p (Holm)", "different?"]
-    return Table(f"Is it more than chance? {group}", how, head, rows, 3)
-
-
-def by_session(line: Line, metric: str, seeds: Sequence[int]) -> npt.NDArray[np.float64]:
-    """A metric of each test session by seed, [seeds, S]; where every prefix is a row, their sum, since they are not independent."""
-    values = line.by_seed(metric, seeds)
-    if next(iter(line.results.values())).settings["session_targets"] != "all":
-        return values
-    _, session = np.unique([name.rpartition(".")[0] for name in line.sessions.tolist()], return_inverse=True)
-    return np.stack([np.bincount(session, each) for each in values]).astype(np.float64)
+    return Table(f"Is it more than chance? {group}", how + note(lines), head, rows, 3, section=group)
 
 
 def _buckets_table(lines: Sequence[Line], tested: Sequence[str]) -> Table:
@@ -128,14 +107,14 @@ def _buckets_table(lines: Sequence[Line], tested: Sequence[str]) -> Table:
             " / ".join(f"{100 * line.by_seed(metric, seeds)[:, where].mean():.2f}" for metric in tested)
             for where in buckets.values()
         )
-        rows.append([line.model, line.variant, *values])
+        rows.append([line.model, line.name, *values])
     how = (
         f"{' / '.join(tested)} of the test, in percent, mean over the seeds; number of sessions in the headline. Head: the target is among "
         "the 20 % of items that the training part clicks most. Lengths: thirds of the test sessions by clicks before the target. Without "
         "an intent: at least one view's answer named nothing, or its call failed."
     )
     head = ["model", "variant", *(f"{name} ({where.sum():,})" for name, where in buckets.items())]
-    return marked(Table("By popularity, session length and intent", how, head, rows), lines)
+    return marked(Table("By popularity, session length and intent", how, head, rows, section=POPULARITY), lines)
 
 
 def _distinct(block: Block) -> list[Line]:
@@ -161,14 +140,14 @@ def _cost_table(lines: Sequence[Line]) -> Table:
         ]
         own = columns[3:] if any(result.members for result in results) else columns  # an ensemble has no epochs of its own
         cells = [form.format(np.mean([get(r) for r in results])) for get, form in own]
-        rows.append([line.model, line.variant, *["-"] * (len(columns) - len(own)), *cells])
+        rows.append([line.model, line.name, *["-"] * (len(columns) - len(own)), *cells])
     how = (
         "Mean over the seeds: the median training epoch, epochs and training seconds until the best one, all seconds with validation, "
         "peak memory of the process (of the GPU where one trains), trained numbers. Cells that ran beside others share the machine. The "
         "seconds of an ensemble are those of its members and of its own validation and test."
     )
     head = ["model", "variant", "s per epoch", "epochs to best", "s to best", "s in all", "peak MB", "parameters"]
-    return marked(Table("Time and memory (the paper's Table 5)", how, head, rows), lines)
+    return marked(Table("Time and memory (the paper's Table 5)", how, head, rows, section=COST), lines)
 
 
 def _variants_table(block: Block) -> Table:
@@ -179,7 +158,8 @@ def _variants_table(block: Block) -> Table:
             settings = next(iter(line.results.values())).settings
             changed = {key: value for key, value in settings.items() if key not in usual and _of_a_variant(key)}
             said = show_settings(changed, digits=6)
-            rows.setdefault(line.variant, [line.variant, line.about, said])
+            whole = f": {line.variant}" if line.variant.startswith(ENSEMBLE) and line.name != line.variant else ""
+            rows.setdefault(line.variant, [line.name, line.about + whole, said])
     how = "What each variant is, and its settings where those of its table differ from each other."
     return Table("Variants", how, ["variant", "what it is", "settings"], list(rows.values()), 3)
 

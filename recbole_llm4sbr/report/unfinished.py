@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from recbole_llm4sbr.report.reading import Line
+from recbole_llm4sbr.report.block import Line
 from recbole_llm4sbr.report.table import Table
 
 UNFINISHED = "unfinished"
@@ -15,7 +15,7 @@ def note(lines: Sequence[Line]) -> str:
     found = [line for line in lines if line.unfinished]
     if not found:
         return ""
-    runs = ", ".join(f"{line.model} {line.variant} ({_seeds(line.unfinished)})" for line in found)
+    runs = named_runs(found)
     budgets = sorted({line.results[seed].budget.epochs for line in found for seed in line.unfinished})
     epochs = ", ".join(map(str, budgets))
     ensembles = any(result.members for line in found for result in line.results.values())
@@ -24,6 +24,11 @@ def note(lines: Sequence[Line]) -> str:
         f" Unfinished, since the best epoch{of} is the last one validated within epochs={epochs}: {runs}. Raise --epochs; until then these "
         f"figures support no claim."
     )
+
+
+def named_runs(lines: Sequence[Line]) -> str:
+    """The unfinished runs of lines, with their seeds; "" where there are none."""
+    return ", ".join(f"{line.model} {line.name} ({_seeds(line.unfinished)})" for line in lines if line.unfinished)
 
 
 def marked(table: Table, lines: Sequence[Line]) -> Table:

@@ -1,0 +1,174 @@
+"""The page of a report: what is where in it, and how it reads on a wide and on a narrow screen of a real browser, where there is one."""
+
+import base64
+import gzip
+import json
+import re
+from pathlib import Path
+
+import pytest
+from test_unfinished import as_json, write_grid
+
+from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.names import CASE_PAGE, short_name
+from recbole_llm4sbr.report.figures import figures_of
+from recbole_llm4sbr.report.page import report
+from recbole_llm4sbr.report.reading import read_grids
+
+SETTINGS = {
+    "plain": {"llm4sbr": False},
+    "llm4sbr": {"llm4sbr": True, "intent_source": "llm", "llm": "gpt", "llm_backend": "openai", "llm_name": "", "ray_backend": ""},
+    "session_text": {"llm4sbr": True, "intent_source": "session_text"},
+    "shuffled": {"llm4sbr": True, "intent_source": "shuffled"},
+    "residual": {"llm4sbr": True, "intent_source": "session_text"},
+}  # fmt: skip
+LONG = "plain+learning_rate=0.0009+weight_decay=0.00001+session_dropout=0.5"
+CASE = f'<!doctype html><html><head><meta name=generator content="{CASE_PAGE}"></head><body><p>a session & "its" items</p></body></html>'
+
+
+@pytest.fixture(scope="module")
+def grids(tmp_path_factory):
+    """Two grids of one dataset: controls, and many variants with long names."""
+    folder = tmp_path_factory.mktemp("grids")
+    runs = {name: {seed: (5, shift) for seed in (1, 2, 3)} for name, shift in zip(SETTINGS, (0, -0.3, -0.3, -0.1, -0.2))}
+    write_grid(folder / "a", runs, settings=SETTINGS)
+    many = [LONG, *(f"llm4sbr+fusion=late+item_init=random+learning_rate=0.{n}+weight_decay=0.{n}" for n in range(1, 12))]
+    write_grid(folder / "b", {name: {seed: (5, 0.0) for seed in (1, 2)} for name in many}, "Many of them")
+    return [folder / "a", folder / "b"]
+
+
+def figure_of(block, title):
+    return next(each for each in figures_of(block) if each.title == title)
+
+
+def test_an_axis_of_epochs_has_whole_numbers(grids):
+    (block,) = read_grids(grids)
+    axis = figure_of(block, "Validation by epoch").figure.layout.xaxis
+    assert (axis.tick0, axis.dtick) == (0, 1)
+    for line in block.lines[:1]:
+        for result in line.results.values():
+            result.valid_scores.extend([0.1] * 80)
+    assert figure_of(block, "Validation by epoch").figure.layout.xaxis.dtick == 10
+
+
+def test_each_metric_has_an_axis_of_its_own():
+    from recbole_llm4sbr.base.records import RunResult
+    from recbole_llm4sbr.report.block import Block, Line
+
+    made = as_json(5, metrics=["Hit", "MRR"]) | {"test_result": {"hit@20": 0.2, "mrr@20": 0.05}}
+    for models in (["SRGNN"], ["SRGNN", "NARM"]):
+        lines = [
+            Line("G", model, name, "", {1: RunResult.from_json(made)}) for model in models for name in ("plain", "llm4sbr")
+        ]
+        figure = figure_of(Block("d", "temporal", lines), "G").figure
+        long = "y" if len(models) > 1 else "x"
+        by_axis = {}
+        for trace in figure.data:
+            by_axis.setdefault(trace[f"{long}axis"] or long, set()).update(trace[long])
+        assert by_axis == {long: {20.0}, f"{long}2": {5.0}}
+
+
+def test_long_names_are_cut_and_stay_apart(grids):
+    (block,) = read_grids(grids)
+    names = {line.variant: line.name for line in block.lines}
+    assert names[LONG] == short_name(LONG) == "plain + 3 settings"
+    assert names["plain"] == "plain"
+    assert len(set(names.values())) == len(names)
+    assert names["llm4sbr+fusion=late+item_init=random+learning_rate=0.2+weight_decay=0.2"] == "llm4sbr + 4 settings (2)"
+
+
+def test_a_note_by_hand_beneath_the_title_stays_and_stands_on_the_page(grids, tmp_path):
+    report(grids, tmp_path, None)
+    path = tmp_path / "d.md"
+    lines = path.read_text().splitlines()
+    note = ["> **Mine**: kept & `whole`.", ">", "> Second."]
+    path.write_text("\n".join([lines[0], "", *note, "", *lines[1:]]))
+    report(grids, tmp_path, tmp_path / "page.html")
+    once = path.read_text()
+    assert "\n".join(note) in once
+    assert once.count("> **Mine**") == 1
+    report(grids, tmp_path, None)
+    assert path.read_text() == once
+    assert "<p><b>Mine</b>: kept &amp; <code>whole</code>. </p><p> Second.</p>" in (tmp_path / "page.html").read_text()
+
+
+def test_a_case_of_inspect_stands_on_the_page_and_another_file_is_refused(grids, tmp_path):
+    (tmp_path / "case.html").write_text(CASE)
+    report(grids, tmp_path, tmp_path / "page.html", tmp_path / "case.html")
+    page = (tmp_path / "page.html").read_text()
+    assert 'sandbox="allow-same-origin" srcdoc="&lt;!doctype html&gt;' in page
+    assert "a session &amp; &quot;its&quot; items" in page
+    (tmp_path / "other.html").write_text("<p>another</p>")
+    for name, expected in (("other.html", "is not a page that `inspect` wrote"), ("none.html", "cannot be read")):
+        with pytest.raises(UserError, match=expected):
+            report(grids, tmp_path, None, tmp_path / name)
+
+
+def test_the_library_is_in_the_page_whole_and_packed(grids, tmp_path):
+    from plotly.offline import get_plotlyjs
+
+    report(grids, tmp_path, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    packed = re.search(r"<script type=text/plain id=plotly>([^<]+)</script>", page)[1]
+    assert gzip.decompress(base64.b64decode(packed)).decode() == get_plotlyjs()
+    assert len(page) < 0.55 * len(get_plotlyjs())
+    for drawn in re.findall(r"<script type=application/json>(.+?)</script>", page):
+        assert json.loads(drawn)["data"]
+
+
+COMMITTED = Path(__file__).parents[1] / "results" / "report.html"
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("which", ["made here", "committed"])
+def test_the_answer_is_above_the_fold_and_the_rest_is_folded(grids, browser, tmp_path, which, width):
+    path = COMMITTED
+    if which == "made here":
+        path = tmp_path / "page.html"
+        (tmp_path / "case.html").write_text(CASE)
+        report(grids, tmp_path, path, tmp_path / "case.html")
+    page = browser.new_page(viewport={"width": width, "height": 800 if width == 1280 else 844}, color_scheme="light")
+    page.set_default_timeout(120_000)  # of a busy machine
+    said = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: said.append(request.url) if not request.url.startswith(("file:", "data:")) else None)
+    page.goto(path.resolve().as_uri())
+    page.wait_for_selector(".answer .plot svg.main-svg")
+    inside = "element => { const box = element.getBoundingClientRect(); return box.top >= 0 && box.bottom <= innerHeight; }"
+    assert page.locator(".finding").first.evaluate(inside)
+    if width == 1280:
+        assert page.locator(".answer .table").first.evaluate(inside)
+        table, figure = (page.locator(f".answer .pair > {each}").first.bounding_box() for each in (".table", "figure"))
+        assert table["x"] + table["width"] <= figure["x"]  # side by side
+        assert page.evaluate("document.documentElement.scrollHeight") < 15_000
+    fits = "document.documentElement.scrollWidth <= innerWidth"
+    assert page.evaluate(fits)
+    if which == "made here":
+        open_all(page)
+        assert page.evaluate(fits)
+        uncut = "boxes => boxes.filter(box => box.scrollWidth > box.clientWidth + 1 && !box.classList.contains('cut')).length"
+        assert page.locator(".scroll").evaluate_all(uncut) == 0
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        page.wait_for_function(
+            """() => { const of = (found) => getComputedStyle(document.querySelector(found));
+                       return of("svg.main-svg .xtick text").fill === of("body").color; }"""
+        )
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 28)"
+    assert said == []
+    page.close()
+
+
+def open_all(page):
+    """Unfold everything by the links of the contents, and wait for all figures."""
+    menu = page.locator("nav summary")
+    for number in range(page.locator("nav a").count()):
+        if menu.is_visible():
+            menu.click()
+        page.locator("nav a").nth(number).click()
+    page.wait_for_function("[...document.querySelectorAll('main > section details')].every(each => each.open)")
+    for plot in page.locator(".plot").all():
+        plot.scroll_into_view_if_needed()
+        plot.locator("svg.main-svg").first.wait_for()
+    assert page.frame_locator("iframe").locator("p").inner_text() == 'a session & "its" items'
