@@ -405,6 +405,7 @@ def writing(settings):
 
 cells.run_cell = writing
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs the tests in the background has it ignored
     import multiprocessing
     multiprocessing.set_start_method("fork")
     real = multiprocessing.get_context
