@@ -313,7 +313,7 @@ def test_the_verb_killed_five_times_writes_the_weights_of_an_undisturbed_run(tun
         "--llm_device=cpu",
         "--check_sessions=0",
     ]
-    command += ["--epochs=40", "--batch=4", "--checks=20", "--patience=10000", *(f"--{key}={tuning[key]}" for key in given)]
+    command += ["--epochs=8", "--batch=4", "--checks=10", "--patience=10000", *(f"--{key}={tuning[key]}" for key in given)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*command, "--part=llm", "--out=whole"], check=True, env=environment)
     history = tmp_path / "killed" / "tuning" / "history.jsonl"

@@ -94,6 +94,7 @@ def finetune(settings: Mapping[str, Any], options: Options) -> str:
     elif settings["dry_run"]:
         return _dry_run(settings, source, pairs, options)
     else:
+        torch.manual_seed(options.seed)  # adapters begin with random numbers
         making: Callable[..., tuple[Tunable, Callable[[Path], None]]] = _llm if options.part == "llm" else _encoder
         model, save = making(settings, source, pairs, options, device)
         how = {each.name: getattr(options, each.name) for each in fields(Plan) if each.name != "pairs"}
