@@ -28,6 +28,7 @@ from recbole_llm4sbr.recommend.cases import Case, Inspector, Item, ModelCase, Vi
 from recbole_llm4sbr.recommend.cases_page import page
 from recbole_llm4sbr.recommend.cases_text import describe
 from recbole_llm4sbr.recommend.ranking import load_rankers
+from recbole_llm4sbr.report.page import _read_case
 from recbole_llm4sbr.training.run import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -280,6 +281,7 @@ def test_the_command_shows_the_same_with_and_without_checkpoints_and_writes_a_pa
     assert main(["inspect", *words(world), f"--session={session}", f"--html={tmp_path / 'new' / 'page.html'}"]) == 0
     written = (tmp_path / "new" / "page.html").read_text()
     assert written == page(Inspector(world[0]).cases([session]), "Sessions looked at whole")
+    assert _read_case(tmp_path / "new" / "page.html") == written  # `report --case` takes it
     assert main(["inspect", f"--checkpoints={world[2]}", "--random=2", "--seed=7"]) == 0
     assert [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("session ")] == both[1].draw(
         2, 7

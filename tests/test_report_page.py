@@ -32,7 +32,7 @@ def grids(tmp_path_factory):
     folder = tmp_path_factory.mktemp("grids")
     runs = {name: {seed: (5, shift) for seed in (1, 2, 3)} for name, shift in zip(SETTINGS, (0, -0.3, -0.3, -0.1, -0.2))}
     write_grid(folder / "a", runs, settings=SETTINGS)
-    many = [LONG, *(f"llm4sbr+fusion=late+item_init=random+learning_rate=0.{n}+weight_decay=0.{n}" for n in range(1, 12))]
+    many = [LONG, *(f"llm4sbr+fusion=late+item_init=random+learning_rate=0.{n}+weight_decay=0.{n}" for n in range(1, 5))]
     write_grid(folder / "b", {name: {seed: (5, 0.0) for seed in (1, 2)} for name in many}, "Many of them")
     return [folder / "a", folder / "b"]
 
@@ -78,30 +78,30 @@ def test_long_names_are_cut_and_stay_apart(grids):
 
 
 def test_a_note_by_hand_beneath_the_title_stays_and_stands_on_the_page(grids, tmp_path):
-    report(grids, tmp_path, None)
+    report(grids[:1], tmp_path, None)
     path = tmp_path / "d.md"
     lines = path.read_text().splitlines()
     note = ["> **Mine**: kept & `whole`.", ">", "> Second."]
     path.write_text("\n".join([lines[0], "", *note, "", *lines[1:]]))
-    report(grids, tmp_path, tmp_path / "page.html")
+    report(grids[:1], tmp_path, tmp_path / "page.html")
     once = path.read_text()
     assert "\n".join(note) in once
     assert once.count("> **Mine**") == 1
-    report(grids, tmp_path, None)
+    report(grids[:1], tmp_path, None)
     assert path.read_text() == once
     assert "<p><b>Mine</b>: kept &amp; <code>whole</code>. </p><p> Second.</p>" in (tmp_path / "page.html").read_text()
 
 
 def test_a_case_of_inspect_stands_on_the_page_and_another_file_is_refused(grids, tmp_path):
     (tmp_path / "case.html").write_text(CASE)
-    report(grids, tmp_path, tmp_path / "page.html", tmp_path / "case.html")
+    report(grids[:1], tmp_path, tmp_path / "page.html", tmp_path / "case.html")
     page = (tmp_path / "page.html").read_text()
     assert 'sandbox="allow-same-origin" srcdoc="&lt;!doctype html&gt;' in page
     assert "a session &amp; &quot;its&quot; items" in page
     (tmp_path / "other.html").write_text("<p>another</p>")
     for name, expected in (("other.html", "is not a page that `inspect` wrote"), ("none.html", "cannot be read")):
         with pytest.raises(UserError, match=expected):
-            report(grids, tmp_path, None, tmp_path / name)
+            report(grids[:1], tmp_path, None, tmp_path / name)
 
 
 def test_the_library_is_in_the_page_whole_and_packed(grids, tmp_path):

@@ -3,6 +3,7 @@
 import base64
 import gzip
 from dataclasses import dataclass
+from functools import cache
 from html import escape
 
 import plotly.graph_objects as go
@@ -40,6 +41,7 @@ class Figure:
         )
 
 
+@cache
 def library() -> str:
     """Plotly's own script, packed, so that the page needs no network and a third of the bytes; the page's script unpacks it."""
     packed = gzip.compress(get_plotlyjs().encode(), 9, mtime=0)
