@@ -31,7 +31,8 @@ h1 { font-size: 1.5rem; margin: 1.5rem 0 .5rem; }
 h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; border-top: 2px solid var(--text); padding-top: 1rem; }
 h3 { font-size: 1.05rem; margin: 1.5rem 0 .25rem; } p { margin: .4rem 0; }
 table { border-collapse: collapse; font-size: .875rem; width: 100%; margin: .5rem 0; }
-th, td { text-align: left; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top; } th { overflow-wrap: normal; }
+th, td { text-align: left; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { overflow-wrap: normal; }
 .n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; width: 4.5rem; overflow-wrap: normal; }
 .soft, .how { color: var(--soft); } .target { color: var(--hit); font-weight: 600; }
 pre { white-space: pre-wrap; background: var(--panel); padding: .75rem; font-size: .8125rem; margin: .5rem 0; }
