@@ -34,7 +34,24 @@ from recbole_llm4sbr.intent.prompts import PromptTemplate
 pytest.importorskip("peft")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-OPTIONS = Options("llm", Path("tuned"), 60, 2, 8, 0.01, 2, 9, 7, False, 4, 2000, False, False, 0)
+OPTIONS = Options(
+    part="llm",
+    out=Path("tuned"),
+    max_examples=60,
+    epochs=2,
+    batch=8,
+    learning_rate=0.01,
+    checks=2,
+    patience=9,
+    seed=7,
+    answers=False,
+    lora_rank=4,
+    batch_tokens=2000,
+    checkpointing=False,
+    list_weight=0.0,
+    quantize=False,
+    check_sessions=0,
+)
 
 
 @pytest.fixture
@@ -56,7 +73,8 @@ def test_an_example_is_the_prompt_of_infer_and_the_title_of_the_next_click_of_a_
     assert len(pairs) == len(session_rows(folder, "tiny", "train"))
     asked = list(lora.questions(tuning, pairs))
     assert len(asked) == len(pairs)
-    for pair, (request, other), answer in asked:
+    for example in asked:
+        pair, answer, (request, other) = example.pair, example.answer, example.requests
         assert request == PromptTemplate.load(tuning["prompt"]).build(
             [names[token] for token in map(pairs.rows.tokens.__getitem__, pairs.clicks(pair))], "long"
         )
@@ -65,6 +83,7 @@ def test_an_example_is_the_prompt_of_infer_and_the_title_of_the_next_click_of_a_
         assert (*clicks, answer.removesuffix('"')) in rows
         shown = [line.split(". ", 1)[1] for line in request.user.splitlines() if line.partition(".")[0].isdigit()]
         assert shown == [names[click] for click in clicks[-10:]]
+        assert [line.split(". ", 1)[1] for line in example.lists[0].splitlines()] == shown and example.lists[0] in request.user
 
 
 @pytest.mark.parametrize("split", ["temporal", "paper", "time_cut", "leave_one_out"])
@@ -102,13 +121,11 @@ def test_the_loss_is_that_of_the_answer_alone_token_by_token(tuning):
     source = resolve(tuning["llm"], "llm")
     model, tokenizer = source.load_causal_lm(torch.float32, torch.device("cpu"))
     pairs = training_pairs(tuning, 10, 5, 1)
-    examples = [(requests, answer, bool(pairs.held_out[pair])) for pair, requests, answer in lora.questions(tuning, pairs)]
+    examples = list(lora.questions(tuning, pairs))
     expected, count = 0.0, 0
-    for request, answer, held_out in ((request, *rest) for requests, *rest in examples for request in requests):
-        if not held_out:
-            continue
+    for example, request in ((each, request) for each in examples if each.held_out for request in each.requests):
         prompt = tokenizer(lora.render(tokenizer, request), add_special_tokens=False).input_ids
-        ending = [*tokenizer(answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+        ending = [*tokenizer(example.answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
         with torch.no_grad():
             scores = model(torch.tensor([prompt + ending])).logits[0].log_softmax(-1)
         expected -= sum(float(scores[len(prompt) + place - 1, token]) for place, token in enumerate(ending))
@@ -120,14 +137,20 @@ def test_the_loss_is_that_of_the_answer_alone_token_by_token(tuning):
         assert tuned.held_out_loss() == pytest.approx(expected / count, rel=1e-5)
 
 
-def test_pieces_of_a_batch_give_the_gradients_of_the_whole_batch(tuning):
+@pytest.mark.parametrize("list_weight", [0.0, 0.7])
+def test_pieces_of_a_batch_give_the_gradients_of_the_whole_batch(tuning, monkeypatch, list_weight):
     pairs = training_pairs(tuning, 10, 5, 1)
-    examples = [(requests, answer, bool(pairs.held_out[pair])) for pair, requests, answer in lora.questions(tuning, pairs)]
+    examples = list(lora.questions(tuning, pairs))
     found = []
-    for tokens, share, rows in ((100_000, True, range(6)), (700, True, range(6)), (900, False, range(12))):
+    for tokens, share, rows, scored in (
+        (100_000, True, range(6), 512),
+        (700, True, range(6), 50),
+        (900, False, range(12), 512),
+    ):
+        monkeypatch.setattr(lora, "_SCORED", scored)
         model, tokenizer = resolve(tuning["llm"], "llm").load_causal_lm(torch.float32, torch.device("cpu"))
         torch.manual_seed(0)
-        tuned = lora.LoraLLM(model, tokenizer, examples, 4, tokens, share=share)
+        tuned = lora.LoraLLM(model, tokenizer, examples, 4, tokens, list_weight, share=share)
         for each in tuned.model.modules():
             if isinstance(each, torch.nn.Dropout):
                 each.p = 0.0
@@ -136,6 +159,35 @@ def test_pieces_of_a_batch_give_the_gradients_of_the_whole_batch(tuning):
     assert found[0].abs().max() > 0
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(found[0], found[2], rtol=1e-4, atol=1e-6)
+
+
+def test_the_loss_of_the_list_is_that_of_each_title_after_those_before_it(tuning):
+    tuning = tuning | {"views": ["short"]}
+    (example, *_) = lora.questions(tuning, training_pairs(tuning, 2, 1, 1))
+    found = []
+    for by_hand in (False, True):
+        model, tokenizer = resolve(tuning["llm"], "llm").load_causal_lm(torch.float32, torch.device("cpu"))
+        torch.manual_seed(0)
+        tuned = lora.LoraLLM(model, tokenizer, [replace(example, held_out=False)], 4, 2000, list_weight=0.5)
+        if by_hand:
+            text = lora.render(tokenizer, example.requests[0])
+            before, _, behind = text.partition(example.lists[0])
+            prompt, first, rest = (
+                tokenizer(each, add_special_tokens=False).input_ids for each in (text, before, example.lists[0] + behind)
+            )
+            behind = tokenizer(behind, add_special_tokens=False).input_ids
+            assert prompt == first + rest and rest[-len(behind) :] == behind  # no token lies across the borders of the list
+            ending = [*tokenizer(example.answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+            scores = tuned.model(torch.tensor([prompt + ending])).logits[0].log_softmax(-1)
+            listed = range(len(first), len(prompt) - len(behind))
+            loss = -0.5 * torch.stack([scores[place - 1, prompt[place]] for place in listed]).mean()
+            loss -= torch.stack([scores[len(prompt) - 1 + place, token] for place, token in enumerate(ending)]).mean()
+            loss.backward()
+        else:
+            tuned.step([0])
+        found.append(torch.cat([each.grad.flatten() for each in tuned.parameters()]))
+    assert found[0].abs().max() > 0
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
 
 
 def test_a_tuned_llm_answers_better_and_is_the_model_that_was_tuned(tuning, tmp_path):
@@ -147,7 +199,7 @@ def test_a_tuned_llm_answers_better_and_is_the_model_that_was_tuned(tuning, tmp_
     assert not (options.out / "tuning").exists()
     model, tokenizer = resolve(str(options.out), "llm").load_causal_lm(torch.float32, torch.device("cpu"))
     pairs = training_pairs(tuning, 0, 300, options.seed)
-    examples = [(requests, answer, bool(pairs.held_out[pair])) for pair, requests, answer in lora.questions(tuning, pairs)]
+    examples = list(lora.questions(tuning, pairs))
     again = lora.LoraLLM(model, tokenizer, examples, 4, 2000)  # its new adapters are zero
     assert again.held_out_loss() == pytest.approx(made["result"]["best"], rel=0.01)  # written in bfloat16
     before = {path.name: path.stat().st_mtime_ns for path in options.out.iterdir()}

@@ -72,6 +72,13 @@ VERB = Verb(
             "answers", "encoder: what --llm has answered about the training sessions is read too (see --part)", False, "flag"
         ),
         Option("lora_rank", "of an LLM's adapters", 16, "whole", least=1),
+        Option(
+            "list_weight",
+            "of the loss on an LLM's list of the session, each item after those before it; 0: none",
+            1.0,
+            "number",
+            least=0,
+        ),
         Option("batch_tokens", "tokens of an LLM computed at once; lower for less memory", 4096, "whole", least=64),
         Option(
             "checkpointing",

@@ -58,11 +58,10 @@ class Tunable(Protocol):
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How long and how fast.
+class Pace:
+    """How long and how fast, as a user asks for it.
 
     Attributes:
-        pairs: to tune on.
         epochs: times that each pair is seen at most.
         batch: pairs of a step.
         learning_rate: the highest; it rises over the first 5 % of the steps and falls to 0 along a cosine.
@@ -71,13 +70,19 @@ class Plan:
         seed: of the order and of dropout.
     """
 
-    pairs: int
     epochs: int
     batch: int
     learning_rate: float
     checks: int
     patience: int
     seed: int
+
+
+@dataclass(frozen=True)
+class Plan(Pace):
+    """The pace of a run with so many pairs to tune on."""
+
+    pairs: int
 
     @property
     def steps_per_epoch(self) -> int:

@@ -3,7 +3,8 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import MethodType
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,10 +24,30 @@ from recbole_llm4sbr.intent.prompts import UNKNOWN_ITEM, PromptTemplate, item_na
 Tokens = npt.NDArray[np.int64]
 
 _IGNORED = -100  # label of a token without a loss
+_SCORED = 128  # tokens whose scores of the whole vocabulary are in memory at once
 
 
-def questions(settings: Mapping[str, Any], pairs: Pairs) -> Iterator[tuple[int, list[Request], str]]:
-    """Each pair with the prompts of all views, as `infer` asks them, and the answer: the title of the item that follows.
+@dataclass(frozen=True)
+class Example:
+    """A pair as the LLM reads it.
+
+    Attributes:
+        pair: its place.
+        held_out: whether it is held out.
+        requests: the prompts of all views, as `infer` asks them.
+        lists: the part of each prompt that shows the session's items.
+        answer: the title of the item that follows.
+    """
+
+    pair: int
+    held_out: bool
+    requests: list[Request]
+    lists: list[str]
+    answer: str
+
+
+def questions(settings: Mapping[str, Any], pairs: Pairs) -> Iterator[Example]:
+    """The pairs as examples.
 
     An item without a title is no answer. The answer ends as the LLM is stopped: with the quotation that the prompt opens, if it does.
     """
@@ -40,7 +61,9 @@ def questions(settings: Mapping[str, Any], pairs: Pairs) -> Iterator[tuple[int, 
         if target != UNKNOWN_ITEM:
             shown = [names[click] for click in pairs.clicks(pair)]
             requests = [template.build(shown, view) for view in settings["views"]]
-            yield pair, requests, re.sub(r'["\n]', " ", target).strip() + closing
+            lists = [template.listed(shown, template.views[view].window) for view in settings["views"]]
+            answer = re.sub(r'["\n]', " ", target).strip() + closing
+            yield Example(pair, bool(pairs.held_out[pair]), requests, lists, answer)
 
 
 @dataclass(frozen=True)
@@ -51,33 +74,50 @@ class Packed:
         tokens: T of them.
         segment: 0 for the common beginning, 1, 2, ... for what follows in each prompt; a token sees the beginning and its own segment.
         place: of each token in its own prompt.
-        label: the token that is to be predicted there, or `_IGNORED`.
+        answer: the token of an answer that is to be predicted there, or `_IGNORED`.
+        listed: the token of the session's list that is to be predicted there, or `_IGNORED`.
     """
 
     tokens: Tokens
     segment: Tokens
     place: Tokens
-    label: Tokens
+    answer: Tokens
+    listed: Tokens
 
 
-def pack(prompts: Sequence[list[int]], answers: Sequence[list[int]], shared: bool) -> list[Packed]:
+def pack(prompts: Sequence[list[int]], answers: Sequence[list[int]], lists: Sequence[range], shared: bool) -> list[Packed]:
     """Prompts and answers as one row, or, where nothing is shared, as a row each.
 
-    >>> pack([[1, 2, 3, 4], [1, 2, 5]], [[7, 0], [8, 0]], shared=True)[0].segment.tolist()
+    Args:
+        prompts: token ids of each.
+        answers: token ids of each, the end of the answer included.
+        lists: places of each prompt at which the session's items stand.
+        shared: whether what the prompts begin with is to stand there once.
+
+    >>> row = pack([[1, 2, 3, 4], [1, 2, 5]], [[7, 0], [8, 0]], [range(1, 3), range(1, 2)], shared=True)[0]
+    >>> row.segment.tolist()
     [0, 0, 1, 1, 1, 1, 2, 2, 2]
+    >>> row.answer.tolist(), row.listed.tolist()
+    ([-100, -100, -100, 7, 0, -100, 8, 0, -100], [2, -100, -100, -100, -100, -100, -100, -100, -100])
     """
     if len(prompts) > 1 and not shared:
-        return [row for prompt, answer in zip(prompts, answers) for row in pack([prompt], [answer], shared)]
+        return [row for each in zip(prompts, answers, lists) for row in pack(*([part] for part in each), shared=False)]
     start = min(common(prompt, prompts[0]) for prompt in prompts) if len(prompts) > 1 else 0
     tokens, segment, place = list(prompts[0][:start]), [0] * start, list(range(start))
-    label = [_IGNORED] * start
-    for number, (prompt, answer) in enumerate(zip(prompts, answers), 1):
+    asked, listed = [_IGNORED] * start, _next(prompts[0], lists[0])[: max(start - 1, 0)] + [_IGNORED] * (start > 0)
+    for number, (prompt, answer, places) in enumerate(zip(prompts, answers, lists), 1):
         rest = [*prompt, *answer][start:]
         tokens += rest
         segment += [number] * len(rest)
         place += range(start, start + len(rest))
-        label += [_IGNORED] * (len(prompt) - start - 1) + answer + [_IGNORED]
-    return [Packed(*(np.array(each, np.int64) for each in (tokens, segment, place, label)))]
+        asked += [_IGNORED] * (len(prompt) - start - 1) + answer + [_IGNORED]
+        listed += _next(prompt, places)[start:] + [_IGNORED] * len(answer)
+    return [Packed(*(np.array(each, np.int64) for each in (tokens, segment, place, asked, listed)))]
+
+
+def _next(prompt: list[int], places: range) -> list[int]:
+    """At each place of a prompt the token behind it, where that one stands at one of the places; else `_IGNORED`."""
+    return [prompt[place] if place in places else _IGNORED for place in range(1, len(prompt))] + [_IGNORED]
 
 
 class LoraLLM:
@@ -86,9 +126,10 @@ class LoraLLM:
     Args:
         model: from transformers, its weights frozen here.
         tokenizer: of it.
-        examples: of each session its prompts, the answer, and whether it is held out.
+        examples: what it is tuned on, and what is held out.
         rank: of the adapters.
         batch_tokens: tokens computed at once, padding included.
+        list_weight: of the loss on the session's own list in the prompts, each item after those before it; 0: the answers alone.
         checkpointing: compute activations twice in place of keeping them, for little memory.
         share: compute what a session's prompts begin with once; a model that does not attend to all that went before never does.
     """
@@ -99,21 +140,32 @@ class LoraLLM:
         self,
         model: Any,
         tokenizer: Any,
-        examples: Sequence[tuple[Sequence[Request], str, bool]],
+        examples: Sequence[Example],
         rank: int,
         batch_tokens: int,
+        list_weight: float = 0.0,
         checkpointing: bool = False,
         share: bool = True,
     ) -> None:
         from peft import LoraConfig, get_peft_model
+        from peft.tuners.lora import Linear
 
+        self.device = next(model.parameters()).device
         share = share and attends_to_all(model)
+        on_cpu = self.device.type == "cpu"
+        self.keeps_attention = on_cpu
+        if on_cpu:
+            # Backwards, torch's fused attention took a third of a step on a processor, and this takes a twentieth.
+            model.set_attn_implementation("eager")
         self._tuned: list[Packed] = []
         self._held_out: list[Packed] = []
-        for requests, answer, held_out in examples:
-            prompts = tokenizer([render(tokenizer, request) for request in requests], add_special_tokens=False).input_ids
-            ending = [*tokenizer(answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
-            (self._held_out if held_out else self._tuned).extend(pack(prompts, [ending] * len(prompts), share))
+        for example in examples:
+            texts = [render(tokenizer, request) for request in example.requests]
+            prompts = tokenizer(texts, add_special_tokens=False).input_ids
+            lists = [places_of(tokenizer, text, part) if list_weight else range(0) for text, part in zip(texts, example.lists)]
+            ending = [*tokenizer(example.answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+            rows = self._held_out if example.held_out else self._tuned
+            rows += pack(prompts, [ending] * len(prompts), lists, share)
         self.lengths = [len(row.tokens) for row in self._tuned]
         # No dropout: its masks took a third of a step on a processor, and one look at each session leaves little to overfit.
         self._config = LoraConfig(
@@ -123,9 +175,10 @@ class LoraLLM:
         for module in self.model.modules():
             if hasattr(module, "cast_input_dtype_enabled"):
                 module.cast_input_dtype_enabled = False  # autocast does it; both would copy every activation twice
-        self.device = next(model.parameters()).device
+            if on_cpu and isinstance(module, Linear):
+                module.forward = MethodType(_by_whole_weight, module)
         self._dtype = next(each.dtype for each in model.parameters() if each.is_floating_point())
-        self._batch_tokens, self._pad = batch_tokens, tokenizer.pad_token_id
+        self._batch_tokens, self._list_weight, self._pad = batch_tokens, list_weight, tokenizer.pad_token_id
         if checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
             self.model.enable_input_require_grads()
@@ -135,45 +188,58 @@ class LoraLLM:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def step(self, pairs: Sequence[int]) -> Step:
-        """Gradients of the mean loss of the answers' tokens, in pieces of at most `batch_tokens`."""
+        """Gradients of the mean loss of the answers' tokens, and of that of the lists', in pieces of at most `batch_tokens`.
+
+        The vocabulary is scored for some hundred tokens at a time, whose gradients of the hidden states are put together.
+        """
         self.model.train()
         batch = [self._tuned[pair] for pair in pairs]
-        answers = sum(int((row.label != _IGNORED).sum()) for row in batch)
+        answers, listed = _count(batch, "answer"), max(_count(batch, "listed"), 1)
         total = 0.0
         for piece in self._pieces(batch):
-            loss = self._loss(piece) / answers
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
+            hidden = self._hidden(piece)
+            leaf = hidden.detach().requires_grad_()
+            for loss in self._losses(leaf, piece, "answer"):
+                (loss / answers).backward()  # type: ignore[no-untyped-call]
+                total += float(loss.detach()) / answers
+            for loss in self._losses(leaf, piece, "listed") if self._list_weight else ():
+                (loss * (self._list_weight / listed)).backward()  # type: ignore[no-untyped-call]
+            hidden.backward(leaf.grad)
         return Step(total, sum(len(row.tokens) for row in batch))
 
     @torch.no_grad()
     def held_out_loss(self) -> float:
         """Mean loss per token of the held-out answers."""
         self.model.eval()
-        answers = sum(int((row.label != _IGNORED).sum()) for row in self._held_out)
         ordered = sorted(self._held_out, key=lambda row: len(row.tokens))
-        return sum(float(self._loss(piece)) for piece in self._pieces(ordered)) / answers
+        losses = (loss for piece in self._pieces(ordered) for loss in self._losses(self._hidden(piece), piece, "answer"))
+        return sum(map(float, losses)) / _count(ordered, "answer")
 
-    def _loss(self, piece: Sequence[Packed]) -> torch.Tensor:
-        """Sum of the cross-entropies of the answers' tokens; only where one is predicted are the words of the vocabulary scored."""
+    def _hidden(self, piece: Sequence[Packed]) -> torch.Tensor:
+        """The last hidden state of each token, [B, L, D]."""
         width = max(len(row.tokens) for row in piece)
-        tokens = self._padded([row.tokens for row in piece], width, self._pad)  # [B, L], as are the next ones
+        tokens = self._padded([row.tokens for row in piece], width, self._pad)  # [B, L], as is the next one
         segment = self._padded([row.segment for row in piece], width, -1)
-        label = self._padded([row.label for row in piece], width, _IGNORED)
         mine, theirs = segment.unsqueeze(2), segment.unsqueeze(1)
         seen = ((theirs == 0) | (theirs == mine)).tril()  # [B, L, L]; padding sees padding
         mask = torch.zeros_like(seen, dtype=self._dtype).masked_fill(~seen, torch.finfo(self._dtype).min)
         inner = self.model.get_base_model()
         with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
-            hidden = inner.base_model(
+            hidden: torch.Tensor = inner.base_model(
                 input_ids=tokens,
                 attention_mask=mask.unsqueeze(1),
                 position_ids=self._padded([row.place for row in piece], width, 0),
                 use_cache=False,
-            ).last_hidden_state  # [B, L, D]
-            predicts = label != _IGNORED
-            logits = inner.get_output_embeddings()(hidden[predicts])  # [answer tokens, V]
-        return torch.nn.functional.cross_entropy(logits.float(), label[predicts], reduction="sum")
+            ).last_hidden_state
+        return hidden
+
+    def _losses(self, hidden: torch.Tensor, piece: Sequence[Packed], of: Literal["answer", "listed"]) -> Iterator[torch.Tensor]:
+        """Sums of the cross-entropies of the tokens of answers or lists; only where one is predicted is the vocabulary scored."""
+        label = self._padded([getattr(row, of) for row in piece], hidden.shape[1], _IGNORED).flatten()
+        for places in (label != _IGNORED).nonzero().squeeze(1).split(_SCORED):
+            with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
+                logits = self.model.get_base_model().get_output_embeddings()(hidden.flatten(0, 1)[places])  # [places, V]
+            yield torch.nn.functional.cross_entropy(logits.float(), label[places], reduction="sum")
 
     def _padded(self, rows: Sequence[Tokens], width: int, filler: int) -> torch.Tensor:
         """Rows filled up behind their ends, [B, width]."""
@@ -202,7 +268,32 @@ class LoraLLM:
         return other.merge_and_unload()
 
 
-def memory_needed(config: Any, weights: int, batch_tokens: int, rank: int, checkpointing: bool) -> int:
+def _by_whole_weight(layer: Any, values: torch.Tensor) -> torch.Tensor:
+    """What an adapted layer computes, by the sum of its weight and its adapter, rounded as the tuned model is when it is written.
+
+    On a processor that is a fifth of a step quicker than peft's way, which takes the values through the adapter beside the weight.
+    """
+    weight = layer.base_layer.weight
+    delta = layer.get_delta_weight(layer.active_adapters[0])
+    return torch.nn.functional.linear(values, weight + delta.to(weight.dtype), layer.base_layer.bias)
+
+
+def places_of(tokenizer: Any, text: str, part: str) -> range:
+    """The places of the tokens of a text that lie in a part of it; none where the part is not found, or the tokenizer cannot tell."""
+    start = text.find(part) if tokenizer.is_fast else -1
+    if start < 0:
+        return range(0)
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
+    inside = [place for place, (first, end) in enumerate(offsets) if first >= start and first < end <= start + len(part)]
+    return range(inside[0], inside[-1] + 1) if inside else range(0)
+
+
+def _count(rows: Sequence[Packed], of: Literal["answer", "listed"]) -> int:
+    """How many tokens of answers or lists are predicted."""
+    return sum(int((getattr(row, of) != _IGNORED).sum()) for row in rows)
+
+
+def memory_needed(config: Any, weights: int, batch_tokens: int, rank: int, checkpointing: bool, width: int) -> int:
     """An estimate of the bytes that tuning takes: weights, adapters with their optimizer, and activations.
 
     Args:
@@ -211,12 +302,14 @@ def memory_needed(config: Any, weights: int, batch_tokens: int, rank: int, check
         batch_tokens: tokens computed at once.
         rank: of the adapters.
         checkpointing: whether activations are computed twice.
+        width: tokens of the longest row, each of which keeps its attention to all others; 0 where attention is not kept.
     """
     hidden, layers = config.hidden_size, config.num_hidden_layers
     inner = getattr(config, "intermediate_size", 4 * hidden)
     of_a_layer = 2 * (
         22 * hidden + 8 * inner
     )  # bytes a token that autograd keeps; measured on SmolLM2-135M, 1.5 MB in 30 layers
+    of_a_layer += 8 * config.num_attention_heads * width
     kept = 2 * hidden * layers + of_a_layer if checkpointing else of_a_layer * layers
     adapters = 4 * layers * rank * (8 * hidden + 3 * (hidden + inner)) * 4  # weights, gradients, two moments of Adam
     return int(weights + adapters + batch_tokens * kept)

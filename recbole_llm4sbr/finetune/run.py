@@ -24,7 +24,7 @@ from recbole_llm4sbr.data.sessions import PARTS
 from recbole_llm4sbr.finetune import contrast, lora
 from recbole_llm4sbr.finetune.examples import Pairs, training_pairs
 from recbole_llm4sbr.finetune.judge import describe, judge, sample
-from recbole_llm4sbr.finetune.loop import HISTORY, Plan, State, Tunable, tune
+from recbole_llm4sbr.finetune.loop import HISTORY, Pace, Plan, State, Tunable, tune
 from recbole_llm4sbr.intent.backends.chat import render
 from recbole_llm4sbr.intent.backends.transformers import compute_dtype
 from recbole_llm4sbr.intent.encoder import Encoder
@@ -42,16 +42,15 @@ _READ = ("prompt", "views", "item_name", "item_name_length", "item_text", "artic
 
 
 @dataclass(frozen=True)
-class Options:
-    """What a user asks `finetune` for.
+class Options(Pace):
+    """What a user asks `finetune` for, beside the pace.
 
     Attributes:
         part: what is tuned.
         out: folder of the result.
         max_examples: sessions of the training part to tune on, each with its next item; 0 for all.
-        epochs, batch, learning_rate, checks, patience, seed: as in `loop.Plan`.
         answers: whether an encoder reads the LLM's answers about the sessions too.
-        lora_rank, batch_tokens, checkpointing: of an LLM, as in `lora.LoraLLM`.
+        lora_rank, batch_tokens, checkpointing, list_weight: of an LLM, as in `lora.LoraLLM`.
         quantize: whether an LLM's frozen weights are kept in four bits (QLoRA), which needs a GPU and bitsandbytes.
         check_sessions: validation sessions for the table of before and after; 0 for no table.
     """
@@ -59,16 +58,11 @@ class Options:
     part: Part
     out: Path
     max_examples: int
-    epochs: int
-    batch: int
-    learning_rate: float
-    checks: int
-    patience: int
-    seed: int
     answers: bool
     lora_rank: int
     batch_tokens: int
     checkpointing: bool
+    list_weight: float
     quantize: bool
     check_sessions: int
 
@@ -97,8 +91,7 @@ def finetune(settings: Mapping[str, Any], options: Options) -> str:
         torch.manual_seed(options.seed)  # adapters begin with random numbers
         making: Callable[..., tuple[Tunable, Callable[[Path], None]]] = _llm if options.part == "llm" else _encoder
         model, save = making(settings, source, pairs, options, device)
-        how = {each.name: getattr(options, each.name) for each in fields(Plan) if each.name != "pairs"}
-        plan = Plan(pairs=len(model.lengths), **how)
+        plan = Plan(pairs=len(model.lengths), **{each.name: getattr(options, each.name) for each in fields(Pace)})
         log.info("tuning %s on %s examples in %s steps", settings[options.part], f"{plan.pairs:,}", f"{plan.steps:,}")
         state = tune(model, plan, made_of, options.out / UNFINISHED)
         _write(options.out, made_of, pairs, state, save)
@@ -139,8 +132,8 @@ def _device(settings: Mapping[str, Any]) -> torch.device:
 def _made_of(settings: Mapping[str, Any], prepared: Manifest, source: Pretrained, options: Options) -> dict[str, Any]:
     """All that decides the result."""
     decided = deciding(settings, "items", "intents")
-    own: tuple[str, ...] = ("max_examples", "epochs", "batch", "learning_rate", "checks", "patience", "seed")
-    own += ("lora_rank", "batch_tokens", "quantize") if options.part == "llm" else ("answers",)
+    own: tuple[str, ...] = ("max_examples", *(each.name for each in fields(Pace)))
+    own += ("lora_rank", "batch_tokens", "list_weight", "quantize") if options.part == "llm" else ("answers",)
     return {
         "part": options.part,
         "base": source.identity,
@@ -171,8 +164,8 @@ def _llm(
     settings: Mapping[str, Any], source: Pretrained, pairs: Pairs, options: Options, device: torch.device
 ) -> tuple[Tunable, Callable[[Path], None]]:
     """An LLM with adapters, and what writes it without them."""
-    examples = [(requests, answer, bool(pairs.held_out[pair])) for pair, requests, answer in lora.questions(settings, pairs)]
-    if not any(held_out for *_, held_out in examples) or all(held_out for *_, held_out in examples):
+    examples = list(lora.questions(settings, pairs))
+    if len({each.held_out for each in examples}) < 2:
         raise UserError(
             f"no item of {settings['dataset']!r} that could be an answer has a title; name the column with --item_name"
         )
@@ -184,11 +177,11 @@ def _llm(
     if not tokenizer.chat_template:
         log.warning("%s has no chat template: its prompts are plain text, as in `infer`", settings["llm"])
     weights = sum(each.numel() * each.element_size() for each in model.parameters())
-    needed = lora.memory_needed(
-        model.config.get_text_config(), weights, options.batch_tokens, options.lora_rank, options.checkpointing
-    )
+    how = (options.lora_rank, options.batch_tokens, options.list_weight, options.checkpointing)
+    tuned = lora.LoraLLM(model, tokenizer, examples, *how)
+    config, width = model.config.get_text_config(), max(tuned.lengths) if tuned.keeps_attention else 0
+    needed = lora.memory_needed(config, weights, options.batch_tokens, options.lora_rank, options.checkpointing, width)
     log.info("tuning needs %s", lora.check_memory(needed, device))
-    tuned = lora.LoraLLM(model, tokenizer, examples, options.lora_rank, options.batch_tokens, options.checkpointing)
 
     def save(folder: Path) -> None:
         """The adapters are added to unrounded weights, and the sum is rounded once."""
@@ -291,11 +284,11 @@ def _dry_run(settings: Mapping[str, Any], source: Pretrained, pairs: Pairs, opti
     lines = [f"{len(pairs) - kept_back:,} pairs of a session and its next item to tune on, {kept_back:,} held out"]
     if options.part == "llm":
         tokenizer = source.load_tokenizer()
-        _, requests, answer = next(lora.questions(settings, pairs))
-        prompts = [render(tokenizer, request) for request in requests]
-        tokens = len(tokenizer(prompts[0] + answer, add_special_tokens=False).input_ids)
+        example = next(lora.questions(settings, pairs))
+        prompt, answer = render(tokenizer, example.requests[0]), example.answer
+        tokens = len(tokenizer(prompt + answer, add_special_tokens=False).input_ids)
         lines[0] += f", each in the views {', '.join(settings['views'])}, some {tokens:,} tokens in a view"
-        lines += ["", "an example", *(f"  | {line}" for line in (prompts[0] + "[" + answer + "]").split("\n"))]
+        lines += ["", "an example", *(f"  | {line}" for line in (prompt + "[" + answer + "]").split("\n"))]
     else:
         texts = contrast.texts_of(settings, pairs)
         lines += ["", f"a query: {contrast.session_query(texts, pairs.clicks(0))}", f"its item: {texts[pairs.target[0]]}"]

@@ -176,10 +176,13 @@ class PromptTemplate:
             return Request(self.system, user, "", len(keys) * (answers + 1), _schema(keys, answers))
         return Request(self.system, user, start, len(keys) * answers)
 
-    def _user(self, names: Sequence[str], window: int | None, question: str) -> str:
+    def listed(self, names: Sequence[str], window: int | None) -> str:
+        """The lines that show the last `window` of the items (None: all)."""
         shown = names[-window:] if window else names
-        lines = [self.item.format(number=number, name=name) for number, name in enumerate(shown, 1)]
-        return "\n".join([self.background, *lines, question])
+        return "\n".join(self.item.format(number=number, name=name) for number, name in enumerate(shown, 1))
+
+    def _user(self, names: Sequence[str], window: int | None, question: str) -> str:
+        return "\n".join([self.background, self.listed(names, window), question])
 
 
 def _example(keys: Sequence[str]) -> str:
