@@ -87,9 +87,19 @@ def several_answers(settings: Lookup) -> bool:
     return bool(settings["intent_answers"] > 1)
 
 
+def beams(settings: Lookup) -> int:
+    """How many titles beam search reads from a question for one; 1 where there is none."""
+    return int(settings["intent_answers"]) if settings["llm_beams"] else 1
+
+
+def titles_asked(settings: Lookup) -> int:
+    """How many titles per view the question asks for: with `llm_beams` one, however many are read."""
+    return 1 if settings["llm_beams"] else int(settings["intent_answers"])
+
+
 def answers_as_json(settings: Lookup) -> bool:
     """Whether the LLM is held to a JSON schema: for several titles, by an endpoint that can do that."""
-    return several_answers(settings) and engine(settings) == "openai" and bool(settings["llm_json"])
+    return titles_asked(settings) > 1 and engine(settings) == "openai" and bool(settings["llm_json"])
 
 
 def engine(settings: Lookup) -> str:
@@ -127,7 +137,7 @@ def deciding(settings: Mapping[str, Any], *artefacts: Artefact) -> dict[str, Any
         if "training" in artefacts if setting is None else _decides(setting, artefacts) and setting.active(lookup):
             found[key] = value
     if "prompt" in found:
-        found["prompt"] = template_content(found["prompt"], settings["views"], several_answers(settings))
+        found["prompt"] = template_content(found["prompt"], settings["views"], titles_asked(settings) > 1)
     if "llm_backend" in found:
         found["llm_backend"] = engine(settings)
     if "llm_url" in found:

@@ -116,7 +116,7 @@ def _take_back(found: dict[str, Any], settings: Settings, made: Mapping[str, Any
     if "prompt" in found:
         content, views = found.pop("prompt"), made.get("views", [])
         for name in (settings["prompt"], *sorted(each.stem for each in (PROPERTIES / "prompt").glob("*.yaml"))):
-            if template_content(name, views, made.get("intent_answers", 1) > 1) == content:
+            if template_content(name, views, made.get("intent_answers", 1) > 1 and not made.get("llm_beams")) == content:
                 found["prompt"] = name
                 break
 

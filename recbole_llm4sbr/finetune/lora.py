@@ -101,7 +101,8 @@ def pack(prompts: Sequence[list[int]], answers: Sequence[list[int]], lists: Sequ
     ([-100, -100, -100, 7, 0, -100, 8, 0, -100], [2, -100, -100, -100, -100, -100, -100, -100, -100])
     """
     if len(prompts) > 1 and not shared:
-        return [row for each in zip(prompts, answers, lists) for row in pack(*([part] for part in each), shared=False)]
+        each = zip(prompts, answers, lists)
+        return [row for prompt, answer, places in each for row in pack([prompt], [answer], [places], shared)]
     start = min(common(prompt, prompts[0]) for prompt in prompts) if len(prompts) > 1 else 0
     tokens, segment, place = list(prompts[0][:start]), [0] * start, list(range(start))
     asked, listed = [_IGNORED] * start, _next(prompts[0], lists[0])[: max(start - 1, 0)] + [_IGNORED] * (start > 0)
@@ -204,7 +205,7 @@ class LoraLLM:
                 total += float(loss.detach()) / answers
             for loss in self._losses(leaf, piece, "listed") if self._list_weight else ():
                 (loss * (self._list_weight / listed)).backward()  # type: ignore[no-untyped-call]
-            hidden.backward(leaf.grad)
+            hidden.backward(leaf.grad)  # type: ignore[no-untyped-call]
         return Step(total, sum(len(row.tokens) for row in batch))
 
     @torch.no_grad()
@@ -236,7 +237,7 @@ class LoraLLM:
     def _losses(self, hidden: torch.Tensor, piece: Sequence[Packed], of: Literal["answer", "listed"]) -> Iterator[torch.Tensor]:
         """Sums of the cross-entropies of the tokens of answers or lists; only where one is predicted is the vocabulary scored."""
         label = self._padded([getattr(row, of) for row in piece], hidden.shape[1], _IGNORED).flatten()
-        for places in (label != _IGNORED).nonzero().squeeze(1).split(_SCORED):
+        for places in torch.split((label != _IGNORED).nonzero().squeeze(1), _SCORED):
             with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
                 logits = self.model.get_base_model().get_output_embeddings()(hidden.flatten(0, 1)[places])  # [places, V]
             yield torch.nn.functional.cross_entropy(logits.float(), label[places], reduction="sum")

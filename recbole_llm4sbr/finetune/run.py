@@ -13,7 +13,7 @@ import torch
 
 from recbole_llm4sbr._version import __version__
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.facts import deciding
+from recbole_llm4sbr.base.facts import deciding, titles_asked
 from recbole_llm4sbr.base.files import check_folder, make_folder, read_json, sha256_file, write_json, write_whole
 from recbole_llm4sbr.base.settings import Settings
 from recbole_llm4sbr.base.wording import duration
@@ -102,8 +102,10 @@ def _check_options(settings: Mapping[str, Any], options: Options) -> None:
     """Refuse what cannot be tuned, before anything is made."""
     template = PromptTemplate.load(settings["prompt"])
     template.check_views(settings["views"])
-    if settings["intent_answers"] > 1 or settings["views_in_one_call"]:
-        raise UserError("finetune tunes for one title per question; leave out --intent_answers and --views_in_one_call")
+    if titles_asked(settings) > 1 or settings["views_in_one_call"]:
+        raise UserError(
+            "finetune tunes for one title per question; leave out --views_in_one_call and --intent_answers, or add --llm_beams=true"
+        )
     if settings["llm_backend"] in ("openai", "echo"):
         raise UserError(
             f"llm_backend={settings['llm_backend']!r} has no weights here to tune; take a local model, with transformers or vllm"

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.facts import answers_as_json, deciding
+from recbole_llm4sbr.base.facts import answers_as_json, deciding, titles_asked
 from recbole_llm4sbr.base.files import make_folder, read_json, write_json
 from recbole_llm4sbr.base.records import IntentCounts
 from recbole_llm4sbr.data.features import Vectors
@@ -311,7 +311,7 @@ def _requests(
         _spread(len(rows.ids), settings["max_sessions"]),
         settings["intent_refresh"] == "powers",
         settings["views_in_one_call"],
-        settings["intent_answers"],
+        titles_asked(settings),
         answers_as_json(settings),
     )
 

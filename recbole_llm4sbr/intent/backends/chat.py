@@ -7,9 +7,10 @@ from typing import Any
 from recbole_llm4sbr.intent.backends import Request
 
 
-def local_decoding(max_new_tokens: int) -> Mapping[str, Any]:
+def local_decoding(max_new_tokens: int, beams: int = 1) -> Mapping[str, Any]:
     """The decoding of all local engines; they share their answers."""
-    return {"sampling": "greedy", "max_new_tokens": max_new_tokens, "stop": "\n or closing quote"}
+    sampling = "greedy" if beams == 1 else f"{beams} likeliest by beam search"
+    return {"sampling": sampling, "max_new_tokens": max_new_tokens, "stop": "\n or closing quote"}
 
 
 def render(tokenizer: Any, request: Request) -> str:

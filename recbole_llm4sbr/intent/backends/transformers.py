@@ -5,6 +5,7 @@ beginning form a group; the beginning's keys and values are computed once per gr
 """
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
@@ -12,7 +13,9 @@ from typing import Any
 
 import torch
 
+from recbole_llm4sbr.base.facts import beams
 from recbole_llm4sbr.intent.backends import Reply, Request
+from recbole_llm4sbr.intent.backends.beams import likeliest
 from recbole_llm4sbr.intent.backends.chat import Group, common, group, local_decoding, tokenize
 from recbole_llm4sbr.intent.pretrained import Pretrained, identify, resolve
 
@@ -24,7 +27,7 @@ _CPU_TOKENS, _GPU_TOKENS = 16_384, 131_072  # tokens of a batch where the user g
 
 
 class TransformersBackend:
-    """Greedy answers of a causal language model.
+    """Answers of a causal language model: the greedy one, or the likeliest few as numbered lines.
 
     Args:
         llm: short name, hub id, local folder or .gguf file.
@@ -32,16 +35,20 @@ class TransformersBackend:
         batch_tokens: prompt tokens computed at once, padding included; 0: as suits the device. Halved when the GPU's memory is too
             small.
         device: `auto`, `cpu`, `cuda`, `cuda:1`.
+        beams: titles that an answer gives, by beam search; 1: the greedy answer.
         share: compute the common beginning of prompts once.
 
     Raises:
         UserError: the model cannot be found or is not a causal language model.
     """
 
-    def __init__(self, llm: str, max_new_tokens: int, batch_tokens: int = 0, device: str = "auto", share: bool = True) -> None:
+    def __init__(
+        self, llm: str, max_new_tokens: int, batch_tokens: int = 0, device: str = "auto", beams: int = 1, share: bool = True
+    ) -> None:
         self.identity = identify(llm, "llm")
         self._llm = llm
-        self.decoding = local_decoding(max_new_tokens)
+        self.decoding = local_decoding(max_new_tokens, beams)
+        self._beams = beams
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         self.batch_tokens = batch_tokens or (_CPU_TOKENS if self.device.type == "cpu" else _GPU_TOKENS)
         self._share = share
@@ -52,8 +59,9 @@ class TransformersBackend:
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> "TransformersBackend":
-        """As `llm`, `llm_max_new_tokens`, `llm_batch_tokens`, `llm_device` say."""
-        return cls(settings["llm"], settings["llm_max_new_tokens"], settings["llm_batch_tokens"], settings["llm_device"])
+        """As `llm`, `llm_max_new_tokens`, `llm_batch_tokens`, `llm_device` and `llm_beams` say."""
+        how = (settings["llm_max_new_tokens"], settings["llm_batch_tokens"], settings["llm_device"], beams(settings))
+        return cls(settings["llm"], *how)
 
     @cached_property
     def source(self) -> Pretrained:
@@ -110,8 +118,9 @@ class TransformersBackend:
     def _fitting(self, waiting: Sequence[Group], rest: Mapping[int, int], most: int | None = None) -> int:
         """How many of the first groups make a batch; at least one.
 
-        A batch of R prompts costs R * (C + T) tokens with padding: C is the longest chain of its groups, T the longest rest of a prompt
-        behind what it shares. That stays within `batch_tokens`, and prompts alone in their group are not put beside groups of several.
+        A batch of R prompts costs R * (C + T) tokens with padding, by beam search as often as there are beams: C is the longest chain of
+        its groups, T the longest rest of a prompt behind what it shares. That stays within `batch_tokens`, and prompts alone in their group
+        are not put beside groups of several.
 
         Args:
             waiting: groups in the order in which they are answered.
@@ -122,7 +131,7 @@ class TransformersBackend:
         for count, each in enumerate(waiting):
             rows, chain, tail = rows + len(each.members), max(chain, len(each.chain)), max(tail, rest[id(each)])
             alone = len(each.members) == 1
-            much = rows * (chain + tail) > self.batch_tokens or (most is not None and rows > most)
+            much = rows * (chain + tail) * self._beams > self.batch_tokens or (most is not None and rows > most)
             if count and (much or alone != (len(waiting[0].members) == 1)):
                 return count
         return len(waiting)
@@ -180,7 +189,11 @@ class TransformersBackend:
             # A member sees of its group's chain what it shares; positions go on behind that, wherever the columns stand.
             seen = chain_mask[row] * (chain_mask[row].cumsum(1) <= torch.tensor(shared, device=self.device).unsqueeze(1))
             ids, mask = torch.cat([chains[row], ids], 1), torch.cat([seen, mask], 1)  # [R, C + T] each
-        made = self._greedy(ids, mask, DynamicCache(config=self._model.config) if cache is None else cache, lines)
+        cache = DynamicCache(config=self._model.config) if cache is None else cache
+        if self._beams > 1:
+            yield from self._likeliest(ids, mask, cache, members, [len(tokens[position]) for position in members])
+            return
+        made = self._greedy(ids, mask, cache, lines)
         counts = (made != self._tokenizer.pad_token_id).sum(1).tolist()
         answers = self._tokenizer.batch_decode(made, skip_special_tokens=True)
         for position, answer, count in zip(members, answers, counts, strict=True):
@@ -221,6 +234,36 @@ class TransformersBackend:
             new = token.unsqueeze(1)
             mask = torch.cat([mask, torch.ones_like(new)], 1)
         return made
+
+    def _likeliest(
+        self, ids: torch.Tensor, mask: torch.Tensor, cache: Any, members: Sequence[int], lengths: Sequence[int]
+    ) -> Iterator[Reply]:
+        """The likeliest titles of each row, the best first, as numbered lines.
+
+        Args:
+            ids, mask, cache: as in `_greedy`.
+            members: places of the prompts in their block.
+            lengths: tokens of the prompts.
+        """
+        extra = {"logits_to_keep": 1} if self._model._supports_logits_to_keep() else {}
+
+        def score(new: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+            positions = (seen.cumsum(1) - 1).clamp(min=0)[:, -new.size(1) :]
+            output = self._model(
+                input_ids=new, attention_mask=seen, position_ids=positions, past_key_values=cache, use_cache=True, **extra
+            )
+            return torch.log_softmax(output.logits[:, -1].float(), -1)
+
+        stops = torch.unique(torch.cat([self._newline_or_quote, self._ends[self._ends >= 0]]))
+        pad = self._tokenizer.pad_token_id
+        found = likeliest(score, ids, mask, cache, stops, self._beams, self._max_new_tokens, pad)
+        counts = (found.tokens != pad).sum((1, 2)).tolist()
+        texts = self._tokenizer.batch_decode(found.tokens.flatten(0, 1), skip_special_tokens=True)
+        titles = [re.split(r'["\n]', text)[0].strip() for text in texts]
+        for place, position in enumerate(members):
+            mine = list(dict.fromkeys(filter(None, titles[place * self._beams : (place + 1) * self._beams])))
+            answer = "\n".join(f"{number}. {title}" for number, title in enumerate(mine, 1))
+            yield Reply(position, answer, "", lengths[place], counts[place], more=position != members[-1])
 
     def _prefill(self, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> None:
         """Compute keys and values of tokens into the cache.
