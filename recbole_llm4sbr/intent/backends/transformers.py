@@ -214,14 +214,9 @@ class TransformersBackend:
         made = torch.full((len(ids), most), pad, device=self.device)
         row = torch.arange(len(ids), device=self.device)  # where in `made` each row of the batch goes
         new = ids[:, cache.get_seq_length() :]  # [B, columns that are not computed yet], later [B, 1]
-        extra = {"logits_to_keep": 1} if self._model._supports_logits_to_keep() else {}
         ended = torch.zeros(len(ids), dtype=torch.bool, device=self.device)
         for step in range(most):
-            positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -new.size(1) :]
-            output = self._model(
-                input_ids=new, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, **extra
-            )
-            token = output.logits[:, -1].argmax(-1)
+            token = self._next(new, mask, cache).argmax(-1)
             made[row, step] = token.masked_fill(ended, pad)
             ended = ended | torch.isin(token, self._ends) | self.stop(lines, 0)(made[row, : step + 1], None)
             done = int(ended.sum())
@@ -245,14 +240,9 @@ class TransformersBackend:
             members: places of the prompts in their block.
             lengths: tokens of the prompts.
         """
-        extra = {"logits_to_keep": 1} if self._model._supports_logits_to_keep() else {}
 
         def score(new: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-            positions = (seen.cumsum(1) - 1).clamp(min=0)[:, -new.size(1) :]
-            output = self._model(
-                input_ids=new, attention_mask=seen, position_ids=positions, past_key_values=cache, use_cache=True, **extra
-            )
-            return torch.log_softmax(output.logits[:, -1].float(), -1)
+            return torch.log_softmax(self._next(new, seen, cache).float(), -1)
 
         stops = torch.unique(torch.cat([self._newline_or_quote, self._ends[self._ends >= 0]]))
         pad = self._tokenizer.pad_token_id
@@ -264,6 +254,16 @@ class TransformersBackend:
             mine = list(dict.fromkeys(filter(None, titles[place * self._beams : (place + 1) * self._beams])))
             answer = "\n".join(f"{number}. {title}" for number, title in enumerate(mine, 1))
             yield Reply(position, answer, "", lengths[place], counts[place], more=position != members[-1])
+
+    def _next(self, new: torch.Tensor, mask: torch.Tensor, cache: Any) -> torch.Tensor:
+        """Scores of the token behind the last of the new ones, [B, V]; arguments as in `_prefill`."""
+        extra = {"logits_to_keep": 1} if self._model._supports_logits_to_keep() else {}
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -new.size(1) :]
+        output = self._model(
+            input_ids=new, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, **extra
+        )
+        logits: torch.Tensor = output.logits[:, -1]
+        return logits
 
     def _prefill(self, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> None:
         """Compute keys and values of tokens into the cache.
