@@ -4,7 +4,8 @@
 
 All lines answer the same prompts with the same model in the same number type: two views of each row of the first sessions;
 `--targets all` makes every prefix of them a row, as the paper's protocol for Beauty does. Short by default; figures grow steadier
-with more sessions. With `--vllm` the same by vLLM too, where it is installed (benchmarks/vllm_environment.py).
+with more sessions. With `--vllm` the same by vLLM too, where it is installed (benchmarks/vllm_environment.py); with `--beams 5` at the end
+the five likeliest titles of each prompt in place of one (`llm_beams`).
 """
 
 import argparse
@@ -95,6 +96,7 @@ def main() -> None:
     parser.add_argument("--llm", default="smollm2-135m-instruct")
     parser.add_argument("--batch_tokens", type=int, default=0)
     parser.add_argument("--vllm", action="store_true", help="also ask vLLM, in the same number type")
+    parser.add_argument("--beams", type=int, default=0, help="also read so many titles of each prompt by beam search")
     parser.add_argument("--json", help="also write the figures to this file")
     options = parser.parse_args()
 
@@ -123,6 +125,12 @@ def main() -> None:
         engine = VLLMBackend(options.llm, 16, {"dtype": dtype, "max_model_len": 2048, "gpu_memory_utilization": 0.3})
         collected(engine, requests[:8])
         measures.append(("vLLM", lambda: collected(engine, requests)))
+    if options.beams:
+        wide = TransformersBackend(options.llm, 16, options.batch_tokens, beams=options.beams)
+        wide.__dict__.update({key: value for key, value in ours.__dict__.items() if key not in ("_beams", "decoding")})
+        measures.append(
+            (f"the {options.beams} likeliest titles of each", lambda: collected(wide, list(dict.fromkeys(requests))))
+        )
     tokens = ours.count_tokens(requests) / len(requests)
     print(f"{options.llm}, {ours.device}, {dtype}; {len(requests)} prompts of {tokens:.0f} tokens, targets {options.targets}")
     lines: list[dict[str, Any]] = []

@@ -1,0 +1,76 @@
+"""Sessions per second of tuning an LLM: as peft and torch do it by themselves, and ours, measure by measure, in one run.
+
+    python benchmarks/tuning.py [--dataset ml-100k] [--llm smollm2-135m-instruct] [--steps 3] [--threads 2]
+
+Every kind makes the same steps over the same sessions; they take turns, and the median counts. Needs peft.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from typing import Any
+
+import torch
+
+from recbole_llm4sbr.base.settings import load_settings
+from recbole_llm4sbr.data.prepare import prepare
+from recbole_llm4sbr.finetune import lora
+from recbole_llm4sbr.finetune.examples import training_pairs
+from recbole_llm4sbr.intent.backends.transformers import compute_dtype
+from recbole_llm4sbr.intent.pretrained import resolve
+
+BATCH = 16  # sessions of a step
+
+
+def make(kind: str, settings: Any, examples: list[lora.Example], device: torch.device) -> lora.LoraLLM:
+    """The model of a kind; `peft` has peft's own layers and torch's fused attention."""
+    model, tokenizer = resolve(settings["llm"], "llm").load_causal_lm(compute_dtype(device), device)
+    weight = 1.0 if kind == "+ the session's list is learned too" else 0.0
+    tuned = lora.LoraLLM(model, tokenizer, examples, 16, 4096, weight, share=kind != "peft, each view by itself")
+    if kind.startswith("peft"):
+        for module in tuned.model.modules():
+            module.__dict__.pop("forward", None)
+        model.set_attn_implementation("sdpa")
+    return tuned
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default="ml-100k")
+    parser.add_argument("--data_path", default="dataset/")
+    parser.add_argument("--llm", default="smollm2-135m-instruct")
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+
+    torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        given = {"atomic_path": folder, "data_path": options.data_path, "llm": options.llm}
+        settings = load_settings(dataset=options.dataset, overrides=given)
+        prepare(settings)
+        examples = list(lora.questions(settings, training_pairs(settings, BATCH * (options.steps + 1), 8, 1)))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kinds = ("peft, each view by itself", "peft", "+ whole weights, plain attention", "+ the session's list is learned too")
+    models = {kind: make(kind, settings, examples, device) for kind in kinds}
+    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for step in range(options.steps + 1):
+        for kind, model in models.items():
+            views = len(model.lengths) // len(models["peft"].lengths)  # rows of a session
+            started = time.perf_counter()
+            model.step(range(step * BATCH * views, (step + 1) * BATCH * views))
+            for parameter in model.parameters():
+                parameter.grad = None
+            if step:  # the first one warms up
+                seconds[kind].append(time.perf_counter() - started)
+    print(f"{options.llm}, {device}, {options.threads} threads; {BATCH} sessions a step, {options.steps} steps")
+    first = BATCH / statistics.median(seconds[kinds[0]])
+    before = first
+    for kind in kinds:
+        rate = BATCH / statistics.median(seconds[kind])
+        print(f"{kind:38} {rate:6.2f} sessions/s   x {rate / before:5.2f}   in all x {rate / first:5.2f}", flush=True)
+        before = rate
+
+
+if __name__ == "__main__":
+    main()
