@@ -1,14 +1,27 @@
 """Beam search for the likeliest titles: the question asks for one, and the local engine reads several from the LLM's probabilities."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import torch
 
-Score = Callable[
-    [torch.Tensor, torch.Tensor], torch.Tensor
-]  # new tokens and mask -> log-probabilities of the next one, [rows, V]
+
+class Model(Protocol):
+    """What beam search asks: a language model that has read P prompts."""
+
+    def grow(self, tokens: torch.Tensor, seen: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """Read a further token of each beam; the log-probabilities of the next one, [N, B, V].
+
+        Args:
+            tokens: of B beams of each of N prompts; they become the next B columns of the prompt's row, [N, B].
+            seen: which columns each of them sees, its own at the end, [N, B, columns].
+            places: of the tokens in their text, [N, B].
+        """
+        ...
+
+    def keep(self, prompts: torch.Tensor) -> None:
+        """Go on with these of the prompts alone, [M]."""
+        ...
 
 
 @dataclass
@@ -39,7 +52,7 @@ class Found:
 
 @torch.inference_mode()
 def likeliest(
-    score: Score, ids: torch.Tensor, mask: torch.Tensor, cache: Any, stops: torch.Tensor, width: int, most: int, pad: int
+    model: Model, first: torch.Tensor, mask: torch.Tensor, stops: torch.Tensor, width: int, most: int, pad: int
 ) -> Found:
     """The likeliest titles behind each prompt, as beam search finds them.
 
@@ -47,26 +60,27 @@ def likeliest(
     end there. No title is empty, and long ones have no bonus. A prompt is done when nothing that still grows can become one of its W
     titles; it then leaves the batch. What has not ended after `most` tokens counts as it stands.
 
+    The beams of a prompt are columns of one row, and each sees its own ancestors among them: the prompt's keys and values stand there
+    once, and nothing is copied when a beam goes on from another.
+
     Args:
-        score: of new tokens, with the cache of those before, the log-probabilities of what comes next; it extends the cache.
-        ids: of the prompts, padded on the left, [P, L]; the cache holds the first columns.
-        mask: 1 where a column is seen, [P, L].
-        cache: keys and values of P rows; it must know `get_seq_length` and `batch_select_indices`.
+        model: has read the prompts.
+        first: log-probabilities of the first token, [P, V].
+        mask: 1 where a column of the prompts is seen, [P, L].
         stops: tokens that end a title.
         width: W, the number of titles and of beams.
         most: tokens of a title.
         pad: token behind a title's end.
     """
-    device, prompts = ids.device, torch.arange(len(ids), device=ids.device)  # whose beams are in the batch, [N]
+    device, prompts = first.device, torch.arange(len(first), device=first.device)  # those that are in the batch, [N]
     found = Found(
-        torch.full((len(ids), width), -torch.inf, device=device), torch.full((len(ids), width, most), pad, device=device)
+        torch.full((len(first), width), -torch.inf, device=device), torch.full((len(first), width, most), pad, device=device)
     )
-    live = torch.zeros(len(ids), 1, device=device)  # log-probabilities of the beams, [N, B]
-    made = torch.full((len(ids), 1, most), pad, device=device)  # their tokens, [N, B, T]
-    new = ids[:, cache.get_seq_length() :]
+    live = torch.zeros(len(first), 1, device=device)  # log-probabilities of the beams, [N, B]
+    made = torch.full((len(first), 1, most), pad, device=device)  # their tokens, [N, B, T]
+    seen, behind = mask.bool().unsqueeze(1), mask.sum(1, keepdim=True)  # [N, B, columns], [N, 1]
+    coming = first.unsqueeze(1)  # [N, B, V]
     for step in range(most):
-        beams = live.shape[1]
-        coming = score(new, mask).view(len(prompts), beams, -1)  # [N, B, V]
         endings = coming[:, :, stops]
         if step:
             ended = made.clone()
@@ -81,13 +95,15 @@ def likeliest(
         going = found.scores[prompts].amin(1) < live.amax(1)
         if step == most - 1:
             found.add(prompts[going], live[going], made[going])
-        if step == most - 1 or not going.any():
             break
-        if bool(going.all()) or 4 * int(going.sum()) > 3 * len(going):
-            going = torch.ones_like(going)  # copying the cache costs more than computing a quarter of it in vain
-        row = (torch.arange(len(prompts), device=device).unsqueeze(1) * beams + beam)[going].flatten()
-        cache.batch_select_indices(row)
-        prompts, live, made, token = prompts[going], live[going], made[going], token[going]
-        new = token.reshape(-1, 1)
-        mask = torch.cat([mask[row], torch.ones_like(new)], 1)
+        if not going.any():
+            break
+        own = torch.eye(beam.shape[1], dtype=torch.bool, device=device).expand(len(prompts), -1, -1)
+        seen = torch.cat([seen.gather(1, beam.unsqueeze(2).expand(-1, -1, seen.shape[2])), own], 2)
+        if 4 * int(going.sum()) < 3 * len(
+            going
+        ):  # copying what the model has read costs less than computing a quarter of it in vain
+            model.keep(going.nonzero().squeeze(1))
+            prompts, live, made, token, seen, behind = (each[going] for each in (prompts, live, made, token, seen, behind))
+        coming = model.grow(token, seen, (behind + step).expand_as(token))
     return found

@@ -7,12 +7,14 @@ beginning form a group; the beginning's keys and values are computed once per gr
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from typing import Any
 
 import torch
 
+from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.facts import beams
 from recbole_llm4sbr.intent.backends import Reply, Request
 from recbole_llm4sbr.intent.backends.beams import likeliest
@@ -118,9 +120,8 @@ class TransformersBackend:
     def _fitting(self, waiting: Sequence[Group], rest: Mapping[int, int], most: int | None = None) -> int:
         """How many of the first groups make a batch; at least one.
 
-        A batch of R prompts costs R * (C + T) tokens with padding, by beam search as often as there are beams: C is the longest chain of
-        its groups, T the longest rest of a prompt behind what it shares. That stays within `batch_tokens`, and prompts alone in their group
-        are not put beside groups of several.
+        A batch of R prompts costs R * (C + T) tokens with padding: C is the longest chain of its groups, T the longest rest of a prompt
+        behind what it shares. That stays within `batch_tokens`, and prompts alone in their group are not put beside groups of several.
 
         Args:
             waiting: groups in the order in which they are answered.
@@ -131,7 +132,7 @@ class TransformersBackend:
         for count, each in enumerate(waiting):
             rows, chain, tail = rows + len(each.members), max(chain, len(each.chain)), max(tail, rest[id(each)])
             alone = len(each.members) == 1
-            much = rows * (chain + tail) * self._beams > self.batch_tokens or (most is not None and rows > most)
+            much = rows * (chain + tail) > self.batch_tokens or (most is not None and rows > most)
             if count and (much or alone != (len(waiting[0].members) == 1)):
                 return count
         return len(waiting)
@@ -140,7 +141,12 @@ class TransformersBackend:
         """Load model and tokenizer, once."""
         if self._model is None:
             self._model, self._tokenizer = self.source.load_causal_lm(compute_dtype(self.device), self.device)
-            self._share = self._share and attends_to_all(self._model)
+            whole = attends_to_all(self._model)
+            if self._beams > 1 and not whole:
+                raise UserError(
+                    f"llm_beams=true needs an LLM whose tokens attend to all before them, unlike {self._llm!r}; leave it out"
+                )
+            self._share = self._share and whole
             vocabulary = self._tokenizer.get_vocab().items()
             newlines = [i for text, i in vocabulary if "Ċ" in text or "\n" in text]
             quotes = [i for text, i in vocabulary if '"' in text]
@@ -240,13 +246,10 @@ class TransformersBackend:
             members: places of the prompts in their block.
             lengths: tokens of the prompts.
         """
-
-        def score(new: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-            return torch.log_softmax(self._next(new, seen, cache).float(), -1)
-
+        first = torch.log_softmax(self._next(ids[:, cache.get_seq_length() :], mask, cache).float(), -1)
         stops = torch.unique(torch.cat([self._newline_or_quote, self._ends[self._ends >= 0]]))
         pad = self._tokenizer.pad_token_id
-        found = likeliest(score, ids, mask, cache, stops, self._beams, self._max_new_tokens, pad)
+        found = likeliest(_Beams(self._model, cache), first, mask, stops, self._beams, self._max_new_tokens, pad)
         counts = (found.tokens != pad).sum((1, 2)).tolist()
         texts = self._tokenizer.batch_decode(found.tokens.flatten(0, 1), skip_special_tokens=True)
         titles = [re.split(r'["\n]', text)[0].strip() for text in texts]
@@ -297,6 +300,27 @@ class TransformersBackend:
             ids[row, width - len(tokens) :] = torch.tensor(tokens)
             mask[row, width - len(tokens) :] = 1
         return ids.to(self.device), mask.to(self.device)
+
+
+@dataclass
+class _Beams:
+    """A model with the cache of prompts that it has read, as `beams.Model` has it."""
+
+    model: Any
+    cache: Any
+
+    def grow(self, tokens: torch.Tensor, seen: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """A further token of each beam."""
+        hidden = torch.zeros(seen.shape, dtype=self.model.dtype, device=seen.device)
+        hidden = hidden.masked_fill(~seen, torch.finfo(self.model.dtype).min).unsqueeze(1)
+        output = self.model(
+            input_ids=tokens, attention_mask=hidden, position_ids=places, past_key_values=self.cache, use_cache=True
+        )
+        return torch.log_softmax(output.logits.float(), -1)
+
+    def keep(self, prompts: torch.Tensor) -> None:
+        """Prompts that are not done."""
+        self.cache.batch_select_indices(prompts)
 
 
 def _halves(whole: Group, first: int, rest: dict[int, int]) -> list[Group]:
