@@ -164,7 +164,7 @@ def _side_by_side(
     context: Any = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
     if sys.platform != "win32":
         context.set_forkserver_preload(["recbole_llm4sbr.experiment.cells"])
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = max(1, torch.get_num_threads() // workers)  # as OMP_NUM_THREADS says, where it does
     waiting, slots = list(cells), list(range(workers))
     running: dict[Connection, tuple[Cell, Any, int]] = {}
     try:
