@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import session_rows
+from conftest import make_tokenizer, session_rows
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.settings import Settings
@@ -117,8 +117,22 @@ def test_a_session_is_held_out_with_all_its_rows(settings_for):
     assert 0.02 < np.mean([True in each for each in sides.values()]) < 0.3
 
 
-def test_the_loss_is_that_of_the_answer_alone_token_by_token(tuning):
-    source = resolve(tuning["llm"], "llm")
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory):
+    """Folder of a GPT-2 with random weights, whose layers keep theirs the other way round."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder, tokenizer = tmp_path_factory.mktemp("gpt2"), make_tokenizer(chat=False)
+    torch.manual_seed(3)
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=2048, initializer_range=0.3)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_the_loss_is_that_of_the_answer_alone_token_by_token(tuning, gpt2, kind):
+    source = resolve({"llama": tuning["llm"], "gpt2": gpt2}[kind], "llm")
     model, tokenizer = source.load_causal_lm(torch.float32, torch.device("cpu"))
     pairs = training_pairs(tuning, 10, 5, 1)
     examples = list(lora.questions(tuning, pairs))
@@ -135,6 +149,27 @@ def test_the_loss_is_that_of_the_answer_alone_token_by_token(tuning):
         tuned = lora.LoraLLM(model, tokenizer, examples, 4, 500, share=share)
         assert len(tuned._held_out) == (5 if share else 10)
         assert tuned.held_out_loss() == pytest.approx(expected / count, rel=1e-5)
+        assert math.isfinite(tuned.step([0]).loss)
+
+
+@pytest.mark.parametrize("kind", ["granite", "cohere", "gemma2"])
+def test_scores_are_scaled_as_the_model_scales_them(kind):
+    from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM
+
+    torch.manual_seed(0)
+    size = dict(vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, head_dim=8)
+    size |= dict(num_key_value_heads=1, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    model = {
+        "granite": lambda: GraniteForCausalLM(GraniteConfig(logits_scaling=6.0, **size)),
+        "cohere": lambda: CohereForCausalLM(CohereConfig(logit_scale=0.25, **size)),
+        "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(final_logit_softcapping=0.1, **size)),
+    }[kind]().eval()  # fmt: skip
+    ids = torch.tensor([[5, 9, 30]])
+    with torch.no_grad():
+        plain = model.get_output_embeddings()(model.base_model(ids).last_hidden_state)
+        scaled = lora._scaled(plain, model.config)
+        assert not torch.allclose(plain, scaled, rtol=1e-3)
+        torch.testing.assert_close(scaled, model(ids).logits)
 
 
 @pytest.mark.parametrize("list_weight", [0.0, 0.7])

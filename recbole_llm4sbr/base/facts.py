@@ -97,6 +97,25 @@ def titles_asked(settings: Lookup) -> int:
     return 1 if settings["llm_beams"] else int(settings["intent_answers"])
 
 
+def check_beams(settings: Lookup) -> None:
+    """Refuse beam search where it cannot be.
+
+    Raises:
+        UserError: names the setting that stands in its way.
+    """
+    if not settings["llm_beams"]:
+        return
+    backend = settings["ray_backend"] if settings["llm_backend"] == "ray" else settings["llm_backend"]
+    if backend != "transformers":
+        raise UserError(
+            f"llm_beams=true needs llm_backend=transformers, not {backend!r}, which does not show the probabilities"
+        )
+    if settings["intent_answers"] == 1 or settings["views_in_one_call"]:
+        raise UserError(
+            "llm_beams=true takes several titles of one question; add --intent_answers=5, and no --views_in_one_call"
+        )
+
+
 def answers_as_json(settings: Lookup) -> bool:
     """Whether the LLM is held to a JSON schema: for several titles, by an endpoint that can do that."""
     return titles_asked(settings) > 1 and engine(settings) == "openai" and bool(settings["llm_json"])

@@ -1,5 +1,6 @@
 """An LLM tuned with low-rank adapters (LoRA, Hu et al. 2021) to continue the run's own prompts with the title of the next item."""
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from recbole_llm4sbr.intent.backends import Request
 from recbole_llm4sbr.intent.backends.chat import common, render
 from recbole_llm4sbr.intent.backends.transformers import attends_to_all
 from recbole_llm4sbr.intent.prompts import UNKNOWN_ITEM, PromptTemplate, item_names
+
+log = logging.getLogger(__name__)
 
 Tokens = npt.NDArray[np.int64]
 
@@ -160,13 +163,20 @@ class LoraLLM:
             model.set_attn_implementation("eager")
         self._tuned: list[Packed] = []
         self._held_out: list[Packed] = []
+        without_list = 0
         for example in examples:
             texts = [render(tokenizer, request) for request in example.requests]
             prompts = tokenizer(texts, add_special_tokens=False).input_ids
             lists = [places_of(tokenizer, text, part) if list_weight else range(0) for text, part in zip(texts, example.lists)]
             ending = [*tokenizer(example.answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+            without_list += any(part and not places for part, places in zip(example.lists, lists))
             rows = self._held_out if example.held_out else self._tuned
             rows += pack(prompts, [ending] * len(prompts), lists, share)
+        if list_weight and without_list:
+            log.warning(
+                "%s of %s prompts: the session's list was not found among the tokens, so that its loss is left out there",
+                f"{without_list:,}", f"{len(examples):,}",
+            )  # fmt: skip
         self.lengths = [len(row.tokens) for row in self._tuned]
         # No dropout: its masks took a third of a step on a processor, and one look at each session leaves little to overfit.
         self._config = LoraConfig(
@@ -176,7 +186,7 @@ class LoraLLM:
         for module in self.model.modules():
             if hasattr(module, "cast_input_dtype_enabled"):
                 module.cast_input_dtype_enabled = False  # autocast does it; both would copy every activation twice
-            if on_cpu and isinstance(module, Linear):
+            if on_cpu and isinstance(module, Linear) and type(module.get_base_layer()) is torch.nn.Linear:
                 module.forward = MethodType(_by_whole_weight, module)
         self._dtype = next(each.dtype for each in model.parameters() if each.is_floating_point())
         self._batch_tokens, self._list_weight, self._pad = batch_tokens, list_weight, tokenizer.pad_token_id
@@ -240,7 +250,8 @@ class LoraLLM:
         for places in torch.split((label != _IGNORED).nonzero().squeeze(1), _SCORED):
             with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
                 logits = self.model.get_base_model().get_output_embeddings()(hidden.flatten(0, 1)[places])  # [places, V]
-            yield torch.nn.functional.cross_entropy(logits.float(), label[places], reduction="sum")
+            scores = _scaled(logits.float(), self.model.get_base_model().config.get_text_config())
+            yield torch.nn.functional.cross_entropy(scores, label[places], reduction="sum")
 
     def _padded(self, rows: Sequence[Tokens], width: int, filler: int) -> torch.Tensor:
         """Rows filled up behind their ends, [B, width]."""
@@ -279,10 +290,17 @@ def _by_whole_weight(layer: Any, values: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.linear(values, weight + delta.to(weight.dtype), layer.base_layer.bias)
 
 
+def _scaled(logits: torch.Tensor, config: Any) -> torch.Tensor:
+    """What some models do behind their output layer: Cohere and Granite scale the scores, Gemma 2 bounds them."""
+    logits = logits * (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+    most = getattr(config, "final_logit_softcapping", None)
+    return torch.tanh(logits / most) * most if most else logits
+
+
 def places_of(tokenizer: Any, text: str, part: str) -> range:
-    """The places of the tokens of a text that lie in a part of it; none where the part is not found, or the tokenizer cannot tell."""
-    start = text.find(part) if tokenizer.is_fast else -1
-    if start < 0:
+    """The places of the tokens of a text that lie in some of its lines; none where those are not found, or the tokenizer cannot tell."""
+    start = text.find(f"\n{part}\n") + 1 if tokenizer.is_fast else 0
+    if not start:
         return range(0)
     offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
     inside = [place for place, (first, end) in enumerate(offsets) if first >= start and first < end <= start + len(part)]
@@ -303,7 +321,8 @@ def memory_needed(config: Any, weights: int, batch_tokens: int, rank: int, check
         batch_tokens: tokens computed at once.
         rank: of the adapters.
         checkpointing: whether activations are computed twice.
-        width: tokens of the longest row, each of which keeps its attention to all others; 0 where attention is not kept.
+        width: tokens of the longest row, each of which keeps its attention to all others, as each layer keeps its weights with the
+            adapters added; 0 where neither is kept.
     """
     hidden, layers = config.hidden_size, config.num_hidden_layers
     inner = getattr(config, "intermediate_size", 4 * hidden)
@@ -313,7 +332,8 @@ def memory_needed(config: Any, weights: int, batch_tokens: int, rank: int, check
     of_a_layer += 8 * config.num_attention_heads * width
     kept = 2 * hidden * layers + of_a_layer if checkpointing else of_a_layer * layers
     adapters = 4 * layers * rank * (8 * hidden + 3 * (hidden + inner)) * 4  # weights, gradients, two moments of Adam
-    return int(weights + adapters + batch_tokens * kept)
+    summed = weights if width and not checkpointing else 0
+    return int(weights + summed + adapters + batch_tokens * kept)
 
 
 def check_memory(needed: int, device: torch.device) -> str:

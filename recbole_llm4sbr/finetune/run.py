@@ -13,7 +13,7 @@ import torch
 
 from recbole_llm4sbr._version import __version__
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.facts import deciding, titles_asked
+from recbole_llm4sbr.base.facts import check_beams, deciding, titles_asked
 from recbole_llm4sbr.base.files import check_folder, make_folder, read_json, sha256_file, write_json, write_whole
 from recbole_llm4sbr.base.settings import Settings
 from recbole_llm4sbr.base.wording import duration
@@ -26,7 +26,7 @@ from recbole_llm4sbr.finetune.examples import Pairs, training_pairs
 from recbole_llm4sbr.finetune.judge import describe, judge, sample
 from recbole_llm4sbr.finetune.loop import HISTORY, Pace, Plan, State, Tunable, tune
 from recbole_llm4sbr.intent.backends.chat import render
-from recbole_llm4sbr.intent.backends.transformers import compute_dtype
+from recbole_llm4sbr.intent.backends.transformers import check_tree, compute_dtype
 from recbole_llm4sbr.intent.encoder import Encoder
 from recbole_llm4sbr.intent.llm_intents import asked_about
 from recbole_llm4sbr.intent.pretrained import Pretrained, resolve
@@ -102,10 +102,11 @@ def _check_options(settings: Mapping[str, Any], options: Options) -> None:
     """Refuse what cannot be tuned, before anything is made."""
     template = PromptTemplate.load(settings["prompt"])
     template.check_views(settings["views"])
-    if titles_asked(settings) > 1 or settings["views_in_one_call"]:
-        raise UserError(
-            "finetune tunes for one title per question; leave out --views_in_one_call and --intent_answers, or add --llm_beams=true"
-        )
+    if settings["views_in_one_call"]:
+        raise UserError("finetune tunes for one view per question; leave out --views_in_one_call")
+    if titles_asked(settings) > 1:
+        raise UserError("finetune tunes for one title per question; leave out --intent_answers, or add --llm_beams=true")
+    check_beams(settings)
     if settings["llm_backend"] in ("openai", "echo"):
         raise UserError(
             f"llm_backend={settings['llm_backend']!r} has no weights here to tune; take a local model, with transformers or vllm"
@@ -176,6 +177,8 @@ def _llm(
         model, tokenizer = source.load_quantized(dtype, device), source.load_tokenizer()
     else:
         model, tokenizer = source.load_causal_lm(dtype, device)
+    if settings["llm_beams"]:
+        check_tree(model, settings["llm"])
     if not tokenizer.chat_template:
         log.warning("%s has no chat template: its prompts are plain text, as in `infer`", settings["llm"])
     weights = sum(each.numel() * each.element_size() for each in model.parameters())

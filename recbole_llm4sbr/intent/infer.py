@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.facts import check_intent_k, deciding, engine, intents_of, titles_asked
+from recbole_llm4sbr.base.facts import check_beams, check_intent_k, deciding, engine, intents_of, titles_asked
 from recbole_llm4sbr.base.records import IntentCounts, PreparedCounts
 from recbole_llm4sbr.base.settings import Settings
 from recbole_llm4sbr.data.checks import check_prepared, intent_differences, settled
@@ -215,10 +215,10 @@ def check_askable(settings: Mapping[str, Any]) -> None:
         template = PromptTemplate.load(settings["prompt"])
         template.check_views(settings["views"])
         template.check_asked(titles_asked(settings), settings["views_in_one_call"])
-        if settings["llm_beams"]:
-            _check_beams(settings)
         if engine(settings) == "local" and not (intents_folder(folder, settings) / INTENTS).is_file():
             identify(settings["llm"], "llm")
+        if not (intents_folder(folder, settings) / INTENTS).is_file():
+            check_beams(settings)
 
 
 def _checked(settings: Mapping[str, Any], prepared: Manifest | None) -> Manifest:
@@ -228,23 +228,6 @@ def _checked(settings: Mapping[str, Any], prepared: Manifest | None) -> Manifest
     if intents_of(settings) == "llm" and engine(settings) == "local":
         check_tuned(settings, prepared, ("llm",))
     return prepared
-
-
-def _check_beams(settings: Mapping[str, Any]) -> None:
-    """Refuse beam search where it cannot be.
-
-    Raises:
-        UserError: names the setting that stands in its way.
-    """
-    backend = settings["ray_backend"] if settings["llm_backend"] == "ray" else settings["llm_backend"]
-    if backend != "transformers":
-        raise UserError(
-            f"llm_beams=true needs llm_backend=transformers, not {backend!r}, which does not show the probabilities"
-        )
-    if settings["intent_answers"] == 1 or settings["views_in_one_call"]:
-        raise UserError(
-            "llm_beams=true takes several titles of one question; add --intent_answers=5, and no --views_in_one_call"
-        )
 
 
 def _already_there(settings: Mapping[str, Any], prepared: Manifest) -> tuple[Inferred | None, Mapping[str, Any]]:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.facts import answers_as_json, deciding, titles_asked
+from recbole_llm4sbr.base.facts import answers_as_json, check_beams, deciding, titles_asked
 from recbole_llm4sbr.base.files import make_folder, read_json, write_json
 from recbole_llm4sbr.base.records import IntentCounts
 from recbole_llm4sbr.data.features import Vectors
@@ -294,7 +294,12 @@ def _titles(settings: Mapping[str, Any]) -> dict[str, str]:
 def _questions(
     settings: Mapping[str, Any], store: AnswerStore, rows: SessionRows, titles: Mapping[str, str], since: int | None = None
 ) -> Questions:
-    """What there is to ask about the rows; `titles` by token."""
+    """What there is to ask about the rows; `titles` by token.
+
+    Raises:
+        UserError: the template, the model or a column of the items is not there, or beam search is asked of what cannot do it.
+    """
+    check_beams(settings)
     template = PromptTemplate.load(settings["prompt"])
     return Questions(make_backend(settings), _requests(settings, template, rows, titles), store, template.name, since)
 

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 _BLOCK = 8_192  # requests that are tokenized, sorted and grouped together
 _FIRST = 4  # prompts of the first batch: it shows soon that the model answers
+_SCORED = 30  # tokens whose memory the scores of the next one take
 _CPU_TOKENS, _GPU_TOKENS = 16_384, 131_072  # tokens of a batch where the user gives no number
 
 
@@ -122,6 +123,7 @@ class TransformersBackend:
 
         A batch of R prompts costs R * (C + T) tokens with padding: C is the longest chain of its groups, T the longest rest of a prompt
         behind what it shares. That stays within `batch_tokens`, and prompts alone in their group are not put beside groups of several.
+        A beam, whose scores of the whole vocabulary are in memory, counts as much as some tokens.
 
         Args:
             waiting: groups in the order in which they are answered.
@@ -129,10 +131,11 @@ class TransformersBackend:
             most: prompts in the batch; None for any number.
         """
         rows = chain = tail = 0
+        scores = _SCORED * self._beams if self._beams > 1 else 0
         for count, each in enumerate(waiting):
             rows, chain, tail = rows + len(each.members), max(chain, len(each.chain)), max(tail, rest[id(each)])
             alone = len(each.members) == 1
-            much = rows * (chain + tail) > self.batch_tokens or (most is not None and rows > most)
+            much = rows * (chain + tail + scores) > self.batch_tokens or (most is not None and rows > most)
             if count and (much or alone != (len(waiting[0].members) == 1)):
                 return count
         return len(waiting)
@@ -141,12 +144,9 @@ class TransformersBackend:
         """Load model and tokenizer, once."""
         if self._model is None:
             self._model, self._tokenizer = self.source.load_causal_lm(compute_dtype(self.device), self.device)
-            whole = attends_to_all(self._model)
-            if self._beams > 1 and not whole:
-                raise UserError(
-                    f"llm_beams=true needs an LLM whose tokens attend to all before them, unlike {self._llm!r}; leave it out"
-                )
-            self._share = self._share and whole
+            if self._beams > 1:
+                check_tree(self._model, self._llm)
+            self._share = self._share and attends_to_all(self._model)
             vocabulary = self._tokenizer.get_vocab().items()
             newlines = [i for text, i in vocabulary if "Ċ" in text or "\n" in text]
             quotes = [i for text, i in vocabulary if '"' in text]
@@ -331,11 +331,25 @@ def _halves(whole: Group, first: int, rest: dict[int, int]) -> list[Group]:
 
 
 def attends_to_all(model: Any) -> bool:
-    """Whether every token attends to all before it; a sliding window or a recurrent state does not skip what is masked."""
+    """Whether every token attends to all before it that are not masked, by their positions alone.
+
+    A sliding window, a recurrent state or ALiBi, which counts columns, does not skip what is masked.
+    """
     config = model.config.get_text_config()
     windowed = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
     kinds = set(getattr(config, "layer_types", None) or ["sliding_attention" if windowed else "full_attention"])
-    return kinds == {"full_attention"} and not getattr(model, "_is_stateful", False)
+    counts = getattr(config, "alibi", False) or config.model_type in ("bloom", "mpt", "gpt_neo")
+    return kinds == {"full_attention"} and not counts and not getattr(model, "_is_stateful", False)
+
+
+def check_tree(model: Any, name: str) -> None:
+    """Refuse beam search for a model whose beams cannot be columns of one row.
+
+    Raises:
+        UserError: names the model.
+    """
+    if not attends_to_all(model):
+        raise UserError(f"llm_beams=true needs an LLM whose tokens attend to all before them, unlike {name!r}; leave it out")
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
