@@ -236,7 +236,8 @@ def _write(out: Path, made_of: Mapping[str, Any], pairs: Pairs, state: State, sa
     """Write the folder of the result; `config.json`, without which it is no model, comes last."""
     scratch = make_folder(out / UNFINISHED / "model")
     save(scratch)
-    read = sorted(set(fingerprints(pairs.rows)[row] for row in pairs.row))
+    of_rows = fingerprints(pairs.rows)
+    read = sorted({of_rows[row] for row in pairs.row})
     with write_whole(out / EXAMPLES) as handle:
         handle.write("\n".join(read) + "\n")
     result = {"done": state.done, "best": state.best, "best_step": state.best_step, "bad": state.bad, "first": state.first}
