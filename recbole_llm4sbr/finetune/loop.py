@@ -217,7 +217,7 @@ def tune(model: Tunable, plan: Plan, made_of: Mapping[str, Any], folder: Path) -
 
 
 def _give_memory_back() -> None:
-    """Give the system what memory is free: glibc keeps it in pieces, which batches of ever other lengths make useless, gigabytes in an hour."""
+    """Give free memory back to the system: glibc keeps it in pieces too small for the next batch, gigabytes of them in an hour."""
     with suppress(OSError, AttributeError, TypeError):  # no glibc
         ctypes.CDLL(None).malloc_trim(0)
 

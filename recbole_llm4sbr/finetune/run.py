@@ -266,7 +266,8 @@ def _said(state: State, options: Options) -> str:
         lines.append("tuning made nothing better: the folder holds the model as it was")
     elif state.best_step == state.done:
         lines.append("the best check is the last: more --epochs or --max_examples may make it better still")
-    lines.append(f"{options.out} is a model: add --{options.part}={options.out} to infer, train, compare")
+    asked = " --llm_beams=true --intent_answers=5" if options.part == "llm" else ""  # its greedy answer is poor
+    lines.append(f"{options.out} is a model: add --{options.part}={options.out}{asked} to infer, train, compare")
     return "\n".join(lines)
 
 
