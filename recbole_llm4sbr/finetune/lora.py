@@ -283,7 +283,8 @@ class LoraLLM:
 def _by_whole_weight(layer: Any, values: torch.Tensor) -> torch.Tensor:
     """What an adapted layer computes, by the sum of its weight and its adapter, rounded as the tuned model is when it is written.
 
-    On a processor that is a fifth of a step quicker than peft's way, which takes the values through the adapter beside the weight.
+    On a processor that is a fifth of a step quicker than peft's way, which takes the values through the adapter beside the weight
+    (`benchmarks/tuning.py`).
     """
     weight = layer.base_layer.weight
     delta = layer.get_delta_weight(layer.active_adapters[0])
