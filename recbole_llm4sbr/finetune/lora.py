@@ -166,15 +166,17 @@ class LoraLLM:
         without_list = 0
         for example in examples:
             texts = [render(tokenizer, request) for request in example.requests]
-            prompts = tokenizer(texts, add_special_tokens=False).input_ids
-            lists = [places_of(tokenizer, text, part) if list_weight else range(0) for text, part in zip(texts, example.lists)]
+            read = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
+            prompts, lists = read.input_ids, [range(0)] * len(texts)
+            if list_weight and tokenizer.is_fast:
+                lists = [places_of(*each) for each in zip(read.offset_mapping, texts, example.lists)]
             ending = [*tokenizer(example.answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
             without_list += any(part and not places for part, places in zip(example.lists, lists))
             rows = self._held_out if example.held_out else self._tuned
             rows += pack(prompts, [ending] * len(prompts), lists, share)
         if list_weight and without_list:
             log.warning(
-                "%s of %s prompts: the session's list was not found among the tokens, so that its loss is left out there",
+                "in the prompts of %s of %s sessions the list was not found among the tokens: its loss is left out there",
                 f"{without_list:,}", f"{len(examples):,}",
             )  # fmt: skip
         self.lengths = [len(row.tokens) for row in self._tuned]
@@ -298,12 +300,17 @@ def _scaled(logits: torch.Tensor, config: Any) -> torch.Tensor:
     return torch.tanh(logits / most) * most if most else logits
 
 
-def places_of(tokenizer: Any, text: str, part: str) -> range:
-    """The places of the tokens of a text that lie in some of its lines; none where those are not found, or the tokenizer cannot tell."""
-    start = text.find(f"\n{part}\n") + 1 if tokenizer.is_fast else 0
+def places_of(offsets: Sequence[tuple[int, int]], text: str, part: str) -> range:
+    """The places of the tokens of a text that lie in some of its lines; none where those are not found.
+
+    Args:
+        offsets: of each token its first character and the one behind it.
+        text: that was tokenized.
+        part: the lines.
+    """
+    start = text.find(f"\n{part}\n") + 1
     if not start:
         return range(0)
-    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
     inside = [place for place, (first, end) in enumerate(offsets) if first >= start and first < end <= start + len(part)]
     return range(inside[0], inside[-1] + 1) if inside else range(0)
 

@@ -26,7 +26,7 @@ from recbole_llm4sbr.finetune.examples import Pairs, training_pairs
 from recbole_llm4sbr.finetune.judge import describe, judge, sample
 from recbole_llm4sbr.finetune.loop import HISTORY, Pace, Plan, State, Tunable, tune
 from recbole_llm4sbr.intent.backends.chat import render
-from recbole_llm4sbr.intent.backends.transformers import check_tree, compute_dtype
+from recbole_llm4sbr.intent.backends.transformers import check_full_attention, compute_dtype
 from recbole_llm4sbr.intent.encoder import Encoder
 from recbole_llm4sbr.intent.llm_intents import asked_about
 from recbole_llm4sbr.intent.pretrained import Pretrained, resolve
@@ -178,7 +178,7 @@ def _llm(
     else:
         model, tokenizer = source.load_causal_lm(dtype, device)
     if settings["llm_beams"]:
-        check_tree(model, settings["llm"])
+        check_full_attention(model, settings["llm"])
     if not tokenizer.chat_template:
         log.warning("%s has no chat template: its prompts are plain text, as in `infer`", settings["llm"])
     weights = sum(each.numel() * each.element_size() for each in model.parameters())

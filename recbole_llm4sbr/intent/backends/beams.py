@@ -100,9 +100,8 @@ def likeliest(
             break
         own = torch.eye(beam.shape[1], dtype=torch.bool, device=device).expand(len(prompts), -1, -1)
         seen = torch.cat([seen.gather(1, beam.unsqueeze(2).expand(-1, -1, seen.shape[2])), own], 2)
-        if 4 * int(going.sum()) < 3 * len(
-            going
-        ):  # copying what the model has read costs less than computing a quarter of it in vain
+        if 4 * int(going.sum()) < 3 * len(going):
+            # copying what the model has read costs less than computing a quarter of it in vain
             model.keep(going.nonzero().squeeze(1))
             prompts, live, made, token, seen, behind = (each[going] for each in (prompts, live, made, token, seen, behind))
         coming = model.grow(token, seen, (behind + step).expand_as(token))

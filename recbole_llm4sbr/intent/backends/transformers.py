@@ -145,7 +145,7 @@ class TransformersBackend:
         if self._model is None:
             self._model, self._tokenizer = self.source.load_causal_lm(compute_dtype(self.device), self.device)
             if self._beams > 1:
-                check_tree(self._model, self._llm)
+                check_full_attention(self._model, self._llm)
             self._share = self._share and attends_to_all(self._model)
             vocabulary = self._tokenizer.get_vocab().items()
             newlines = [i for text, i in vocabulary if "Ċ" in text or "\n" in text]
@@ -311,10 +311,10 @@ class _Beams:
 
     def grow(self, tokens: torch.Tensor, seen: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         """A further token of each beam."""
-        hidden = torch.zeros(seen.shape, dtype=self.model.dtype, device=seen.device)
-        hidden = hidden.masked_fill(~seen, torch.finfo(self.model.dtype).min).unsqueeze(1)
+        mask = torch.zeros(seen.shape, dtype=self.model.dtype, device=seen.device)  # added to the attention's scores
+        mask = mask.masked_fill(~seen, torch.finfo(self.model.dtype).min).unsqueeze(1)
         output = self.model(
-            input_ids=tokens, attention_mask=hidden, position_ids=places, past_key_values=self.cache, use_cache=True
+            input_ids=tokens, attention_mask=mask, position_ids=places, past_key_values=self.cache, use_cache=True
         )
         return torch.log_softmax(output.logits.float(), -1)
 
@@ -342,7 +342,7 @@ def attends_to_all(model: Any) -> bool:
     return kinds == {"full_attention"} and not counts and not getattr(model, "_is_stateful", False)
 
 
-def check_tree(model: Any, name: str) -> None:
+def check_full_attention(model: Any, name: str) -> None:
     """Refuse beam search for a model whose beams cannot be columns of one row.
 
     Raises:
