@@ -256,16 +256,18 @@ def test_a_plain_model_of_recbole_is_adapted_but_where_its_module_is_named_or_it
 
 
 def test_a_class_of_ones_own_is_masked_too_when_it_is_plain(tiny, tmp_path, monkeypatch):
-    (tmp_path / "own_models.py").write_text(
+    (tmp_path / "models_without_a_mask.py").write_text(
         "from recbole.model.sequential_recommender import GRU4Rec\nclass Mine(GRU4Rec):\n    pass\n"
         "class Bare(GRU4Rec):\n    def __init__(self, config, dataset):\n        super().__init__(config, dataset)\n"
         "        self.table = self.item_embedding\n        del self.item_embedding\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     own = {"llm4sbr": False, "repeatable": False, "dropout_prob": 0.3, "num_layers": 1}
-    assert isinstance(built(tiny, "own_models:Mine", **own)[0], AdaptedRecommender)
-    assert type(built(tiny, "own_models:Bare", **own)[0]).__name__ == "Bare"
-    assert type(built(tiny, "own_models:Mine", **own | {"repeatable": True})[0]).__name__ == "Mine"  # its loss may be its own
+    assert isinstance(built(tiny, "models_without_a_mask:Mine", **own)[0], AdaptedRecommender)
+    assert type(built(tiny, "models_without_a_mask:Bare", **own)[0]).__name__ == "Bare"
+    assert (
+        type(built(tiny, "models_without_a_mask:Mine", **own | {"repeatable": True})[0]).__name__ == "Mine"
+    )  # its loss may be its own
 
 
 def test_a_grid_and_a_search_under_auto_are_those_under_what_it_stands_for(given, tmp_path, monkeypatch):
