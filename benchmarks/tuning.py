@@ -15,7 +15,7 @@ import torch
 
 from recbole_llm4sbr.base.settings import load_settings
 from recbole_llm4sbr.data.prepare import prepare
-from recbole_llm4sbr.finetune import lora
+from recbole_llm4sbr.finetune import lora, packing
 from recbole_llm4sbr.finetune.examples import training_pairs
 from recbole_llm4sbr.intent.backends.transformers import compute_dtype
 from recbole_llm4sbr.intent.pretrained import resolve
@@ -23,7 +23,7 @@ from recbole_llm4sbr.intent.pretrained import resolve
 BATCH = 16  # sessions of a step
 
 
-def make(kind: str, settings: Any, examples: list[lora.Example], device: torch.device) -> lora.LoraLLM:
+def make(kind: str, settings: Any, examples: list[packing.Example], device: torch.device) -> lora.LoraLLM:
     """The model of a kind; `peft` has peft's own layers and torch's fused attention."""
     model, tokenizer = resolve(settings["llm"], "llm").load_causal_lm(compute_dtype(device), device)
     weight = 1.0 if kind == "+ the session's list is learned too" else 0.0
@@ -49,7 +49,7 @@ def main() -> None:
         given = {"atomic_path": folder, "data_path": options.data_path, "llm": options.llm}
         settings = load_settings(dataset=options.dataset, overrides=given)
         prepare(settings)
-        examples = list(lora.questions(settings, training_pairs(settings, BATCH * (options.steps + 1), 8, 1)))
+        examples = list(packing.questions(settings, training_pairs(settings, BATCH * (options.steps + 1), 8, 1)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kinds = ("peft, each view by itself", "peft", "+ whole weights, plain attention", "+ the session's list is learned too")
     models = {kind: make(kind, settings, examples, device) for kind in kinds}

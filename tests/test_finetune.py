@@ -21,7 +21,7 @@ from recbole_llm4sbr.base.settings import Settings
 from recbole_llm4sbr.cli.main import main
 from recbole_llm4sbr.data.folders import dataset_folder
 from recbole_llm4sbr.data.prepare import prepare
-from recbole_llm4sbr.finetune import contrast, lora
+from recbole_llm4sbr.finetune import contrast, lora, packing
 from recbole_llm4sbr.finetune.examples import training_pairs
 from recbole_llm4sbr.finetune.judge import judge, sample
 from recbole_llm4sbr.finetune.loop import Plan, Step, tune
@@ -71,7 +71,7 @@ def test_an_example_is_the_prompt_of_infer_and_the_title_of_the_next_click_of_a_
     rows = {(*prefix, names[target]) for _, prefix, target in session_rows(folder, "tiny", "train")}
     pairs = training_pairs(tuning, 0, 1000, 1)
     assert len(pairs) == len(session_rows(folder, "tiny", "train"))
-    asked = list(lora.questions(tuning, pairs))
+    asked = list(packing.questions(tuning, pairs))
     assert len(asked) == len(pairs)
     for example in asked:
         pair, answer, (request, other) = example.pair, example.answer, example.requests
@@ -135,7 +135,7 @@ def test_the_loss_is_that_of_the_answer_alone_token_by_token(tuning, gpt2, kind)
     source = resolve({"llama": tuning["llm"], "gpt2": gpt2}[kind], "llm")
     model, tokenizer = source.load_causal_lm(torch.float32, torch.device("cpu"))
     pairs = training_pairs(tuning, 10, 5, 1)
-    examples = list(lora.questions(tuning, pairs))
+    examples = list(packing.questions(tuning, pairs))
     expected, count = 0.0, 0
     for example, request in ((each, request) for each in examples if each.held_out for request in each.requests):
         prompt = tokenizer(lora.render(tokenizer, request), add_special_tokens=False).input_ids
@@ -175,7 +175,7 @@ def test_scores_are_scaled_as_the_model_scales_them(kind):
 @pytest.mark.parametrize("list_weight", [0.0, 0.7])
 def test_pieces_of_a_batch_give_the_gradients_of_the_whole_batch(tuning, monkeypatch, list_weight):
     pairs = training_pairs(tuning, 10, 5, 1)
-    examples = list(lora.questions(tuning, pairs))
+    examples = list(packing.questions(tuning, pairs))
     found = []
     for tokens, share, rows, scored in (
         (100_000, True, range(6), 512),
@@ -198,7 +198,7 @@ def test_pieces_of_a_batch_give_the_gradients_of_the_whole_batch(tuning, monkeyp
 
 def test_the_loss_of_the_list_is_that_of_each_title_after_those_before_it(tuning):
     tuning = tuning | {"views": ["short"]}
-    (example, *_) = lora.questions(tuning, training_pairs(tuning, 2, 1, 1))
+    (example, *_) = packing.questions(tuning, training_pairs(tuning, 2, 1, 1))
     found = []
     for by_hand in (False, True):
         model, tokenizer = resolve(tuning["llm"], "llm").load_causal_lm(torch.float32, torch.device("cpu"))
@@ -234,7 +234,7 @@ def test_a_tuned_llm_answers_better_and_is_the_model_that_was_tuned(tuning, tmp_
     assert not (options.out / "tuning").exists()
     model, tokenizer = resolve(str(options.out), "llm").load_causal_lm(torch.float32, torch.device("cpu"))
     pairs = training_pairs(tuning, 0, 300, options.seed)
-    examples = list(lora.questions(tuning, pairs))
+    examples = list(packing.questions(tuning, pairs))
     again = lora.LoraLLM(model, tokenizer, examples, 4, 2000)  # its new adapters are zero
     assert again.held_out_loss() == pytest.approx(made["result"]["best"], rel=0.01)  # written in bfloat16
     before = {path.name: path.stat().st_mtime_ns for path in options.out.iterdir()}

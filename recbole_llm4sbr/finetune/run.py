@@ -21,7 +21,7 @@ from recbole_llm4sbr.data.checks import settled
 from recbole_llm4sbr.data.manifest import Manifest, setting_differences
 from recbole_llm4sbr.data.prepare import prepare
 from recbole_llm4sbr.data.sessions import PARTS
-from recbole_llm4sbr.finetune import contrast, lora
+from recbole_llm4sbr.finetune import contrast, lora, packing
 from recbole_llm4sbr.finetune.examples import Pairs, training_pairs
 from recbole_llm4sbr.finetune.judge import describe, judge, sample
 from recbole_llm4sbr.finetune.loop import HISTORY, Pace, Plan, State, Tunable, tune
@@ -167,7 +167,7 @@ def _llm(
     settings: Mapping[str, Any], source: Pretrained, pairs: Pairs, options: Options, device: torch.device
 ) -> tuple[Tunable, Callable[[Path], None]]:
     """An LLM with adapters, and what writes it without them."""
-    examples = list(lora.questions(settings, pairs))
+    examples = list(packing.questions(settings, pairs))
     if len({each.held_out for each in examples}) < 2:
         raise UserError(
             f"no item of {settings['dataset']!r} that could be an answer has a title; name the column with --item_name"
@@ -291,7 +291,7 @@ def _dry_run(settings: Mapping[str, Any], source: Pretrained, pairs: Pairs, opti
     lines = [f"{len(pairs) - kept_back:,} pairs of a session and its next item to tune on, {kept_back:,} held out"]
     if options.part == "llm":
         tokenizer = source.load_tokenizer()
-        example = next(lora.questions(settings, pairs))
+        example = next(packing.questions(settings, pairs))
         prompt, answer = render(tokenizer, example.requests[0]), example.answer
         tokens = len(tokenizer(prompt + answer, add_special_tokens=False).input_ids)
         lines[0] += f", each in the views {', '.join(settings['views'])}, some {tokens:,} tokens in a view"
