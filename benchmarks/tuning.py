@@ -15,7 +15,7 @@ import torch
 
 from recbole_llm4sbr.base.settings import load_settings
 from recbole_llm4sbr.data.prepare import prepare
-from recbole_llm4sbr.finetune import lora, packing
+from recbole_llm4sbr.finetune import llm, packing
 from recbole_llm4sbr.finetune.examples import training_pairs
 from recbole_llm4sbr.intent.backends.transformers import compute_dtype
 from recbole_llm4sbr.intent.pretrained import resolve
@@ -23,11 +23,11 @@ from recbole_llm4sbr.intent.pretrained import resolve
 BATCH = 16  # sessions of a step
 
 
-def make(kind: str, settings: Any, examples: list[packing.Example], device: torch.device) -> lora.LoraLLM:
+def make(kind: str, settings: Any, examples: list[packing.Example], device: torch.device) -> llm.TunableLLM:
     """The model of a kind; `peft` has peft's own layers and torch's fused attention."""
     model, tokenizer = resolve(settings["llm"], "llm").load_causal_lm(compute_dtype(device), device)
     weight = 1.0 if kind == "+ the session's list is learned too" else 0.0
-    tuned = lora.LoraLLM(model, tokenizer, examples, 16, 4096, weight, share=kind != "peft, each view by itself")
+    tuned = llm.TunableLLM(model, tokenizer, examples, 16, 4096, weight, share=kind != "peft, each view by itself")
     if kind.startswith("peft"):
         for module in tuned.model.modules():
             module.__dict__.pop("forward", None)

@@ -21,7 +21,7 @@ from recbole_llm4sbr.base.settings import Settings
 from recbole_llm4sbr.cli.main import main
 from recbole_llm4sbr.data.folders import dataset_folder
 from recbole_llm4sbr.data.prepare import prepare
-from recbole_llm4sbr.finetune import contrast, lora, packing
+from recbole_llm4sbr.finetune import contrast, llm, packing
 from recbole_llm4sbr.finetune.examples import training_pairs
 from recbole_llm4sbr.finetune.judge import judge, sample
 from recbole_llm4sbr.finetune.loop import Plan, Step, tune
@@ -138,7 +138,7 @@ def test_the_loss_is_that_of_the_answer_alone_token_by_token(tuning, gpt2, kind)
     examples = list(packing.questions(tuning, pairs))
     expected, count = 0.0, 0
     for example, request in ((each, request) for each in examples if each.held_out for request in each.requests):
-        prompt = tokenizer(lora.render(tokenizer, request), add_special_tokens=False).input_ids
+        prompt = tokenizer(llm.render(tokenizer, request), add_special_tokens=False).input_ids
         ending = [*tokenizer(example.answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
         with torch.no_grad():
             scores = model(torch.tensor([prompt + ending])).logits[0].log_softmax(-1)
@@ -146,7 +146,7 @@ def test_the_loss_is_that_of_the_answer_alone_token_by_token(tuning, gpt2, kind)
         count += len(ending)
     for share in (True, False):
         model, tokenizer = source.load_causal_lm(torch.float32, torch.device("cpu"))
-        tuned = lora.LoraLLM(model, tokenizer, examples, 4, 500, share=share)
+        tuned = llm.TunableLLM(model, tokenizer, examples, 4, 500, share=share)
         assert len(tuned._held_out) == (5 if share else 10)
         assert tuned.held_out_loss() == pytest.approx(expected / count, rel=1e-5)
         assert math.isfinite(tuned.step([0]).loss)
@@ -167,13 +167,13 @@ def test_scores_are_scaled_as_the_model_scales_them(kind):
     ids = torch.tensor([[5, 9, 30]])
     with torch.no_grad():
         plain = model.get_output_embeddings()(model.base_model(ids).last_hidden_state)
-        scaled = lora._scaled(plain, model.config)
+        scaled = llm._scaled(plain, model.config)
         assert not torch.allclose(plain, scaled, rtol=1e-3)
         torch.testing.assert_close(scaled, model(ids).logits)
 
 
-@pytest.mark.parametrize("list_weight", [0.0, 0.7])
-def test_pieces_of_a_batch_give_the_gradients_of_the_whole_batch(tuning, monkeypatch, list_weight):
+@pytest.mark.parametrize(("list_weight", "rank"), [(0.0, 4), (0.7, 4), (0.7, 0)])
+def test_pieces_of_a_batch_give_the_gradients_of_the_whole_batch(tuning, monkeypatch, list_weight, rank):
     pairs = training_pairs(tuning, 10, 5, 1)
     examples = list(packing.questions(tuning, pairs))
     found = []
@@ -182,10 +182,10 @@ def test_pieces_of_a_batch_give_the_gradients_of_the_whole_batch(tuning, monkeyp
         (700, True, range(6), 50),
         (900, False, range(12), 512),
     ):
-        monkeypatch.setattr(lora, "_SCORED", scored)
+        monkeypatch.setattr(llm, "_SCORED", scored)
         model, tokenizer = resolve(tuning["llm"], "llm").load_causal_lm(torch.float32, torch.device("cpu"))
         torch.manual_seed(0)
-        tuned = lora.LoraLLM(model, tokenizer, examples, 4, tokens, list_weight, share=share)
+        tuned = llm.TunableLLM(model, tokenizer, examples, rank, tokens, list_weight, share=share)
         for each in tuned.model.modules():
             if isinstance(each, torch.nn.Dropout):
                 each.p = 0.0
@@ -203,9 +203,9 @@ def test_the_loss_of_the_list_is_that_of_each_title_after_those_before_it(tuning
     for by_hand in (False, True):
         model, tokenizer = resolve(tuning["llm"], "llm").load_causal_lm(torch.float32, torch.device("cpu"))
         torch.manual_seed(0)
-        tuned = lora.LoraLLM(model, tokenizer, [replace(example, held_out=False)], 4, 2000, list_weight=0.5)
+        tuned = llm.TunableLLM(model, tokenizer, [replace(example, held_out=False)], 4, 2000, list_weight=0.5)
         if by_hand:
-            text = lora.render(tokenizer, example.requests[0])
+            text = llm.render(tokenizer, example.requests[0])
             before, _, behind = text.partition(example.lists[0])
             prompt, first, rest = (
                 tokenizer(each, add_special_tokens=False).input_ids for each in (text, before, example.lists[0] + behind)
@@ -225,9 +225,32 @@ def test_the_loss_of_the_list_is_that_of_each_title_after_those_before_it(tuning
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
 
 
-def test_a_tuned_llm_answers_better_and_is_the_model_that_was_tuned(tuning, tmp_path):
+def test_whole_weights_are_tuned_in_float32_where_the_model_computes_in_bfloat16(tuning):
+    pairs = training_pairs(tuning, 10, 5, 1)
+    examples = list(packing.questions(tuning, pairs))
+    model, tokenizer = resolve(tuning["llm"], "llm").load_causal_lm(torch.bfloat16, torch.device("cpu"))
+    tuned = llm.TunableLLM(model, tokenizer, examples, 0, 2000)
+    assert sum(each.numel() for each in tuned.parameters()) == sum(each.numel() for each in model.parameters())
+    before = tuned.held_out_loss()
+    optimizer = torch.optim.SGD(tuned.parameters(), lr=1e-5)
+    started = [each.detach().clone() for each in tuned.parameters()]
+    tuned.step(range(5))
+    assert torch.nn.utils.get_total_norm([each.grad for each in tuned.parameters()]) <= 1.001
+    for _ in range(100):  # too small for bfloat16 each, not all together
+        optimizer.step()
+    moved = [(each - start, each.grad) for each, start in zip(tuned.parameters(), started)]
+    for change, gradient in moved:
+        torch.testing.assert_close(change, -1e-3 * gradient, rtol=0.05, atol=1e-5)
+    assert any(change.any() for change, _ in moved)
+    for each in tuned.parameters():
+        each.data -= 0.3 * each.grad
+    assert tuned.held_out_loss() != before
+
+
+@pytest.mark.parametrize(("rank", "learning_rate"), [(4, 0.02), (0, 0.003)])
+def test_a_tuned_llm_answers_better_and_is_the_model_that_was_tuned(tuning, tmp_path, rank, learning_rate):
     tuning = tuning | {"views": ["short"]}
-    options = replace(OPTIONS, out=tmp_path / "tuned", max_examples=64, learning_rate=0.02)
+    options = replace(OPTIONS, out=tmp_path / "tuned", max_examples=64, learning_rate=learning_rate, lora_rank=rank)
     said = finetune(tuning, options)
     made = json.loads((options.out / "finetune.json").read_text())
     assert made["result"]["best"] < 0.7 * made["result"]["first"], said
@@ -235,7 +258,7 @@ def test_a_tuned_llm_answers_better_and_is_the_model_that_was_tuned(tuning, tmp_
     model, tokenizer = resolve(str(options.out), "llm").load_causal_lm(torch.float32, torch.device("cpu"))
     pairs = training_pairs(tuning, 0, 300, options.seed)
     examples = list(packing.questions(tuning, pairs))
-    again = lora.LoraLLM(model, tokenizer, examples, 4, 2000)  # its new adapters are zero
+    again = llm.TunableLLM(model, tokenizer, examples, 4, 2000)  # its new adapters are zero
     assert again.held_out_loss() == pytest.approx(made["result"]["best"], rel=0.01)  # written in bfloat16
     before = {path.name: path.stat().st_mtime_ns for path in options.out.iterdir()}
     assert said.splitlines()[0] == finetune(tuning, options).splitlines()[0]  # it is not tuned again

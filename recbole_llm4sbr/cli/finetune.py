@@ -71,7 +71,7 @@ VERB = Verb(
         Option(
             "answers", "encoder: what --llm has answered about the training sessions is read too (see --part)", False, "flag"
         ),
-        Option("lora_rank", "of an LLM's adapters", 16, "whole", least=1),
+        Option("lora_rank", "of an LLM's adapters; 0: none, all its weights are tuned", 16, "whole", least=0),
         Option(
             "list_weight",
             "of the loss on an LLM's list of the session, each item after those before it; 0: none",

@@ -21,7 +21,7 @@ from recbole_llm4sbr.data.checks import settled
 from recbole_llm4sbr.data.manifest import Manifest, setting_differences
 from recbole_llm4sbr.data.prepare import prepare
 from recbole_llm4sbr.data.sessions import PARTS
-from recbole_llm4sbr.finetune import contrast, lora, packing
+from recbole_llm4sbr.finetune import contrast, llm, packing
 from recbole_llm4sbr.finetune.examples import Pairs, training_pairs
 from recbole_llm4sbr.finetune.judge import describe, judge, sample
 from recbole_llm4sbr.finetune.loop import HISTORY, Pace, Plan, State, Tunable, tune
@@ -50,7 +50,7 @@ class Options(Pace):
         out: folder of the result.
         max_examples: sessions of the training part to tune on, each with its next item; 0 for all.
         answers: whether an encoder reads the LLM's answers about the sessions too.
-        lora_rank, batch_tokens, checkpointing, list_weight: of an LLM, as in `lora.LoraLLM`.
+        lora_rank, batch_tokens, checkpointing, list_weight: of an LLM, as in `llm.TunableLLM`.
         quantize: whether an LLM's frozen weights are kept in four bits (QLoRA), which needs a GPU and bitsandbytes.
         check_sessions: validation sessions for the table of before and after; 0 for no table.
     """
@@ -115,12 +115,16 @@ def _check_options(settings: Mapping[str, Any], options: Options) -> None:
     there = options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir()))
     if there and not (options.out / MANIFEST).is_file() and not (options.out / UNFINISHED).is_dir():
         raise UserError(f"--out={str(options.out)!r} is there and was not made by `finetune`; choose another folder")
-    if options.part == "llm":
+    if options.part == "llm" and options.lora_rank:
         try:
             import peft  # noqa: F401
         except ImportError:
-            raise UserError("tuning an LLM needs peft; pip install 'recbole-llm4sbr[finetune]'") from None
+            raise UserError(
+                "adapters of an LLM need peft; pip install 'recbole-llm4sbr[finetune]', or tune all weights with --lora_rank=0"
+            ) from None
     if options.quantize:
+        if not options.lora_rank:
+            raise UserError("weights in four bits cannot be tuned as a whole; leave out --quantize, or give --lora_rank")
         try:
             import bitsandbytes  # noqa: F401
         except ImportError:
@@ -166,7 +170,7 @@ def _finished(out: Path, made_of: Mapping[str, Any]) -> State:
 def _llm(
     settings: Mapping[str, Any], source: Pretrained, pairs: Pairs, options: Options, device: torch.device
 ) -> tuple[Tunable, Callable[[Path], None]]:
-    """An LLM with adapters, and what writes it without them."""
+    """An LLM, and what writes it, with nothing of adapters left."""
     examples = list(packing.questions(settings, pairs))
     if len({each.held_out for each in examples}) < 2:
         raise UserError(
@@ -181,15 +185,18 @@ def _llm(
         check_full_attention(model, settings["llm"])
     if not tokenizer.chat_template:
         log.warning("%s has no chat template: its prompts are plain text, as in `infer`", settings["llm"])
+    parameters = sum(each.numel() for each in model.parameters())
     weights = sum(each.numel() * each.element_size() for each in model.parameters())
     how = (options.lora_rank, options.batch_tokens, options.list_weight, options.checkpointing)
-    tuned = lora.LoraLLM(model, tokenizer, examples, *how)
+    tuned = llm.TunableLLM(model, tokenizer, examples, *how)
     config, width = model.config.get_text_config(), max(tuned.lengths) if tuned.keeps_attention else 0
-    needed = lora.memory_needed(config, weights, options.batch_tokens, options.lora_rank, options.checkpointing, width)
-    log.info("tuning needs %s", lora.check_memory(needed, device))
+    needed = llm.memory_needed(
+        config, weights, parameters, options.batch_tokens, options.lora_rank, options.checkpointing, width
+    )
+    log.info("tuning needs %s", llm.check_memory(needed, device))
 
     def save(folder: Path) -> None:
-        """The adapters are added to unrounded weights, and the sum is rounded once."""
+        """What was tuned is put together with unrounded weights, and rounded once."""
         whole, own = source.load_causal_lm(torch.float32, torch.device("cpu"))
         merged = tuned.merged_into(whole)
         merged.to(torch.bfloat16).save_pretrained(folder)
@@ -257,7 +264,7 @@ def _write(out: Path, made_of: Mapping[str, Any], pairs: Pairs, state: State, sa
 
 def _said(state: State, options: Options) -> str:
     """What came of tuning."""
-    what = lora.LoraLLM.what if options.part == "llm" else contrast.ContrastiveEncoder.what
+    what = llm.TunableLLM.what if options.part == "llm" else contrast.ContrastiveEncoder.what
     lines = [f"held-out {what}: {state.first:.4f} before, {state.best:.4f} after {state.best_step:,} of {state.done:,} steps"]
     if state.seconds:
         rate = state.tokens / state.seconds

@@ -1,4 +1,4 @@
-"""An LLM tuned with low-rank adapters (LoRA, Hu et al. 2021) to continue the run's own prompts with the title of the next item."""
+"""An LLM tuned to continue the run's own prompts with the next title, by low-rank adapters (LoRA, Hu et al. 2021) or as a whole."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -20,14 +20,14 @@ log = logging.getLogger(__name__)
 _SCORED = 128  # tokens whose scores of the whole vocabulary are in memory at once
 
 
-class LoraLLM:
-    """A causal language model with adapters, and its examples as tokens.
+class TunableLLM:
+    """A causal language model, and its examples as tokens.
 
     Args:
-        model: from transformers, its weights frozen here.
+        model: from transformers; with adapters its weights are frozen here.
         tokenizer: of it.
         examples: what it is tuned on, and what is held out.
-        rank: of the adapters.
+        rank: of the adapters; 0: none, all weights are tuned.
         batch_tokens: tokens computed at once, padding included.
         list_weight: of the loss on the session's own list in the prompts, each item after those before it; 0: the answers alone.
         checkpointing: compute activations twice in place of keeping them, for little memory.
@@ -47,9 +47,6 @@ class LoraLLM:
         checkpointing: bool = False,
         share: bool = True,
     ) -> None:
-        from peft import LoraConfig, get_peft_model
-        from peft.tuners.lora import Linear
-
         self.device = next(model.parameters()).device
         share = share and attends_to_all(model)
         on_cpu = self.device.type == "cpu"
@@ -76,25 +73,33 @@ class LoraLLM:
                 f"{without_list:,}", f"{len(examples):,}",
             )  # fmt: skip
         self.lengths = [len(row.tokens) for row in self._tuned]
-        # No dropout: its masks took a third of a step on a processor, and one look at each session leaves little to overfit.
-        self._config = LoraConfig(
-            r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
-        )
-        self.model = get_peft_model(model, self._config)
-        for module in self.model.modules():
-            if hasattr(module, "cast_input_dtype_enabled"):
-                module.cast_input_dtype_enabled = False  # autocast does it; both would copy every activation twice
-            if on_cpu and isinstance(module, Linear) and type(module.get_base_layer()) is torch.nn.Linear:
-                module.forward = MethodType(_by_whole_weight, module)
+        self._rank, self._inner = rank, model
+        self.model = self._adapted(model) if rank else model
+        # A step of a weight in bfloat16 is often rounded to nothing, so that whole weights are tuned in float32.
+        rounded = not rank and any(each.dtype != torch.float32 for each in model.parameters())
+        self._whole = [torch.nn.Parameter(each.detach().float()) for each in model.parameters()] if rounded else []
         self._dtype = next(each.dtype for each in model.parameters() if each.is_floating_point())
         self._batch_tokens, self._list_weight, self._pad = batch_tokens, list_weight, tokenizer.pad_token_id
         if checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
             self.model.enable_input_require_grads()
 
+    def _adapted(self, model: Any) -> Any:
+        """The model with adapters on every linear layer, which are what is trained."""
+        from peft import get_peft_model
+        from peft.tuners.lora import Linear
+
+        adapted = get_peft_model(model, _adapters(self._rank))
+        for module in adapted.modules():
+            if hasattr(module, "cast_input_dtype_enabled"):
+                module.cast_input_dtype_enabled = False  # autocast does it; both would copy every activation twice
+            if self.device.type == "cpu" and isinstance(module, Linear) and type(module.get_base_layer()) is torch.nn.Linear:
+                module.forward = MethodType(_by_whole_weight, module)
+        return adapted
+
     def parameters(self) -> list[torch.nn.Parameter]:
-        """The adapters."""
-        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        """The adapters, or all weights."""
+        return self._whole or [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def step(self, pairs: Sequence[int]) -> Step:
         """Gradients of the mean loss of the answers' tokens, and of that of the lists', in pieces of at most `batch_tokens`.
@@ -102,6 +107,7 @@ class LoraLLM:
         The vocabulary is scored for some hundred tokens at a time, whose gradients of the hidden states are put together.
         """
         self.model.train()
+        self._round()
         batch = [self._tuned[pair] for pair in pairs]
         answers, listed = count(batch, "answer"), max(count(batch, "listed"), 1)
         total = 0.0
@@ -114,12 +120,23 @@ class LoraLLM:
             for loss in self._losses(leaf, piece, "listed") if self._list_weight else ():
                 (loss * (self._list_weight / listed)).backward()  # type: ignore[no-untyped-call]
             hidden.backward(leaf.grad)  # type: ignore[no-untyped-call]
+        for whole, rounded in zip(self._whole, self._inner.parameters()):
+            whole.grad, rounded.grad = None if rounded.grad is None else rounded.grad.float(), None
+        if not self._rank:
+            torch.nn.utils.clip_grad_norm_(self.parameters(), 1.0)
         return Step(total, sum(len(row.tokens) for row in batch))
+
+    @torch.no_grad()
+    def _round(self) -> None:
+        """Take whole weights over into the model that computes."""
+        for whole, rounded in zip(self._whole, self._inner.parameters()):
+            rounded.copy_(whole)
 
     @torch.no_grad()
     def held_out_loss(self) -> float:
         """Mean loss per token of the held-out answers."""
         self.model.eval()
+        self._round()
         ordered = sorted(self._held_out, key=lambda row: len(row.tokens))
         losses = (loss for piece in self._pieces(ordered) for loss in self._losses(self._hidden(piece), piece, "answer"))
         return sum(map(float, losses)) / count(ordered, "answer")
@@ -132,9 +149,8 @@ class LoraLLM:
         mine, theirs = segment.unsqueeze(2), segment.unsqueeze(1)
         seen = ((theirs == 0) | (theirs == mine)).tril()  # [B, L, L]; padding sees padding
         mask = torch.zeros_like(seen, dtype=self._dtype).masked_fill(~seen, torch.finfo(self._dtype).min)
-        inner = self.model.get_base_model()
         with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
-            hidden: torch.Tensor = inner.base_model(
+            hidden: torch.Tensor = self._inner.base_model(
                 input_ids=tokens,
                 attention_mask=mask.unsqueeze(1),
                 position_ids=self._padded([row.place for row in piece], width, 0),
@@ -147,8 +163,8 @@ class LoraLLM:
         label = self._padded([getattr(row, of) for row in piece], hidden.shape[1], IGNORED).flatten()
         for places in torch.split((label != IGNORED).nonzero().squeeze(1), _SCORED):
             with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
-                logits = self.model.get_base_model().get_output_embeddings()(hidden.flatten(0, 1)[places])  # [places, V]
-            scores = _scaled(logits.float(), self.model.get_base_model().config.get_text_config())
+                logits = self._inner.get_output_embeddings()(hidden.flatten(0, 1)[places])  # [places, V]
+            scores = _scaled(logits.float(), self._inner.config.get_text_config())
             yield torch.nn.functional.cross_entropy(scores, label[places], reduction="sum")
 
     def _padded(self, rows: Sequence[Tokens], width: int, filler: int) -> torch.Tensor:
@@ -169,13 +185,25 @@ class LoraLLM:
             yield piece
 
     def merged_into(self, whole: Any) -> Any:
-        """Another copy of the untuned model with the adapters added to its weights."""
+        """Another copy of the untuned model with the tuned weights, or with the adapters added to its own."""
+        if not self._rank:
+            with torch.no_grad():
+                for weight, tuned in zip(whole.parameters(), self.parameters(), strict=True):
+                    weight.copy_(tuned)
+            return whole
         from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
-        other = get_peft_model(whole, self._config)
+        other = get_peft_model(whole, _adapters(self._rank))
         weights = {name: weight.detach().cpu() for name, weight in get_peft_model_state_dict(self.model).items()}
         set_peft_model_state_dict(other, weights)
         return other.merge_and_unload()
+
+
+def _adapters(rank: int) -> Any:
+    """No dropout: its masks took a third of a step on a processor, and one look at each session leaves little to overfit."""
+    from peft import LoraConfig
+
+    return LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 def _by_whole_weight(layer: Any, values: torch.Tensor) -> torch.Tensor:
@@ -196,14 +224,17 @@ def _scaled(logits: torch.Tensor, config: Any) -> torch.Tensor:
     return torch.tanh(logits / most) * most if most else logits
 
 
-def memory_needed(config: Any, weights: int, batch_tokens: int, rank: int, checkpointing: bool, width: int) -> int:
-    """An estimate of the bytes that tuning takes: weights, adapters with their optimizer, and activations.
+def memory_needed(
+    config: Any, weights: int, parameters: int, batch_tokens: int, rank: int, checkpointing: bool, width: int
+) -> int:
+    """An estimate of the bytes that tuning takes: weights, what is trained with its optimizer, and activations.
 
     Args:
         config: of the model.
         weights: bytes of the model's weights.
+        parameters: how many they are.
         batch_tokens: tokens computed at once.
-        rank: of the adapters.
+        rank: of the adapters; 0: none, all weights are tuned.
         checkpointing: whether activations are computed twice.
         width: tokens of the longest row, each of which keeps its attention to all others, as each layer keeps its weights with the
             adapters added; 0 where neither is kept.
@@ -215,9 +246,12 @@ def memory_needed(config: Any, weights: int, batch_tokens: int, rank: int, check
     )  # bytes a token that autograd keeps; measured on SmolLM2-135M, 1.5 MB in 30 layers
     of_a_layer += 8 * config.num_attention_heads * width
     kept = 2 * hidden * layers + of_a_layer if checkpointing else of_a_layer * layers
-    adapters = 4 * layers * rank * (8 * hidden + 3 * (hidden + inner)) * 4  # weights, gradients, two moments of Adam
-    summed = weights if width and not checkpointing else 0
-    return int(weights + summed + adapters + batch_tokens * kept)
+    tuned = layers * rank * (8 * hidden + 3 * (hidden + inner)) if rank else parameters
+    tuned *= 4 * (
+        4 if rank else 6
+    )  # weights, gradients, two moments of Adam; of whole weights the best ones and rounded gradients too
+    summed = weights if rank and width and not checkpointing else 0
+    return int(weights + summed + tuned + batch_tokens * kept)
 
 
 def check_memory(needed: int, device: torch.device) -> str:
