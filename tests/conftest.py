@@ -9,7 +9,10 @@ import torch
 
 from recbole_llm4sbr.base.settings import load_settings
 
-torch.set_num_threads(2)
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Two processes of tests, and what they start, take a thread each: more would wait for each other on two cores.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 WORDS = [
     "red",

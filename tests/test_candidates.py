@@ -284,6 +284,7 @@ def test_a_grid_and_a_search_under_auto_are_those_under_what_it_stands_for(given
     assert len((tmp_path / "out" / "cells.jsonl").read_text().splitlines()) == 2  # nothing ran twice
 
 
+@pytest.mark.slow
 def test_several_processes_train_and_test_without_the_sessions_items(tiny):
     prepare(tiny | {"repeatable": False})
     two = train(tiny | {"repeatable": False, "llm4sbr": False, "nproc": 2, "epochs": 1})

@@ -459,6 +459,7 @@ def test_lines_that_are_no_cell_are_passed_over(here, caplog):
     assert len(run(here, seeds=1)) == 2
 
 
+@pytest.mark.slow
 def test_cells_run_on_a_ray_cluster(here, ray_cluster):
     rows = run(here | {"ray_address": "auto", "ray_cpus_per_worker": 1}, seeds=1)
     same = run(here, "alone", seeds=1)

@@ -59,7 +59,9 @@ def sessions(tiny_encoder, tmp_path_factory):
     return given
 
 
-@pytest.mark.parametrize("model", ["SRGNN", "GCEGNN", "DHCN", "TAGNN"])
+@pytest.mark.parametrize(
+    "model", ["SRGNN", *(pytest.param(model, marks=pytest.mark.slow) for model in ("GCEGNN", "DHCN", "TAGNN"))]
+)
 def test_metrics_are_those_of_the_plain_formulas(sessions, monkeypatch, model):
     epochs = 2 if model == "SRGNN" else 1
     settings = load_settings(model, "ml-100k", overrides=sessions | {"epochs": epochs})

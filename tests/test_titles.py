@@ -156,6 +156,18 @@ def test_sets_of_single_titles_are_their_nearest_items():
     np.testing.assert_allclose(alone[1], as_sets[1], atol=1e-6)
 
 
+def test_titles_that_are_named_exactly_stay_in_the_llms_order():
+    items = unit(np.random.default_rng(2).normal(size=(40, 8)))
+    items[30] = items[9]  # a second item of that title
+    index, sets = ItemIndex(items), np.array([[0, 1, 2], [2, 1, 0], [1, 2, -1]], np.int32)
+    titles = items[[9, 2, 35]]
+    near = index.nearest_to_sets(titles, sets, 5)[0].tolist()
+    assert near[0][:4] == [9, 30, 2, 35] and near[1][:4] == [35, 2, 9, 30] and near[2][:2] == [2, 35]
+    clicks = np.array([2, 9, 2])
+    outside, _ = index.nearest_outside(titles, np.arange(3), clicks, np.array([0, 1, 2, 3]), 2, sets)
+    assert outside[:2].tolist() == [[9, 30], [35, 2]] and outside[2, 0] == 35
+
+
 @pytest.fixture(scope="module")
 def several(given, made, tmp_path_factory):
     """Settings of `tiny`, prepared, with three titles per view, by whether items repeat."""

@@ -184,6 +184,7 @@ def _search(tiny, given, space, **changed):
     return search(values, "out", space, how="grid", scheduler="none")
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_is_recorded_and_one_that_asks_a_model_fails(ray_cluster, given, tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("my.hyper").write_text("train_batch_size choice [32, 1000000000000000000000]\n")
@@ -199,6 +200,7 @@ def test_a_trial_that_fails_is_recorded_and_one_that_asks_a_model_fails(ray_clus
             ask()
 
 
+@pytest.mark.slow
 def test_data_prepared_anew_make_another_search(ray_cluster, given, tiny, tmp_path, monkeypatch, raw):
     monkeypatch.chdir(tmp_path)
     Path("my.hyper").write_text("intent_k choice [1, 2]\n")

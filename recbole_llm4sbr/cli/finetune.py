@@ -14,6 +14,7 @@ Tunes an LLM, or a text encoder, on the training part of a dataset, and writes a
 validation and test parts is read, and `infer` refuses the folder wherever they would differ. A killed run goes on where it was.
 
   recbole-llm4sbr finetune --dataset=ml-100k --out=tuned-llm                     the embedded LLM: its prompt of a session -> the next title
+  recbole-llm4sbr finetune --dataset=ml-100k --out=tuned-llm --lora_rank=0       all its weights: better, where there is memory for them
   recbole-llm4sbr infer --dataset=ml-100k --llm=tuned-llm --llm_beams=true --intent_answers=5    and its intents, its five likeliest titles
   recbole-llm4sbr finetune --dataset=ml-100k --encoder=all-minilm-l6-v2 --out=tuned-encoder
   recbole-llm4sbr finetune --dataset=mine --llm=Qwen/Qwen2.5-7B-Instruct --quantize --out=tuned-7b       QLoRA, on a GPU
@@ -34,7 +35,8 @@ def run(arguments: Arguments) -> int:
     part = given.pop("part") or (named[0] if len(named) == 1 else "llm" if not named else None)
     if part is None:
         raise UserError("--llm and --encoder are both given; add --part=llm or --part=encoder to say which of them is tuned")
-    for key, value in _DEFAULTS[part].items():
+    whole = part == "llm" and not given["lora_rank"]
+    for key, value in (_DEFAULTS[part] | ({"learning_rate": 3e-4} if whole else {})).items():
         given[key] = value if given[key] is None else given[key]
 
     from recbole_llm4sbr.data.remembered import of_prepared
@@ -60,7 +62,7 @@ VERB = Verb(
         ),
         Option(
             "learning_rate",
-            "the highest; it rises, then falls to 0  (default: llm 5e-4, encoder 5e-5)",
+            "the highest; it rises, then falls to 0  (default: llm 5e-4, all its weights 3e-4, encoder 5e-5)",
             None,
             "number",
             least=0,

@@ -79,11 +79,12 @@ class ItemIndex:
 
         Args:
             answers: unit vectors, [N, D].
-            sets: rows of `answers`, at least one per set, -1 behind the last, [C, n].
+            sets: rows of `answers` in the LLM's order, at least one per set, -1 behind the last, [C, n].
             k: neighbours per set.
 
         Returns:
-            Item rows and similarities, both [C, k], ordered as in `nearest`.
+            Item rows and similarities, both [C, k], in falling order of similarity; of equal ones those of an earlier answer first, as all
+            titles of the catalogue are that an LLM names exactly; those of one answer in catalogue order.
         """
         k = min(k, len(self._known))
         used, which = np.unique(sets, return_inverse=True)
@@ -91,11 +92,12 @@ class ItemIndex:
         near, near_sims = self.nearest(answers[used[absent:]], k)
         which = which.reshape(sets.shape) - absent
         found, sims = np.empty((len(sets), k), np.int32), np.empty((len(sets), k), np.float32)
+        place = np.repeat(np.arange(sets.shape[1]), k)  # of the answer, [n * k]
         for first in range(0, len(sets), _SESSIONS):
             piece = slice(first, first + _SESSIONS)
             lacking = np.repeat(which[piece] < 0, k, axis=1)  # [B, n * k]
             items, similar = near[which[piece]].reshape(lacking.shape), near_sims[which[piece]].reshape(lacking.shape)
-            found[piece], sims[piece] = _best_distinct(items, similar, lacking, k)
+            found[piece], sims[piece] = _best_distinct(items, similar, place, lacking, k)
         return found, sims
 
     def nearest_outside(
@@ -115,8 +117,8 @@ class ItemIndex:
             sets: as in `nearest_to_sets`.
 
         Returns:
-            Item rows and similarities, both [S, k], ordered as in `nearest`. Where fewer than `k` items lie outside a session, the last
-            of them is repeated with similarity 0, which adds nothing to eq. 5; where none does, the row is -1.
+            Item rows and similarities, both [S, k], ordered as in `nearest` or `nearest_to_sets`. Where fewer than `k` items lie outside a
+            session, the last of them is repeated with similarity 0, which adds nothing to eq. 5; where none does, the row is -1.
         """
         k = min(k, len(self._known))
         lengths = np.diff(starts)
@@ -151,29 +153,31 @@ class ItemIndex:
         return found, sims
 
 
-def _best_distinct(items: Rows, sims: Vectors, lacking: npt.NDArray[np.bool_], k: int) -> tuple[Rows, Vectors]:
-    """The `k` most similar distinct items of each row, an item with its largest similarity; ordered as in `ItemIndex.nearest`.
+def _best_distinct(items: Rows, sims: Vectors, place: Rows, lacking: npt.NDArray[np.bool_], k: int) -> tuple[Rows, Vectors]:
+    """The `k` most similar distinct items of each row, an item with its largest similarity; ordered as in `ItemIndex.nearest_to_sets`.
 
-    Item and similarity are sorted as one number, which is ten times as quick as sorting places by two keys.
+    Item, similarity and place are sorted as one number, which is ten times as quick as sorting by several keys: 31 bits of the item, 22 of
+    the similarity, 10 of the place.
 
     Args:
         items: at least `k` distinct ones in a row, [B, w].
         sims: their similarities, [B, w]; six decimals of them come back.
+        place: of the answer to which each column belongs, below 1,024, [w].
         lacking: where nothing stands, [B, w].
         k: items per row.
 
     >>> items, sims = np.array([[4, 2, 4, 3]]), np.array([[0.25, 0.75, 0.5, 0.75]], np.float32)
-    >>> [each.tolist() for each in _best_distinct(items, sims, items < 0, 3)]
-    [[[2, 3, 4]], [[0.75, 0.75, 0.5]]]
+    >>> [each.tolist() for each in _best_distinct(items, sims, np.array([0, 1, 1, 0]), items < 0, 3)]
+    [[[3, 2, 4]], [[0.75, 0.75, 0.5]]]
     """
-    nothing, low = np.iinfo(np.int64).max, 2**32 - 1
-    distance = np.rint((2 - sims.astype(np.float64)) * 1e6).astype(np.int64)  # never negative
-    by_item = np.sort(np.where(lacking, nothing, items << 32 | distance), axis=1)
-    items, distance = by_item >> 32, by_item & low
+    nothing = np.iinfo(np.int64).max
+    distance = np.rint((2 - sims.astype(np.float64)) * 1e6).astype(np.int64)  # from 0 to 3 million
+    by_item = np.sort(np.where(lacking, nothing, items << 32 | distance << 10 | place), axis=1)
+    items, distance_and_place = by_item >> 32, by_item & (2**32 - 1)
     again = by_item == nothing
     again[:, 1:] |= items[:, 1:] == items[:, :-1]
-    best = np.sort(np.where(again, nothing, distance << 32 | items), axis=1)[:, :k]
-    return best & low, (2 - (best >> 32) / 1e6).astype(np.float32)
+    best = np.sort(np.where(again, nothing, distance_and_place << 31 | items), axis=1)[:, :k]
+    return best & (2**31 - 1), (2 - (best >> 41) / 1e6).astype(np.float32)
 
 
 def localize(answers: Vectors, items: Vectors, k: int, factory: str = "Flat") -> tuple[Rows, Vectors]:
