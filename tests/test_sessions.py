@@ -138,12 +138,14 @@ def test_leave_one_out_tests_the_last_click_of_each_session_and_validates_the_on
         assert part[own.index].tolist() == expected
 
 
-def test_leave_one_out_is_that_of_recbole(tmp_path):
+def test_leave_one_out_is_that_of_recbole(tmp_path, monkeypatch):
     """On clicks of which every item stays in train: targets of RecBole's own `LS: valid_and_test`."""
     from recbole.data import create_dataset
 
     from recbole_llm4sbr.base.recbole import Config
     from recbole_llm4sbr.model.registry import model_class
+
+    monkeypatch.setattr("sys.argv", ["python"])  # RecBole reads it
 
     class StockConfig(Config):
         """RecBole's, without its repair of numpy 1 names."""
