@@ -401,7 +401,8 @@ def test_a_run_that_was_killed_at_any_step_ends_like_one_that_was_not(tmp_path, 
 
 
 @pytest.mark.slow
-def test_the_verb_killed_five_times_writes_the_weights_of_an_undisturbed_run(tuning, tmp_path, monkeypatch):
+@pytest.mark.parametrize("rank", [16, 0])
+def test_the_verb_killed_five_times_writes_the_weights_of_an_undisturbed_run(tuning, tmp_path, monkeypatch, rank):
     monkeypatch.chdir(tmp_path)
     given = [
         "data_path",
@@ -422,6 +423,7 @@ def test_the_verb_killed_five_times_writes_the_weights_of_an_undisturbed_run(tun
         "--dataset=tiny",
         "--llm_device=cpu",
         "--check_sessions=0",
+        f"--lora_rank={rank}",
     ]
     command += ["--epochs=8", "--batch=4", "--checks=10", "--patience=10000", *(f"--{key}={tuning[key]}" for key in given)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
