@@ -21,13 +21,15 @@ from recbole_llm4sbr.intent.backends.transformers import compute_dtype
 from recbole_llm4sbr.intent.pretrained import resolve
 
 BATCH = 16  # sessions of a step
+LIST, ALL = "+ the session's list is learned too", "the same with all weights, no adapters"
 
 
 def make(kind: str, settings: Any, examples: list[packing.Example], device: torch.device) -> llm.TunableLLM:
     """The model of a kind; `peft` has peft's own layers and torch's fused attention."""
     model, tokenizer = resolve(settings["llm"], "llm").load_causal_lm(compute_dtype(device), device)
-    weight = 1.0 if kind == "+ the session's list is learned too" else 0.0
-    tuned = llm.TunableLLM(model, tokenizer, examples, 16, 4096, weight, share=kind != "peft, each view by itself")
+    weight = 1.0 if kind in (LIST, ALL) else 0.0
+    rank = 0 if kind == ALL else 16
+    tuned = llm.TunableLLM(model, tokenizer, examples, rank, 4096, weight, share=kind != "peft, each view by itself")
     if kind.startswith("peft"):
         for module in tuned.model.modules():
             module.__dict__.pop("forward", None)
@@ -51,16 +53,17 @@ def main() -> None:
         prepare(settings)
         examples = list(packing.questions(settings, training_pairs(settings, BATCH * (options.steps + 1), 8, 1)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kinds = ("peft, each view by itself", "peft", "+ whole weights, plain attention", "+ the session's list is learned too")
+    kinds = ("peft, each view by itself", "peft", "+ adapters summed in, plain attention", LIST, ALL)
     models = {kind: make(kind, settings, examples, device) for kind in kinds}
+    optimizers = {kind: torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True) for kind, model in models.items()}
     seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
     for step in range(options.steps + 1):
         for kind, model in models.items():
             views = len(model.lengths) // len(models["peft"].lengths)  # rows of a session
             started = time.perf_counter()
             model.step(range(step * BATCH * views, (step + 1) * BATCH * views))
-            for parameter in model.parameters():
-                parameter.grad = None
+            optimizers[kind].step()
+            optimizers[kind].zero_grad()
             if step:  # the first one warms up
                 seconds[kind].append(time.perf_counter() - started)
     print(f"{options.llm}, {device}, {options.threads} threads; {BATCH} sessions a step, {options.steps} steps")

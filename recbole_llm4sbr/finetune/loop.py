@@ -174,7 +174,7 @@ def tune(model: Tunable, plan: Plan, made_of: Mapping[str, Any], folder: Path) -
     """
     _claim(folder, {**made_of, "plan": asdict(plan)})
     parameters = model.parameters()
-    optimizer = torch.optim.AdamW(parameters, lr=plan.learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters, lr=plan.learning_rate, weight_decay=0.0, fused=True)
     state = _resumed(folder, parameters, optimizer)
     if not state.done and math.isinf(state.first):
         state.first = state.best = model.held_out_loss()
