@@ -14,6 +14,18 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
+# Models of RecBole that are adapted as those beside them are, and seldom used: the tests of every model take half a minute more with them.
+SELDOM = {"FDSA", "FEARec", "GCSAN", "GRU4RecF", "LightSANs", "NextItNet", "SASRecF", "SINE"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Tests with a seldom used model for their `name` are slow ones."""
+    for item in items:
+        if getattr(item, "callspec", None) and item.callspec.params.get("name") in SELDOM:
+            item.add_marker(pytest.mark.slow)
+
+
 WORDS = [
     "red",
     "green",

@@ -577,6 +577,7 @@ def test_killed_at_ten_calls_of_the_endpoint_each_question_is_paid_once(world, c
         all_answered_and_paid_once(world, folder, FINE[:4])
 
 
+@pytest.mark.slow
 def test_killed_at_ten_random_moments_each_question_is_paid_once(world, clients, tmp_path):
     rng, kills, texts, codes = random.Random(11), 0, [], [0]
     while kills < 10 or codes != [0]:

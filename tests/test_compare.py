@@ -227,6 +227,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_process_whose_parent_dies_leaves_too(tmp_path):
     script = tmp_path / "grid.py"
     script.write_text(ORPHAN)

@@ -53,6 +53,7 @@ def test_workers_answer_as_one_process_does(tiny_llm, tmp_path):
     assert (counts.failures, counts.prompt_tokens) == (alone.failures, alone.prompt_tokens)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_loses_nothing(tmp_path, monkeypatch):
     from recbole_llm4sbr.intent.backends import ray as module
 
@@ -96,6 +97,7 @@ def test_a_killed_worker_loses_nothing(tmp_path, monkeypatch):
     assert sorted(answer for _, answer, *_ in stored) == sorted(f"film {n}" for n in range(1500))
 
 
+@pytest.mark.slow
 def test_workers_that_cannot_start_or_keep_dying_end_the_run(monkeypatch):
     from recbole_llm4sbr.intent.backends import ray as module
 
