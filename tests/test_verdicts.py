@@ -10,6 +10,7 @@ from recbole_llm4sbr.report.answer import answer_figure, answer_table
 from recbole_llm4sbr.report.block import Block, Line
 from recbole_llm4sbr.report.comparisons import Comparison, compared
 from recbole_llm4sbr.report.ladders import ladders_of
+from recbole_llm4sbr.report.overview import overview_table
 from recbole_llm4sbr.report.page import report
 from recbole_llm4sbr.report.reading import read_grids
 from recbole_llm4sbr.report.verdicts import page_title, sentences, topic
@@ -253,6 +254,43 @@ def test_the_words_are_those_of_the_statistics_over_real_ranks(tmp_path):
     write_grid(tmp_path / "one", one, settings=settings)
     _, parts = report([tmp_path / "one"], tmp_path / "one", None)
     assert "**one seed: not judged**" in sentences(parts["d, temporal split"].ladders)[0]
+
+
+def test_the_overview_has_a_row_for_each_backbone_beside_a_plain_model_and_stands_where_there_are_several_datasets(tmp_path):
+    text = {"item_init": "text"}
+    of_llm = judged([line(variant) for variant in WITH_CONTROLS], {"session_text": "no"})
+    of_text = judged([line("plain", **text), line("session_text", **text), line("random", **text)], {})
+    alone = judged([line("session_text")], {})
+    table = overview_table([("d, temporal split", of_llm), ("e, paper split", [*of_text, *alone])])
+    assert table.head == [
+        "data", "model", "finding", "plain", "plain with text", "controls", "session text", "LLM", "over plain", "LLM over session text",
+    ]  # fmt: skip
+    score = "5.00 ± 0.00"
+    (first, second) = table.rows
+    assert first[:2] == ["d, temporal split", "SRGNN"] and first[2].startswith(
+        "better with the LLM's intents than plain, but not"
+    )
+    assert first[3:] == [score, "", f"{score}\nno intents", score, f"{score}\ngpt", f"{OVER}\nbetter", f"{OVER}\ninside chance"]
+    assert (
+        second[:2] == ["e, paper split", "SRGNN"]
+        and second[3:5] == ["", score]
+        and second[6:8] == [score, ""]
+        and second[9] == ""
+    )
+    assert overview_table([("d", of_llm)]) is None and overview_table([("d", alone), ("e", alone)]) is None
+    for name, dataset in (("one", "d"), ("two", "e")):
+        write_grid(
+            tmp_path / name,
+            {"plain": {1: (5, 0.0)}, "llm4sbr": {1: (5, -0.4)}},
+            settings={"llm4sbr": LLM, "plain": {"llm4sbr": False}},
+        )
+        grid = tmp_path / name / "grid.json"
+        grid.write_text(grid.read_text().replace('"dataset": "d"', f'"dataset": "{dataset}"'))
+    report([tmp_path / "one", tmp_path / "two"], tmp_path / "both", tmp_path / "both.html")
+    assert (tmp_path / "both/overview.md").read_text().count("| SRGNN |") == 2
+    assert "<section class=answer id=overview><h2>At a glance" in (tmp_path / "both.html").read_text()
+    report([tmp_path / "one"], tmp_path / "alone", tmp_path / "alone.html")
+    assert not (tmp_path / "alone/overview.md").exists() and "At a glance" not in (tmp_path / "alone.html").read_text()
 
 
 def test_a_grid_without_controls_has_another_title(tmp_path):

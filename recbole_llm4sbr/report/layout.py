@@ -11,6 +11,7 @@ from recbole_llm4sbr.report.facts import counts_table, in_short, paragraphs
 from recbole_llm4sbr.report.figure import Figure, library
 from recbole_llm4sbr.report.figures import figures_of
 from recbole_llm4sbr.report.ladders import Ladder
+from recbole_llm4sbr.report.overview import overview_table
 from recbole_llm4sbr.report.table import FAILED, Table
 from recbole_llm4sbr.report.verdicts import page_title, sentences, topic
 
@@ -48,6 +49,9 @@ def page_of(parts: Sequence[Part], case: str = "") -> str:
     parts = sorted(parts, key=lambda part: not any(ladder.llm for ladder in part.ladders))
     title = page_title([part.ladders for part in parts])
     contents, body = [], []
+    if overview := overview_table([(part.block.title, part.ladders) for part in parts]):
+        contents.append(f'<li><a href="#overview">{overview.title}</a></li>')
+        body.append(f"<section class=answer id=overview><h2>{overview.title}</h2>{_table(overview)}</section>\n")
     for number, part in enumerate(parts):
         contents.append(f'<li><a href="#answer{number}">{_name(part)}</a></li>')
         body.append(_answer(part, f"answer{number}"))

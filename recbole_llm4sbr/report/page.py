@@ -14,9 +14,12 @@ from recbole_llm4sbr.report.comparisons import compared
 from recbole_llm4sbr.report.facts import facts
 from recbole_llm4sbr.report.ladders import ladders_of
 from recbole_llm4sbr.report.layout import Part, page_of
+from recbole_llm4sbr.report.overview import overview_table
 from recbole_llm4sbr.report.reading import read_grids
 from recbole_llm4sbr.report.tables import tables_of
 from recbole_llm4sbr.report.verdicts import sentences
+
+OVERVIEW_FILE = "overview.md"
 
 
 def report(
@@ -26,8 +29,8 @@ def report(
 
     Args:
         folders: of `compare`, `ablate` and `tune`.
-        markdown: folder for one `<dataset>.md` each. A note that stands beneath the title of a file that is there, lines that begin with
-            `>`, is kept, and stands on the page too.
+        markdown: folder for one `<dataset>.md` each, and of several for `overview.md`, their answers in one table. A note that stands
+            beneath the title of a file that is there, lines that begin with `>`, is kept, and stands on the page too.
         page: the HTML page; None for none.
         case: a page of `inspect`, which the page then holds; None for none.
 
@@ -47,6 +50,11 @@ def report(
             handle.write("\n".join(_markdown(part)))
         written.append(path)
         parts.append(part)
+    overview = overview_table([(part.block.title, part.ladders) for part in parts])
+    if overview is not None:
+        written.insert(0, Path(markdown) / OVERVIEW_FILE)
+        with write_whole(written[0]) as handle:
+            handle.write("\n".join([f"# {overview.title}", "", overview.how, "", *overview.lines()]))
     if page is not None:
         make_folder(Path(page).parent)
         with write_whole(page) as handle:
