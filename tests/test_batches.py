@@ -659,6 +659,8 @@ def test_requests_in_a_file_are_answered_by_a_runner_and_imported_and_infer_asks
     assert main(["answers", "requests", *line, "--llm_backend=echo", "--file=x.jsonl"]) == 2
     count = runner("requests.jsonl", "replies.jsonl")
     assert f"{count:,} requests written" in capsys.readouterr().out
+    assert main(["answers", "requests", *line, "--llm_refresh=true", "--file=x.jsonl"]) == 2
+    assert "drop those first" in capsys.readouterr().err and not Path("x.jsonl").exists()
     with open("requests.jsonl") as lines:
         assert json.loads(next(lines))["body"].keys() == {"model", "temperature", "max_tokens", "messages"}
     assert main(["answers", "import", "--file=replies.jsonl", "--atomic_path=atomic"]) == 0

@@ -107,6 +107,11 @@ def _write_requests(arguments: Arguments) -> int:
         raise UserError(
             f"llm_backend={settings['llm_backend']!r} sends no requests that a file could hold; add --llm_backend=openai"
         )
+    if settings["llm_refresh"]:
+        raise UserError(
+            "llm_refresh=true has no effect on a file of requests, whose replies leave stored answers as they are; drop those first "
+            "(`answers drop --llm=...`), then write the file without it"
+        )
     prepare(settings)
     rows = read_sessions(dataset_folder(settings), settings["dataset"], *PARTS)
     file = arguments.options["file"]
