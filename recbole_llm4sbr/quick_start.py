@@ -50,7 +50,7 @@ def run_recbole_llm4sbr(
 
     Returns:
         RecBole's `best_valid_score`, `valid_score_bigger`, `best_valid_result`, `test_result`, and the other fields of
-        `base.records.RunResult`.
+        `base.results.RunResult`.
 
     Raises:
         UserError: a mistake in the input, before long work starts.

@@ -12,7 +12,8 @@ from test_contract import built
 from recbole_llm4sbr import Recommender, load_ensemble, load_model, run_ensemble
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.metrics import session_metric
-from recbole_llm4sbr.base.records import PreparedCounts, RunResult
+from recbole_llm4sbr.base.records import PreparedCounts
+from recbole_llm4sbr.base.results import RunResult
 from recbole_llm4sbr.base.schema import model_defaults
 from recbole_llm4sbr.base.settings import load_settings
 from recbole_llm4sbr.cli.main import main

@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 
 from recbole_llm4sbr import load_ensemble, load_model, run_ensemble
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.records import CellResult
+from recbole_llm4sbr.base.grids import CellResult
 from recbole_llm4sbr.cli.main import main
 from recbole_llm4sbr.experiment import cells
 from recbole_llm4sbr.experiment.compare import compare

@@ -11,7 +11,8 @@ from test_compare import run
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.facts import intents_name
-from recbole_llm4sbr.base.records import IntentCounts, IntentQuality, RunResult, ViewQuality
+from recbole_llm4sbr.base.records import IntentCounts, IntentQuality, ViewQuality
+from recbole_llm4sbr.base.results import RunResult
 from recbole_llm4sbr.base.settings import load_settings
 from recbole_llm4sbr.cli.main import main
 from recbole_llm4sbr.data.folders import dataset_folder

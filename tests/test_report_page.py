@@ -52,7 +52,7 @@ def test_an_axis_of_epochs_has_whole_numbers(grids):
 
 
 def test_each_metric_has_an_axis_of_its_own():
-    from recbole_llm4sbr.base.records import RunResult
+    from recbole_llm4sbr.base.results import RunResult
     from recbole_llm4sbr.report.block import Block, Line
 
     made = as_json(5, metrics=["Hit", "MRR"]) | {"test_result": {"hit@20": 0.2, "mrr@20": 0.05}}

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from recbole_llm4sbr.base.files import read_json
-from recbole_llm4sbr.base.records import CellResult, RunResult, Search, Trial
+from recbole_llm4sbr.base.grids import CellResult, Search, Trial
+from recbole_llm4sbr.base.results import RunResult
 from recbole_llm4sbr.cli.summary import summary
 from recbole_llm4sbr.experiment import tune
 from recbole_llm4sbr.experiment.compare import _outcome as in_words

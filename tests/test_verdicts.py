@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from test_unfinished import as_json, write_grid
 
-from recbole_llm4sbr.base.records import RunResult
+from recbole_llm4sbr.base.results import RunResult
 from recbole_llm4sbr.report.answer import answer_figure, answer_table
 from recbole_llm4sbr.report.block import Block, Line
 from recbole_llm4sbr.report.comparisons import Comparison, compared

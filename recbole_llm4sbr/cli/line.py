@@ -7,7 +7,7 @@ from typing import Any
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.facts import uses_intents
 from recbole_llm4sbr.base.files import make_folder, write_json
-from recbole_llm4sbr.base.records import RunResult
+from recbole_llm4sbr.base.results import RunResult
 from recbole_llm4sbr.base.settings import load_settings
 from recbole_llm4sbr.cli.parsing import Arguments, Verb
 from recbole_llm4sbr.cli.summary import summary

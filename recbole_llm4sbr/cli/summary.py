@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from recbole_llm4sbr.base.facts import tower_said
-from recbole_llm4sbr.base.records import RunResult
+from recbole_llm4sbr.base.results import RunResult
 
 
 def summary(result: RunResult) -> str:

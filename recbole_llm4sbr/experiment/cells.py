@@ -18,7 +18,8 @@ import torch
 
 from recbole_llm4sbr.base.cluster import connect
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.records import CellResult, RunResult
+from recbole_llm4sbr.base.grids import CellResult
+from recbole_llm4sbr.base.results import RunResult
 from recbole_llm4sbr.experiment.work import own_folder
 from recbole_llm4sbr.training.ensemble import Weights, run_ensemble
 from recbole_llm4sbr.training.fit import TestRows

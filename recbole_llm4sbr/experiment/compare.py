@@ -18,8 +18,8 @@ import numpy as np
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.facts import deciding, intents_of, llm_name, uses_intents
 from recbole_llm4sbr.base.files import append_json_line, make_folder, read_json, write_json, write_whole
+from recbole_llm4sbr.base.grids import CellResult, GridEntry, read_cell_results
 from recbole_llm4sbr.base.model_names import canonical_model
-from recbole_llm4sbr.base.records import CellResult, GridEntry, read_cell_results
 from recbole_llm4sbr.base.settings import Settings, load_settings
 from recbole_llm4sbr.base.wording import duration, show
 from recbole_llm4sbr.data.checks import RunFiles, settled

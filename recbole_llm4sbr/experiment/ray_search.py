@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.records import Trial
+from recbole_llm4sbr.base.grids import Trial
 from recbole_llm4sbr.base.wording import duration, show_settings
 from recbole_llm4sbr.experiment.space import Dimension
 from recbole_llm4sbr.experiment.trial import load_shared, trial

@@ -21,7 +21,9 @@ from recbole_llm4sbr.base.cluster import connect
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.facts import deciding
 from recbole_llm4sbr.base.files import is_own, make_folder, mark_own, read_json, write_json, write_whole
-from recbole_llm4sbr.base.records import BestTrial, Budget, PreparedCounts, Search, Trial
+from recbole_llm4sbr.base.grids import BestTrial, Search, Trial
+from recbole_llm4sbr.base.records import PreparedCounts
+from recbole_llm4sbr.base.results import Budget
 from recbole_llm4sbr.base.schema import per_grid, read_yaml
 from recbole_llm4sbr.base.settings import FEATURE_FILES_BY, Settings, load_settings, recipe_path
 from recbole_llm4sbr.base.wording import show_settings

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from recbole_llm4sbr.base.grids import Search
 from recbole_llm4sbr.base.metrics import is_per_session, session_metric
 from recbole_llm4sbr.base.names import ENSEMBLE, control_of_ensemble
-from recbole_llm4sbr.base.records import RunResult, Search
+from recbole_llm4sbr.base.results import RunResult
 
 CONTROLS = ("session_text", "shuffled", "random", "none")
 REFERENCES = ("plain", "w/o LLM", "llm4sbr")  # what the variants of a group are tested against: the first of these that it has

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from recbole_llm4sbr.base.facts import intents_name, intents_of, llm_name, uses_intents
-from recbole_llm4sbr.base.records import IntentQuality, RunResult, ViewQuality
+from recbole_llm4sbr.base.records import IntentQuality, ViewQuality
+from recbole_llm4sbr.base.results import RunResult
 from recbole_llm4sbr.base.wording import percent
 from recbole_llm4sbr.report.block import Line
 from recbole_llm4sbr.report.table import Table

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import read_json
+from recbole_llm4sbr.base.grids import GridEntry, Search, read_cell_results
 from recbole_llm4sbr.base.names import short_name
-from recbole_llm4sbr.base.records import GridEntry, Search, read_cell_results
 from recbole_llm4sbr.base.schema import schema
 from recbole_llm4sbr.report.block import Block, Line
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import plotly.graph_objects as go
 
-from recbole_llm4sbr.base.records import Search, Trial
+from recbole_llm4sbr.base.grids import Search, Trial
 from recbole_llm4sbr.base.wording import show
 from recbole_llm4sbr.report.figure import Figure
 from recbole_llm4sbr.report.searches import by_two, distinct, note_of_trials

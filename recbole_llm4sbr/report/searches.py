@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from recbole_llm4sbr.base.records import Search
+from recbole_llm4sbr.base.grids import Search
 from recbole_llm4sbr.base.wording import show, show_settings
 from recbole_llm4sbr.report.intents import describe_intents
 from recbole_llm4sbr.report.table import Table

@@ -7,7 +7,7 @@ import numpy as np
 
 from recbole_llm4sbr.base.metrics import is_per_session
 from recbole_llm4sbr.base.names import ENSEMBLE
-from recbole_llm4sbr.base.records import RunResult
+from recbole_llm4sbr.base.results import RunResult
 from recbole_llm4sbr.base.schema import schema
 from recbole_llm4sbr.base.wording import show, show_settings
 from recbole_llm4sbr.report.block import Block, Line, buckets_of, common_settings, main_metrics, metrics_of

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.facts import tower_said
 from recbole_llm4sbr.base.recbole import SequentialRecommender
-from recbole_llm4sbr.base.records import Budget, IntentCounts, Member, PreparedCounts, RunResult
+from recbole_llm4sbr.base.records import IntentCounts, PreparedCounts
+from recbole_llm4sbr.base.results import Budget, Member, RunResult
 from recbole_llm4sbr.base.settings import class_name
 from recbole_llm4sbr.data.checks import check_run_files
 from recbole_llm4sbr.model.candidates import exclude_clicked

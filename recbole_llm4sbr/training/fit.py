@@ -13,7 +13,7 @@ import torch
 
 from recbole_llm4sbr.base.metrics import is_per_session, session_metric
 from recbole_llm4sbr.base.recbole import init_seed
-from recbole_llm4sbr.base.records import Budget, ClicksBucket, Fitted
+from recbole_llm4sbr.base.results import Budget, ClicksBucket, Fitted
 from recbole_llm4sbr.base.screen import RECBOLE
 from recbole_llm4sbr.model import SessionIntents, build_model
 from recbole_llm4sbr.model.cold_items import trained_part

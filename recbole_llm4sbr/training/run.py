@@ -15,7 +15,8 @@ from torch.multiprocessing.spawn import spawn
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import make_folder
 from recbole_llm4sbr.base.recbole import data_preparation, init_seed
-from recbole_llm4sbr.base.records import IntentCounts, PreparedCounts, RunResult, Tested
+from recbole_llm4sbr.base.records import IntentCounts, PreparedCounts
+from recbole_llm4sbr.base.results import RunResult, Tested
 from recbole_llm4sbr.base.screen import RECBOLE, Screen, is_verbose
 from recbole_llm4sbr.base.settings import class_name
 from recbole_llm4sbr.data.checks import RunFiles, check_run_files, run_checksums, settled
