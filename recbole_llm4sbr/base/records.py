@@ -1,11 +1,8 @@
 """What travels between packages and into JSON files: counts of prepared sessions and of intents, and how good these are."""
 
-import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
