@@ -66,7 +66,7 @@ MISTAKES = [
     (
         ["prepare", "--config_files=3", "--dataset=tiny"],
         {},
-        "config_files='3' is neither a file nor a shipped recipe (paper, strong)",
+        "config_files='3' is neither a file nor a shipped recipe (paper, strong, strong-plain)",
     ),
     (["tune", "--dataset=tiny", "--trials={a"], {}, "--trials='{a' must be a whole number of at least 1"),
     (["tune", "--dataset=tiny", "--trials=2.5"], {}, "--trials='2.5' must be a whole number of at least 1"),

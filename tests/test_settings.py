@@ -149,7 +149,7 @@ def test_help_explains_every_setting_and_every_choice_is_documented():
 def test_a_shipped_recipe_is_named_like_a_file_and_the_command_line_wins(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipes = {path.stem: read_yaml(path) for path in (PROPERTIES / "recipe").glob("*.yaml")}
-    assert set(recipes) == {"paper", "strong"}
+    assert set(recipes) == {"paper", "strong", "strong-plain"}
     for name, given in recipes.items():
         settings = load_settings(dataset="ml-100k", config_files=[name])
         assert {key: settings[key] for key in given} == given
