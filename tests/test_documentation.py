@@ -330,3 +330,8 @@ def test_what_a_page_names_with_two_hyphens_is_a_setting_or_an_option():
         known |= set(model_schema(model)) | recbole_keys(model)
     for path in PAGES:
         assert set(re.findall(r"--([a-z]\w+)=", BLOCK.sub("", path.read_text()))) <= known, path.name
+
+
+def test_the_readmes_overview_is_that_of_the_reports():
+    rows = [line for line in (ROOT / "results/overview.md").read_text().splitlines() if line.startswith("|")]
+    assert len(rows) > 3 and "\n".join(rows) in (ROOT / "README.md").read_text()
