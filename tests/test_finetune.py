@@ -232,7 +232,7 @@ def test_whole_weights_are_tuned_in_float32_where_the_model_computes_in_bfloat16
     tuned = llm.TunableLLM(model, tokenizer, examples, 0, 2000)
     assert sum(each.numel() for each in tuned.parameters()) == sum(each.numel() for each in model.parameters())
     before = tuned.held_out_loss()
-    optimizer = torch.optim.SGD(tuned.parameters(), lr=1e-5)
+    optimizer = torch.optim.SGD(tuned.parameters(), lr=1e-3)
     started = [each.detach().clone() for each in tuned.parameters()]
     tuned.step(range(5))
     assert torch.nn.utils.get_total_norm([each.grad for each in tuned.parameters()]) <= 1.001
@@ -240,8 +240,8 @@ def test_whole_weights_are_tuned_in_float32_where_the_model_computes_in_bfloat16
         optimizer.step()
     moved = [(each - start, each.grad) for each, start in zip(tuned.parameters(), started)]
     for change, gradient in moved:
-        torch.testing.assert_close(change, -1e-3 * gradient, rtol=0.05, atol=1e-5)
-    assert any(change.any() for change, _ in moved)
+        assert (change + 0.1 * gradient).norm() < 0.02 * (0.1 * gradient).norm() + 1e-9
+    assert max(change.norm() for change, _ in moved) > 0.01
     for each in tuned.parameters():
         each.data -= 0.3 * each.grad
     assert tuned.held_out_loss() != before
