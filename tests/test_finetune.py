@@ -253,6 +253,7 @@ def test_a_tuned_llm_answers_better_and_is_the_model_that_was_tuned(tuning, tmp_
     options = replace(OPTIONS, out=tmp_path / "tuned", max_examples=64, learning_rate=learning_rate, lora_rank=rank)
     said = finetune(tuning, options)
     made = json.loads((options.out / "finetune.json").read_text())
+    assert made["asked"] == {"llm_beams": True, "intent_answers": 5}
     assert made["result"]["best"] < 0.7 * made["result"]["first"], said
     assert not (options.out / "tuning").exists()
     model, tokenizer = resolve(str(options.out), "llm").load_causal_lm(torch.float32, torch.device("cpu"))
@@ -265,6 +266,40 @@ def test_a_tuned_llm_answers_better_and_is_the_model_that_was_tuned(tuning, tmp_
     assert before == {path.name: path.stat().st_mtime_ns for path in options.out.iterdir()}
     with pytest.raises(UserError, match="tuned otherwise: options differs in epochs"):
         finetune(tuning, replace(options, epochs=3))
+
+
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [
+        ({}, (True, 5)),
+        ({"intent_answers": 3}, (True, 3)),
+        ({"llm_beams": True}, (True, 5)),
+        ({"intent_answers": 1}, (False, 1)),
+        ({"llm_beams": False}, (False, 1)),
+        ({"llm_beams": False, "intent_answers": 2}, (False, 2)),
+        ({"views_in_one_call": True}, (False, 1)),
+        ({"llm_backend": "vllm"}, (False, 1)),
+        ({"llm_backend": "ray"}, (True, 5)),
+        ({"llm_backend": "ray", "ray_backend": "vllm"}, (False, 1)),
+        ({"llm": "smollm2-135m-instruct"}, (False, 1)),
+    ],
+)
+def test_a_tuned_llm_is_asked_as_its_folder_says_where_nothing_else_was_given(settings_for, tmp_path, given, asked):
+    (tmp_path / "tuned").mkdir()
+    made = {"part": "llm", "asked": {"llm_beams": True, "intent_answers": 5, "llm_url": "http://elsewhere"}}
+    (tmp_path / "tuned" / "finetune.json").write_text(json.dumps(made))
+    settings = settings_for(**{"llm": "./tuned", "llm_backend": "transformers"} | given)
+    assert (settings["llm_beams"], settings["intent_answers"]) == asked
+    assert settings["llm_url"] == settings_for()["llm_url"]  # a folder says nothing else
+
+
+def test_a_tuned_llm_is_judged_and_asked_for_its_likeliest_titles(tuning, tmp_path, settings_for):
+    options = replace(OPTIONS, out=tmp_path / "tuned", epochs=1, max_examples=16, check_sessions=5)
+    said = finetune(tuning | {"llm_max_new_tokens": 4}, options)
+    assert "intents of its 5 likeliest titles on 5 validation sessions" in said
+    given = {key: tuning[key] for key in ("atomic_path", "llm_backend", "llm_device")}
+    settings = settings_for(llm=str(options.out), llm_max_new_tokens=4, **given)
+    assert infer(settings).intents.settings["intent_answers"] == 5
 
 
 def test_contrast_equals_brute_force_with_the_items_of_the_session_left_out(tuning):

@@ -3,6 +3,7 @@
 import re
 
 ENSEMBLE = "ensemble("  # what the name of an ensemble begins with
+FINETUNED = "finetune.json"  # what `finetune` writes beside the weights: of what they were made and how the model is asked
 CASE_PAGE = "recbole-llm4sbr inspect"  # the generator that a page of `inspect` names; `report --case` looks for it
 # three changes or more, in a variant or in a member of an ensemble; which LLM is not cut
 _CHANGES = re.compile(r"(?:\+(?!llm=)\w+=(?:(?!\+\w+=)[^,()@'])+){3,}")

@@ -15,8 +15,9 @@ from typing import Any
 import yaml
 
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.files import PROPERTIES
+from recbole_llm4sbr.base.files import PROPERTIES, read_json
 from recbole_llm4sbr.base.model_names import LLM2SEQ, canonical_model
+from recbole_llm4sbr.base.names import FINETUNED
 from recbole_llm4sbr.base.schema import (
     check_plain,
     load_yaml,
@@ -106,6 +107,7 @@ def load_settings(
     settings.update(dataset_file(external))
     check_keys(external, external["model"])
     settings.update(external)
+    settings.update(_as_tuned(settings, external))
     if recall is not None:
         _check_each(settings)
         settings.update(recall(settings, frozenset(external)))
@@ -186,6 +188,28 @@ def _implied(external: Mapping[str, Any]) -> dict[str, Any]:
         if external.get(key, value) != value:
             raise UserError(f"{model} is a plain model on a table of texts: {key}={external[key]!r} contradicts it")
     return {"model": model[len(LLM2SEQ) :], **implied}
+
+
+def _as_tuned(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """How an LLM that `finetune` made is asked, as its folder says, where nothing else was given: by beam search for several titles.
+
+    Args:
+        settings: all of them.
+        given: those that do not come from defaults.
+    """
+    several = given.get("llm_beams", given.get("intent_answers") != 1)
+    local = settings["llm_backend"] == "transformers" or (settings["llm_backend"], settings["ray_backend"]) == (
+        "ray",
+        "transformers",
+    )
+    if not local or not several or settings["views_in_one_call"]:
+        return {}
+    manifest = Path(str(settings["llm"])).expanduser() / FINETUNED
+    made = read_json(manifest) if manifest.is_file() else {}
+    asked = made.get("asked") if isinstance(made, dict) else None
+    if not isinstance(asked, dict):
+        return {}
+    return {key: asked[key] for key in ("llm_beams", "intent_answers") if key in asked and key not in given}
 
 
 def recbole_keys(model: str) -> set[str]:

@@ -237,7 +237,15 @@ def _check(cells: Sequence[Cell]) -> None:
         )
 
 
-_OF_QUESTIONS = ("prompt", "max_sessions", "intent_refresh", "views_in_one_call", "llm_max_new_tokens")
+_OF_QUESTIONS = (
+    "prompt",
+    "max_sessions",
+    "intent_refresh",
+    "views_in_one_call",
+    "intent_answers",
+    "llm_beams",
+    "llm_max_new_tokens",
+)
 
 
 def _warn_of_other_questions(cells: Sequence[Cell]) -> None:

@@ -48,7 +48,8 @@ class TunableLLM:
         share: bool = True,
     ) -> None:
         self.device = next(model.parameters()).device
-        share = share and attends_to_all(model)
+        self.searches_beams = attends_to_all(model)  # `infer` can ask it for its likeliest titles
+        share = share and self.searches_beams
         on_cpu = self.device.type == "cpu"
         self.keeps_attention = on_cpu
         if on_cpu:

@@ -13,7 +13,7 @@ import torch
 
 from recbole_llm4sbr._version import __version__
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.facts import check_beams, deciding, titles_asked
+from recbole_llm4sbr.base.facts import beams, check_beams, deciding, several_answers, titles_asked
 from recbole_llm4sbr.base.files import check_folder, make_folder, read_json, sha256_file, write_json, write_whole
 from recbole_llm4sbr.base.settings import Settings
 from recbole_llm4sbr.base.wording import duration
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 Part = Literal["llm", "encoder"]
 
+_ASKED = {"llm_beams": True, "intent_answers": 5}  # how a tuned LLM is asked; its greedy answer is one of few titles
 _HELD_OUT = 300  # pairs that are held out; a check looks at each of them in every view
 _READ = ("prompt", "views", "item_name", "item_name_length", "item_text", "article_last", "missing_item_text", "intent_refresh")
 
@@ -91,10 +92,11 @@ def finetune(settings: Mapping[str, Any], options: Options) -> str:
         torch.manual_seed(options.seed)  # adapters begin with random numbers
         making: Callable[..., tuple[Tunable, Callable[[Path], None]]] = _llm if options.part == "llm" else _encoder
         model, save = making(settings, source, pairs, options, device)
+        asked = {"asked": _ASKED} if isinstance(model, llm.TunableLLM) and model.searches_beams else {}
         plan = Plan(pairs=len(model.lengths), **{each.name: getattr(options, each.name) for each in fields(Pace)})
         log.info("tuning %s on %s examples in %s steps", settings[options.part], f"{plan.pairs:,}", f"{plan.steps:,}")
         state = tune(model, plan, made_of, options.out / UNFINISHED)
-        _write(options.out, made_of, pairs, state, save)
+        _write(options.out, {**made_of, **asked}, pairs, state, save)
     return "\n".join([_said(state, options), *_table(settings, options)])
 
 
@@ -239,7 +241,7 @@ def _answers(settings: Mapping[str, Any], pairs: Pairs) -> list[tuple[int, str]]
     return found
 
 
-def _write(out: Path, made_of: Mapping[str, Any], pairs: Pairs, state: State, save: Callable[[Path], None]) -> None:
+def _write(out: Path, made: Mapping[str, Any], pairs: Pairs, state: State, save: Callable[[Path], None]) -> None:
     """Write the folder of the result; `config.json`, without which it is no model, comes last."""
     scratch = make_folder(out / UNFINISHED / "model")
     save(scratch)
@@ -253,7 +255,7 @@ def _write(out: Path, made_of: Mapping[str, Any], pairs: Pairs, state: State, sa
         if path.name == "config.json":
             write_json(
                 out / MANIFEST,
-                {**made_of, "examples_sha256": sha256_file(out / EXAMPLES), "result": result, "version": __version__},
+                {**made, "examples_sha256": sha256_file(out / EXAMPLES), "result": result, "version": __version__},
             )
         os.replace(path, out / path.name)
     # A kill among the removals must not leave half a state, which would look like an unfinished run.
@@ -273,8 +275,7 @@ def _said(state: State, options: Options) -> str:
         lines.append("tuning made nothing better: the folder holds the model as it was")
     elif state.best_step == state.done:
         lines.append("the best check is the last: more --epochs or --max_examples may make it better still")
-    asked = " --llm_beams=true --intent_answers=5" if options.part == "llm" else ""  # its greedy answer is poor
-    lines.append(f"{options.out} is a model: add --{options.part}={options.out}{asked} to infer, train, compare")
+    lines.append(f"{options.out} is a model: add --{options.part}={options.out} to infer, train, compare")
     return "\n".join(lines)
 
 
@@ -284,11 +285,16 @@ def _table(settings: Mapping[str, Any], options: Options) -> list[str]:
         return []
     rows = sample(settings, options.check_sessions)
     judged = {}
+    as_tuned = Settings(settings)
+    if options.part == "llm" and not several_answers(settings):  # both are asked as `infer` will ask the tuned one
+        as_tuned |= read_json(options.out / MANIFEST).get("asked", {})
     for name, model in (("before", settings[options.part]), ("after", str(options.out))):
-        mine = Settings(settings) | {options.part: model, "intent_source": "llm" if options.part == "llm" else "session_text"}
+        mine = as_tuned | {options.part: model, "intent_source": "llm" if options.part == "llm" else "session_text"}
         encoder = Encoder(mine["encoder"], mine["encoder_batch_size"], mine["llm_device"])
         judged[name] = judge(mine, rows, encoder)
     source = "the LLM's intents" if options.part == "llm" else "intents from the session's texts"
+    if options.part == "llm" and (number := beams(as_tuned)) > 1:
+        source += f" of its {number} likeliest titles"
     return ["", f"{source} on {len(rows.ids):,} validation sessions", describe(judged, settings["intent_k"])]
 
 

@@ -13,12 +13,13 @@ from typing import Any
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import read_json, sha256_file
+from recbole_llm4sbr.base.names import FINETUNED
 from recbole_llm4sbr.data.folders import dataset_folder
 from recbole_llm4sbr.data.manifest import Manifest
 from recbole_llm4sbr.data.rows import SessionRows, read_sessions
 from recbole_llm4sbr.data.sessions import PARTS
 
-MANIFEST = "finetune.json"
+MANIFEST = FINETUNED
 EXAMPLES = "examples.txt"
 UNFINISHED = "tuning"  # folder of a run that has not ended
 
