@@ -105,6 +105,7 @@ SAME = [
     ("SRGNN", {"llm4sbr": False}),
     ("SRGNN", {"llm4sbr": False, "items": "text"}),
     ("SRGNN", {"fusion": "gate+late", "item_init": "text"}),
+    ("SRGNN", {"fusion": "gate+boost"}),
     ("SRGNN", {"fusion": "gate+late", "items": "text", "item_init": "pca"}),
     ("SRGNN", {"intent_source": "random", "control_of": "session_text"}),
     ("GCEGNN", {"llm4sbr": False, "items": "text"}),

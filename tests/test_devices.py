@@ -7,7 +7,7 @@ from test_contract import ADAPTED, CUT, built
 from recbole_llm4sbr.model.backbones import BACKBONES
 from recbole_llm4sbr.model.baselines import BASELINES
 
-FUSIONS = ["gate", "residual", "concat", "late", "gate+late"]
+FUSIONS = ["gate", "residual", "concat", "late", "gate+late", "boost", "gate+late+boost"]
 ON_THE_HOST = {
     "GCSAN",
     "FEARec",

@@ -42,6 +42,7 @@ def checkpoint_of(tiny, **changed):
         {"intent_source": "session_text"},
         {"intent_k": 0},
         {"fusion": "late", "intent_weighting": "softmax"},
+        {"fusion": "gate+boost"},
         {"model": "GRU4Rec", "num_layers": 1, "dropout_prob": 0.1, "llm4sbr": False},
         {"model": "SASRec", "n_layers": 1, "inner_size": 16, "intent_source": "session_text"},
     ],

@@ -147,6 +147,44 @@ def test_a_late_checkpoint_scores_as_it_did_in_whatever_space_a_new_model_would_
     assert torch.equal(again.model.full_sort_predict(batch), first.model.full_sort_predict(batch))
 
 
+@pytest.mark.parametrize("fusion", ["boost", "gate+boost", "gate+late+boost"])
+def test_boost_raises_the_items_nearest_to_the_intents_and_no_others(fusion, tiny, settings_for):
+    before = fusion.removesuffix("+boost") if "+" in fusion else "gate"
+    model, _, batch = built(settings_for(fusion=fusion, repeatable=True))
+    early = built(settings_for(fusion=before, llm4sbr=fusion != "boost", repeatable=True))[0]
+    own = model.state_dict() if fusion != "boost" else model.backbone.state_dict()
+    early.load_state_dict({key: value for key, value in own.items() if not key.startswith("boost.")})
+    alone = early.full_sort_predict(batch)
+    assert torch.allclose(model.full_sort_predict(batch), alone, atol=1e-6)  # it starts at zero
+    torch.nn.init.normal_(model.boost.weight)
+    torch.nn.init.normal_(model.boost.bias)
+    session = model.fuse(model.encode(batch), batch)
+    expected = alone.clone()
+    k = model.intents.nearest.size(2)
+    for row, number in enumerate(batch["session_id"].tolist()):
+        for view in (0, 1):
+            for rank in range(k):
+                place = view * k + rank
+                trust = model.boost.weight[place] @ session[row] + model.boost.bias[place]
+                item = int(model.intents.nearest[number, view, rank])
+                expected[row, item] += model.intents.sims[number, view, rank] * trust
+    assert not torch.allclose(expected, alone, atol=0.1)
+    assert torch.allclose(model.full_sort_predict(batch)[:, 1:], expected[:, 1:], atol=1e-4)
+    model.train()
+    loss = model.calculate_loss(batch)
+    sum(loss if isinstance(loss, tuple) else [loss]).backward()
+    assert model.boost.weight.grad.abs().sum() > 0
+
+
+def test_boost_needs_items_to_raise(tiny, settings_for):
+    with pytest.raises(UserError, match=r"fusion='gate\+boost' raises the items nearest to an intent.*intent_k=0"):
+        train(settings_for(fusion="gate+boost", intent_k=0))
+    nothing, _, batch = built(settings_for(fusion="boost", intent_source="none"))
+    alone = nothing.full_sort_predict(batch)
+    torch.nn.init.normal_(nothing.boost.bias)
+    assert torch.equal(nothing.full_sort_predict(batch)[:, 1:], alone[:, 1:])
+
+
 def test_late_fusion_without_alignment_has_no_layer_that_nothing_trains(tiny, settings_for):
     model, _, batch = built(settings_for(fusion="late", intent_lambda=0.0))
     assert model.project is None and not model.gates and model.mix is None

@@ -128,13 +128,17 @@ def engine(settings: Lookup) -> str:
 
 
 def check_intent_k(settings: Lookup) -> None:
-    """Refuse `intent_k=0`, the answer's own vector, where no LLM answers.
+    """Refuse `intent_k=0`, the answer's own vector, where no LLM answers, and where the intent's items are raised.
 
     Raises:
-        UserError: `intent_k=0` without an LLM.
+        UserError: says what needs items or answers.
     """
     if settings["intent_k"] == 0 and intents_of(settings) == "session_text":
         raise UserError("intent_k=0 needs an LLM's answers, which intents from session_text do not have; raise it")
+    if settings["intent_k"] == 0 and settings["llm4sbr"] and "boost" in settings["fusion"].split("+"):
+        raise UserError(
+            f"fusion={settings['fusion']!r} raises the items nearest to an intent, of which intent_k=0 has none; raise it"
+        )
 
 
 def deciding(settings: Mapping[str, Any], *artefacts: Artefact) -> dict[str, Any]:

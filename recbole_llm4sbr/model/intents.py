@@ -69,6 +69,17 @@ class SessionIntents(nn.Module):
         finally:
             self.item_emb, self.nearest, self.sims = own
 
+    def items(self, session: Tensor) -> tuple[Tensor, Tensor]:
+        """The items that the intents of sessions are made of, of all views, and their similarities; 0 and 0.0 where there is none.
+
+        Args:
+            session: RecBole's session ids, [B].
+
+        Returns:
+            Both [B, V * k].
+        """
+        return self.nearest[session].flatten(1).long(), self.sims[session].flatten(1)
+
     def known(self, session: Tensor) -> Tensor:
         """Which sessions have intents of all views, [B]."""
         return (self.nearest[session][..., 0] != 0).all(1)

@@ -14,6 +14,7 @@ from recbole_llm4sbr.model.intents import SessionIntents
 from recbole_llm4sbr.model.losses import paired_alignment_uniformity
 from recbole_llm4sbr.model.text_space import TextSpace
 
+_INTO_THE_EMBEDDING = ("gate", "residual", "concat")  # fusions that change the session embedding, as the first part of `fusion`
 # The embedding that a view's intent is aligned with (eq. 9) and gates (eq. 10-11); views not named here go with the global one.
 _PARTNER = {"short": "local", "normal": "session"}
 
@@ -26,12 +27,14 @@ class _Memo:
         backbone: the backbone's embeddings.
         pairs: by name (`global`, `local` or `session`) an embedding [B, H], its projected intent [B, H], and 1.0 for sessions that have
             an intent [B]; empty where intents neither enter the session embedding nor are aligned with it.
-        in_text_space: the sum of the views' intents there, [B, R]; None unless `fusion` is late.
+        in_text_space: the sum of the views' intents there, [B, R]; None unless `fusion` has late.
+        nearest: the intents' items and their similarities, [B, V * k] each; None unless `fusion` has boost.
     """
 
     backbone: SessionEmbeddings
     pairs: dict[str, tuple[Tensor, Tensor, Tensor]]
     in_text_space: Tensor | None
+    nearest: tuple[Tensor, Tensor] | None
 
 
 class LLM4SBRWrapper(SessionRecommender):
@@ -42,14 +45,16 @@ class LLM4SBRWrapper(SessionRecommender):
     embedding, which it gates as a whole (the paper gives no formula). `residual` adds the projected intents to that embedding, `concat`
     mixes the two by a layer; there an absent intent is zero. `late` leaves the session embedding alone: the intents score the items
     themselves, each view by a trained projection into the items' text space, beside the backbone's score; the projection starts at zero,
-    so that training starts from the backbone. `gate+late` does both.
+    so that training starts from the backbone. `boost` raises the scores of the k items nearest to each intent, by their similarity times
+    a trained linear function of the session embedding for each view and rank, which starts at zero too. `gate+late`, `gate+boost` and
+    `gate+late+boost` do what their parts do.
 
     Args:
         config: reads `views`, `fusion` and `intent_lambda`.
         dataset: RecBole's dataset.
         backbone: the session recommender to enhance.
         intents: the sessions' intents, in the order of `views`.
-        texts: the items in the text space, R components; None unless `fusion` is late.
+        texts: the items in the text space, R components; None unless `fusion` has late.
 
     Raises:
         UserError: two views that belong to the same embedding.
@@ -62,7 +67,8 @@ class LLM4SBRWrapper(SessionRecommender):
         self.backbone = backbone
         self.intents = intents
         self.intent_lambda = float(config["intent_lambda"])
-        self.fusion = config["fusion"].split("+")[0]  # into the session embedding; `late` is none
+        parts = config["fusion"].split("+")
+        self.fusion = parts[0] if parts[0] in _INTO_THE_EMBEDDING else ""
         self.partners = _partners(config["views"])
         size = backbone.item_table.size(1)
         self.texts = texts
@@ -70,8 +76,13 @@ class LLM4SBRWrapper(SessionRecommender):
         if texts is not None:
             self.late = nn.Linear(len(config["views"]) * intents.dim, texts.size, bias=False)  # a projection for each view
             nn.init.zeros_(self.late.weight)
+        self.boost: nn.Linear | None = None
+        if "boost" in parts:
+            self.boost = nn.Linear(size, intents.nearest[0].numel())
+            nn.init.zeros_(self.boost.weight)
+            nn.init.zeros_(self.boost.bias)
         self.project: nn.Linear | None = None
-        if self.fusion != "late" or self.intent_lambda:
+        if self.fusion or self.intent_lambda:
             self.project = nn.Linear(intents.dim, size)  # W and b of eq. 7, shared by the views
         gated = self.partners if self.fusion == "gate" else []
         self.gates = nn.ModuleDict({name: nn.Linear(size, 1, bias=False) for name in gated})  # w of eq. 10-11
@@ -120,7 +131,8 @@ class LLM4SBRWrapper(SessionRecommender):
             parts = zip(self.partners, self.project(intents).unbind(1), known.unbind(1))
             pairs = {name: (named[name], intent, has) for name, intent, has in parts}
         in_text_space = self.late(intents.flatten(1)) if self.late is not None else None  # an absent intent is zero
-        return SessionEmbeddings(own.local_emb, own.global_emb, _Memo(own, pairs, in_text_space))
+        nearest = self.intents.items(interaction[self.USER_ID]) if self.boost is not None else None
+        return SessionEmbeddings(own.local_emb, own.global_emb, _Memo(own, pairs, in_text_space, nearest))
 
     def fuse(self, embeddings: SessionEmbeddings, interaction: Any) -> Tensor:
         """The session embedding with its intents, [B, H]."""
@@ -133,15 +145,23 @@ class LLM4SBRWrapper(SessionRecommender):
                 self._gated("local", pairs) if "local" in pairs else embeddings.local_emb,
             )
         session = self.backbone.fuse(backbone, interaction)
-        if self.fusion == "late":
+        if not self.fusion:
             return session
         intents = [intent * has.unsqueeze(1) for _, intent, has in pairs.values()]  # [B, H] each
         return session + torch.stack(intents).sum(0) if self.fusion == "residual" else self._mixed(session, *intents)
 
     def score(self, session: Tensor, embeddings: SessionEmbeddings) -> Tensor:
-        """Scores of all items by the backbone's own `score`, under `fusion: late` with those of the intents, [B, n_items]."""
-        scores, query = self.backbone.score(session, embeddings.memo.backbone), embeddings.memo.in_text_space
-        return scores if query is None or self.texts is None else torch.addmm(scores, query, self.texts().T)
+        """Scores of all items by the backbone's own `score`, under `late` and `boost` with those of the intents, [B, n_items]."""
+        memo = embeddings.memo
+        scores = self.backbone.score(session, memo.backbone)
+        if memo.in_text_space is not None and self.texts is not None:
+            scores = torch.addmm(scores, memo.in_text_space, self.texts().T)
+        if memo.nearest is not None and self.boost is not None:
+            items, sims = memo.nearest
+            ranked = items < scores.size(1)  # of items that came after training a model may rank none
+            boosts = self.boost(session) * sims * ranked  # [B, V * k]
+            scores = scores.scatter_add(1, items * ranked, boosts.to(scores.dtype))
+        return scores
 
     @property
     def loss_names(self) -> tuple[str, ...]:
