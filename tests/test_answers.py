@@ -231,6 +231,19 @@ def test_export_and_import_carry_answers_to_another_store_and_drop_removes_them(
     assert len(other) == 0
 
 
+def test_answers_of_one_model_that_were_decoded_otherwise_are_exported_and_dropped_apart(tmp_path):
+    store = AnswerStore(tmp_path / "store")
+    for number, sampling in enumerate(("greedy", "greedy", "5 likeliest by beam search")):
+        store.put([(bytes([number]) * 16, f"answer {number}")], store.source("m", {"sampling": sampling}, "t"))
+    with pytest.raises(UserError, match=r"more than one kind of answers fits.*--decoding=greedy"):
+        store.export(tmp_path / "out.jsonl", "m", "t")
+    with pytest.raises(UserError, match=r"holds no answers of a model named like 'm'.* and decoding like 'top_p'"):
+        store.export(tmp_path / "out.jsonl", "m", "t", "top_p")
+    assert store.export(tmp_path / "out.jsonl", "m", "t", "greedy") == 2
+    assert read_answers(tmp_path / "out.jsonl")[0]["decoding"] == {"sampling": "greedy"}
+    assert (store.drop("m", "", "likeliest"), len(store)) == (1, 2)
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [

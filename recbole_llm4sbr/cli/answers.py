@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from recbole_llm4sbr.intent.store import AnswerStore
 
 USAGE = """\
-usage: recbole-llm4sbr answers stats | export | import | drop | forget [--file=NAME.jsonl] [--llm=...] [--prompt=...] [--atomic_path=...]
+usage: recbole-llm4sbr answers stats | export | import | drop | forget [--file=NAME.jsonl] [--llm=...] [--prompt=...] [--decoding=...]
+                                                                            [--atomic_path=...]
        recbole-llm4sbr answers requests --file=NAME.jsonl --dataset=... [--key=value ...]
 
 Looks after the store of LLM answers, <atomic_path>/answers.sqlite.
@@ -22,7 +23,7 @@ Looks after the store of LLM answers, <atomic_path>/answers.sqlite.
   stats    what it holds, by model and prompt template, and what is under way in batches
   export   write one model's answers to --file, in the form in which answers are shipped
   import   take over the answers of --file, an export or what a runner of `requests` wrote; what is stored already stays
-  drop     remove the answers of the models whose name holds --llm, of the template --prompt
+  drop     remove the answers of the models whose name holds --llm, of the template --prompt, decoded as --decoding says
   forget   give up the batches under way of the models whose name holds --llm; `infer` asks their questions anew, and pays anew
   requests write what `infer` would ask with these settings to --file, as OpenAI's batches and `vllm run-batch` read it
 
@@ -58,11 +59,11 @@ def run(arguments: Arguments) -> int:
         raise UserError("answers drop needs --llm or --prompt; to drop all, delete the file answers.sqlite")
     folder = options["atomic_path"] or schema()["atomic_path"].default
     with closing(AnswerStore(Path(folder) / STORE, make=action == "import")) as store:
-        print(_done(action, store, options["file"], options["llm"], options["prompt"]))
+        print(_done(action, store, options["file"], options["llm"], options["prompt"], options["decoding"]))
     return 0
 
 
-def _done(action: str, store: "AnswerStore", file: str, llm: str, prompt: str) -> str:
+def _done(action: str, store: "AnswerStore", file: str, llm: str, prompt: str, decoding: str) -> str:
     """Do what the action says; what came of it."""
     from recbole_llm4sbr.intent.batch_rows import BatchRows
     from recbole_llm4sbr.intent.request_files import holds_replies, import_replies
@@ -77,11 +78,11 @@ def _done(action: str, store: "AnswerStore", file: str, llm: str, prompt: str) -
         ]
         return "\n".join([said, *lines])
     if action == "export":
-        return f"{store.export(file, llm, prompt):,} answers written to {file}"
+        return f"{store.export(file, llm, prompt, decoding):,} answers written to {file}"
     if action == "forget":
         return f"{batches.forget(llm):,} requests under way given up; the store holds {len(store):,} answers"
     if action == "drop":
-        return f"{store.drop(llm, prompt):,} answers dropped; the store holds {len(store):,}"
+        return f"{store.drop(llm, prompt, decoding):,} answers dropped; the store holds {len(store):,}"
     if not holds_replies(file):
         return f"{store.import_answers(file):,} new answers; the store holds {len(store):,}"
     came = import_replies(store, file)
@@ -121,7 +122,7 @@ def _write_requests(arguments: Arguments) -> int:
 
 VERB = Verb(
     "answers",
-    "the LLM's answers: `answers stats | export | import | drop | forget | requests`, with --atomic_path, --file, --llm, --prompt",
+    "the LLM's answers: `answers stats | export | import | drop | forget | requests`, with --atomic_path, --file, --llm",
     USAGE,
     run,
     (
@@ -129,6 +130,7 @@ VERB = Verb(
         Option("file", "for export, import and requests: a .jsonl file"),
         Option("llm", "part of the model's name as `stats` shows it; for requests its whole name", ""),
         Option("prompt", "name of the prompt template", ""),
+        Option("decoding", "for export and drop: part of the decoding as `stats` shows it, as greedy", ""),
     ),
     words="ACTION",
 )

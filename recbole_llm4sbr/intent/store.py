@@ -204,13 +204,14 @@ class AnswerStore:
                 row[name] = datetime.fromtimestamp(row[name], UTC).strftime("%Y-%m-%d") if row[name] else "-"
         return rows
 
-    def export(self, path: str | Path, model: str, template: str) -> int:
+    def export(self, path: str | Path, model: str, template: str, decoding: str = "") -> int:
         """Write the answers of one model, decoding and template into a file that `import_answers` and `shipped_answers` read.
 
         Args:
             path: the file.
             model: part of the model's name; "" for any.
             template: name of the template; "" for any.
+            decoding: part of what `statistics` has under this name, as `greedy`; "" for any.
 
         Returns:
             The number of answers.
@@ -218,11 +219,11 @@ class AnswerStore:
         Raises:
             UserError: nothing fits, or more than one model, decoding and template do.
         """
-        source, name, decoding, prompt = self._one_source(model, template)
+        source, name, of_decoding, prompt = self._one_source(model, template, decoding)
         rows = self._db.execute("SELECT key, answer FROM answers WHERE source = ? ORDER BY key", (source,))
         (count,) = self._db.execute("SELECT count(*) FROM answers WHERE source = ?", (source,)).fetchone()
         date = datetime.now(UTC).strftime("%Y-%m-%d")
-        provenance = {"model": name, "decoding": json.loads(decoding), "template": prompt, "date": date, "answers": count}
+        provenance = {"model": name, "decoding": json.loads(of_decoding), "template": prompt, "date": date, "answers": count}
         write_answers(path, provenance, ((key.hex(), answer) for key, answer in rows))
         return int(count)
 
@@ -244,14 +245,14 @@ class AnswerStore:
             db.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?)", new)
         return len(self) - before
 
-    def drop(self, model: str, template: str) -> int:
-        """Remove the answers of every model whose name holds `model` with the template `template` ("" for any).
+    def drop(self, model: str, template: str, decoding: str = "") -> int:
+        """Remove the answers of every model whose name holds `model`, with the template ("" for any) and decodings that hold `decoding`.
 
         Raises:
             UserError: nothing fits.
         """
         count = 0
-        sources = self._sources(model, template)
+        sources = self._sources(model, template, decoding)
         with self.writing() as db:
             for source, *_ in sources:
                 count += db.execute("DELETE FROM answers WHERE source = ?", (source,)).rowcount
@@ -260,22 +261,26 @@ class AnswerStore:
                 db.execute("DELETE FROM sources WHERE id = ? AND id NOT IN (SELECT source FROM batches)", (source,))
         return count
 
-    def _one_source(self, model: str, template: str) -> tuple[int, str, str, str]:
-        sources = self._sources(model, template)
+    def _one_source(self, model: str, template: str, decoding: str) -> tuple[int, str, str, str]:
+        sources = self._sources(model, template, decoding)
         if len(sources) > 1:
             raise UserError(
                 "more than one kind of answers fits: "
                 + "; ".join(f"{name}, template {prompt}, {decoding}" for _, name, decoding, prompt in sources)
-                + "; say which with --llm and --prompt"
+                + "; say which with --llm, --prompt and --decoding (as --decoding=greedy)"
             )
         return sources[0]
 
-    def _sources(self, model: str, template: str) -> list[tuple[int, str, str, str]]:
-        query = "SELECT id, model, decoding, template FROM sources WHERE instr(model, ?) AND (? = '' OR template = ?)"
-        sources = self._db.execute(query, (model, template, template)).fetchall()
+    def _sources(self, model: str, template: str, decoding: str) -> list[tuple[int, str, str, str]]:
+        query = (
+            "SELECT id, model, decoding, template FROM sources "
+            "WHERE instr(model, ?) AND (? = '' OR template = ?) AND instr(decoding, ?)"
+        )
+        sources = self._db.execute(query, (model, template, template, decoding)).fetchall()
         if not sources:
+            like = f" and decoding like {decoding!r}" if decoding else ""
             raise UserError(
-                f"{str(self.path)!r} holds no answers of a model named like {model!r} and template {template or 'any'!r}; "
+                f"{str(self.path)!r} holds no answers of a model named like {model!r} and template {template or 'any'!r}{like}; "
                 f"`answers stats` shows what it holds"
             )
         return sources
