@@ -84,6 +84,8 @@ def test_the_key_changes_with_everything_that_changes_an_answer():
     }
     assert len(keys) == 7
     assert answer_key("m", {"a": 1, "b": 2}, request) == answer_key("m", {"b": 2, "a": 1}, request)
+    renamed = [answer_key(f"{name} (sha256 {digest})", {}, request) for name, digest in (("a", "1f"), ("b", "1f"), ("a", "2e"))]
+    assert renamed[0] == renamed[1] != renamed[2]
 
 
 @pytest.mark.parametrize("text", [b"not a database", b"SQLite format 3\0 and then rubbish" * 100])

@@ -36,11 +36,14 @@ CREATE INDEX IF NOT EXISTS batched_by_batch ON batched (batch);
 CREATE TABLE requested (key BLOB PRIMARY KEY, source INTEGER NOT NULL) WITHOUT ROWID;
 """  # the last three: batch_rows.py
 _ALIVE = 30.0  # seconds that an owner of claims lives without a sign of life
+_CHECKSUM = "(sha256 "  # behind the name of a folder or a .gguf file in an identity
 _SIGN = 5.0  # seconds between two signs
 
 
 def answer_key(identity: str, decoding: Mapping[str, Any], request: Request) -> bytes:
-    """128-bit key of everything that an answer depends on."""
+    """128-bit key of everything that an answer depends on; of a model folder that is its checksum, whatever the folder is called."""
+    if identity.endswith(")"):
+        identity = identity[max(identity.rfind(_CHECKSUM), 0) :]
     asked = [*request[:3], *([request.lines] if request.lines > 1 else []), *([request.schema] if request.schema else [])]
     parts = json.dumps([identity, dict(decoding), asked], sort_keys=True, ensure_ascii=False)
     return hashlib.blake2b(parts.encode("utf-8", "surrogatepass"), digest_size=16).digest()
