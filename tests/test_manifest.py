@@ -32,6 +32,19 @@ def test_a_manifest_says_what_was_written_and_comes_back_equal(tmp_path):
     ]
 
 
+def test_two_processes_that_make_the_same_files_both_end_well(tmp_path, monkeypatch):
+    made = Manifest(tmp_path / "m.json", "test")
+
+    def lines():  # the other process begins after this one and ends before it
+        with monkeypatch.context() as other:
+            other.setattr(files.os, "getpid", lambda: 1)
+            made.write({"x.txt": ["one\n"]})
+        yield "one\n"
+
+    assert made.write({"x.txt": lines()}).files == {"x.txt": hashlib.sha256(b"one\n").hexdigest()}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.json", "x.txt"]
+
+
 def test_a_manifest_is_written_last_and_goes_first(tmp_path):
     made = Manifest(tmp_path / "m.json", "test").write({"x.txt": ["one\n"]})
 

@@ -161,7 +161,7 @@ class Manifest:
         value = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "path"}
         value["files"] = {name: sha256_file(folder / name) for name in files}
         write_json(self.path, value)
-        making.unlink()
+        making.unlink(missing_ok=True)  # another process that made the same files may have ended first
         return Manifest(self.path, **value)
 
 
