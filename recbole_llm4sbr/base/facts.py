@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import PROPERTIES
 from recbole_llm4sbr.base.schema import Artefact, Setting, model_schema, read_yaml, schema
-from recbole_llm4sbr.base.settings import class_name
+from recbole_llm4sbr.base.settings import answering_backend, class_name
 
 IntentsOf = Literal["llm", "session_text", "none"]
 SESSION_TEXT = "session_text"
@@ -105,7 +105,7 @@ def check_beams(settings: Lookup) -> None:
     """
     if not settings["llm_beams"]:
         return
-    backend = settings["ray_backend"] if settings["llm_backend"] == "ray" else settings["llm_backend"]
+    backend = answering_backend(settings)
     if backend != "transformers":
         raise UserError(
             f"llm_beams=true needs llm_backend=transformers, not {backend!r}, which does not show the probabilities"
@@ -123,8 +123,8 @@ def answers_as_json(settings: Lookup) -> bool:
 
 def engine(settings: Lookup) -> str:
     """What computes the LLM's answers: `local` (transformers and vllm, also under ray, share their answers), `openai` or `echo`."""
-    backend = settings["ray_backend"] if settings["llm_backend"] == "ray" else settings["llm_backend"]
-    return "local" if backend in ("transformers", "vllm") else str(backend)
+    backend = answering_backend(settings)
+    return "local" if backend in ("transformers", "vllm") else backend
 
 
 def check_intent_k(settings: Lookup) -> None:

@@ -190,6 +190,11 @@ def _implied(external: Mapping[str, Any]) -> dict[str, Any]:
     return {"model": model[len(LLM2SEQ) :], **implied}
 
 
+def answering_backend(settings: Any) -> str:
+    """What computes the LLM's answers: `llm_backend`, or the `ray_backend` that `ray` runs on its workers."""
+    return str(settings["ray_backend"] if settings["llm_backend"] == "ray" else settings["llm_backend"])
+
+
 def _as_tuned(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """How an LLM that `finetune` made is asked, as its folder says, where nothing else was given: by beam search for several titles.
 
@@ -198,11 +203,7 @@ def _as_tuned(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str
         given: those that do not come from defaults.
     """
     several = given.get("llm_beams", given.get("intent_answers") != 1)
-    local = settings["llm_backend"] == "transformers" or (settings["llm_backend"], settings["ray_backend"]) == (
-        "ray",
-        "transformers",
-    )
-    if not local or not several or settings["views_in_one_call"]:
+    if answering_backend(settings) != "transformers" or not several or settings["views_in_one_call"]:
         return {}
     manifest = Path(str(settings["llm"])).expanduser() / FINETUNED
     made = read_json(manifest) if manifest.is_file() else {}
