@@ -248,6 +248,31 @@ def test_one_title_is_the_files_of_before(tiny):
     assert not {"several", "joint_several"} & set(made["prompt"])
 
 
+def test_llminfer_of_several_titles_ranks_by_the_nearest_of_them(several):
+    settings = several[True]
+    for k in (4, 0):
+        loaded = load_model(train(settings | {"model": "LLMInfer", "llm4sbr": False, "intent_k": k}).checkpoint)
+        tokens, items = read_vectors(dataset_folder(settings) / "tiny.itememb")
+        vector = dict(zip(tokens, items / np.linalg.norm(items, axis=1, keepdims=True)))
+        if k == 0:
+            vector |= dict(zip(*read_vectors(file_of(settings, "tiny.intentemb"))))
+        rows = table(settings, "tiny.sessemb").set_index("sid")
+        batch = next(iter(loaded.test_data))[0]
+        ids, ranked = loaded.dataset.field2id_token["session_id"], loaded.dataset.field2id_token["item_id"][1:]
+        got = loaded.model.forward(batch).detach().numpy()
+        for session, scores in zip(batch["session_id"].tolist(), got):
+            row, expected = rows.loc[ids[session]], 0
+            for view in ("long", "short"):
+                held = row[f"{view}_items" if k else f"{view}_intent"].split(" ")
+                sims = list(map(float, row[f"{view}_sims"].split(" "))) if k else [1 / len(held)] * len(held)
+                cosines = [
+                    [sim * float(vector[each] @ vector[item]) for each, sim in zip(held[: k or None], sims)] for item in ranked
+                ]
+                expected = expected + np.array(cosines).max(1)
+            there = np.isfinite(scores[1:])
+            assert np.allclose(scores[1:][there], expected[there], atol=2e-3)
+
+
 def test_another_number_of_titles_needs_a_rebuild_and_later_verbs_remember_it(several, tmp_path):
     settings = several[True]
     with pytest.raises(UserError, match=r"intent_answers was 3, now 2.*--rebuild"):

@@ -18,6 +18,7 @@ from recbole_llm4sbr.data.features import Vectors
 Rows = npt.NDArray[np.int64]
 Places = npt.NDArray[np.int32]
 
+_SAME = 1 - 1e-5  # similarity from which on an answer names an item exactly, however batches round
 _TIES = 32  # neighbours fetched beyond k, so that equal similarities at the edge can be put into catalogue order
 _CELLS = 40_000_000  # of the table of sessions and items, true where an item is in a session
 _SESSIONS = 4096  # at once
@@ -90,6 +91,7 @@ class ItemIndex:
         used, which = np.unique(sets, return_inverse=True)
         absent = int(len(used) > 0 and used[0] < 0)
         near, near_sims = self.nearest(answers[used[absent:]], k)
+        near_sims = np.where(near_sims > _SAME, np.float32(1), near_sims)
         which = which.reshape(sets.shape) - absent
         found, sims = np.empty((len(sets), k), np.int32), np.empty((len(sets), k), np.float32)
         place = np.repeat(np.arange(sets.shape[1]), k)  # of the answer, [n * k]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding_bag, normalize
 
+from recbole_llm4sbr.base.facts import intents_of, several_answers
 from recbole_llm4sbr.model.contract import SessionEmbeddings, SessionRecommender
 from recbole_llm4sbr.model.intent_files import item_vectors
 from recbole_llm4sbr.model.intents import SessionIntents
@@ -58,20 +59,40 @@ class UntrainedRecommender(SessionRecommender):
 class LLMInfer(UntrainedRecommender):
     """LLM-Infer, also the paper's "w/o SBR": the sum over the views of the cosine between item and localized intent.
 
+    Of several titles (`intent_answers`), whose mean is like none of them, it is the largest cosine to one of the intent's `intent_k` items,
+    times the similarity of that one.
+
     Args:
-        config: reads what `SessionIntents.from_dataset` reads.
+        config: reads `intent_answers` and what `SessionIntents.from_dataset` reads.
         dataset: RecBole's dataset.
     """
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         self.intents = SessionIntents.from_dataset(config, dataset)
+        self.several = intents_of(config) == "llm" and several_answers(config)
 
     def encode(self, interaction: Any) -> SessionEmbeddings:
         """Sum of the views' unit intents; zeros, and so all items alike, for a session without any."""
         intents, _ = self.intents(interaction[self.USER_ID])  # [B, V, D]
         session = normalize(intents, dim=-1).sum(1)  # [B, D]
-        return SessionEmbeddings(session, session)
+        return SessionEmbeddings(session, session, interaction[self.USER_ID])
+
+    def score(self, session: Tensor, embeddings: SessionEmbeddings) -> Tensor:
+        """Scores of all items, [B, n_items]."""
+        if not self.several:
+            return super().score(session, embeddings)
+        intents, sessions = self.intents, embeddings.memo
+        vectors = normalize(intents.item_emb, dim=-1)
+        total = session.new_zeros(len(session), len(self.item_table))
+        for nearest, sims in zip(intents.nearest[sessions].unbind(1), intents.sims[sessions].unbind(1)):  # a view, [B, k] each
+            best = torch.full_like(total, -torch.inf)
+            for place, sim in zip(
+                nearest.long().unbind(1), sims.unbind(1)
+            ):  # a place of the list, so that nothing is [B, k, n_items]
+                best = torch.maximum(best, sim.unsqueeze(1) * (vectors[place] @ self.item_table.T))
+            total += best
+        return total
 
 
 class LLMSeqSim(UntrainedRecommender):
