@@ -30,7 +30,7 @@ from recbole_llm4sbr.intent.prompts import PromptTemplate, SessionPrompts, item_
 class ArrivalOrder(TransformersBackend):
     """Batches in the order in which prompts come, padded to the longest."""
 
-    def _answer_block(self, block: Sequence[Request], lines: int) -> Iterator[Reply]:
+    def _answer_block(self, block: Sequence[Request]) -> Iterator[Reply]:
         self.load()
         tokens = tokenize(self._tokenizer, block)
         waiting = [Group([], [position], [0]) for position in range(len(tokens))]
@@ -38,7 +38,7 @@ class ArrivalOrder(TransformersBackend):
         while waiting:
             count = self._fitting(waiting, rest)
             batch, waiting = waiting[:count], waiting[count:]
-            yield from self._answer(batch, tokens, lines)
+            yield from self._answer(batch, tokens, block)
 
 
 def one_at_a_time(backend: TransformersBackend, requests: Sequence[Request], stop: bool) -> list[str]:

@@ -113,6 +113,7 @@ IN_SETTINGS_ONLY = {
     "llm_url": ("http://h/v1", {"llm_backend": "openai"}),
     "llm_name": ("n", {"llm_backend": "openai"}),
     "llm_beams": (True, {"intent_answers": 3}),
+    "llm_titles": ("new", {"intent_answers": 3, "llm_beams": True}),
     "llm_extra": ({"top_p": 0.5}, {"llm_backend": "openai"}),
     "llm_json": (False, {"llm_backend": "openai", "intent_answers": 3}),
     "faiss_index": ("HNSW8", {}),

@@ -104,6 +104,10 @@ def check_beams(settings: Lookup) -> None:
         UserError: names the setting that stands in its way.
     """
     if not settings["llm_beams"]:
+        if settings["llm_titles"] != "any":
+            raise UserError(
+                f"llm_titles={settings['llm_titles']} needs beam search; add --llm_beams=true --intent_answers=5, or leave it out"
+            )
         return
     backend = answering_backend(settings)
     if backend != "transformers":

@@ -210,7 +210,7 @@ def _as_tuned(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str
     asked = made.get("asked") if isinstance(made, dict) else None
     if not isinstance(asked, dict):
         return {}
-    return {key: asked[key] for key in ("llm_beams", "intent_answers") if key in asked and key not in given}
+    return {key: asked[key] for key in ("llm_beams", "intent_answers", "llm_titles") if key in asked and key not in given}
 
 
 def recbole_keys(model: str) -> set[str]:

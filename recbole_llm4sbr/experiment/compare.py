@@ -244,6 +244,7 @@ _OF_QUESTIONS = (
     "views_in_one_call",
     "intent_answers",
     "llm_beams",
+    "llm_titles",
     "llm_max_new_tokens",
 )
 

@@ -1,6 +1,5 @@
 """Examples for tuning an LLM: a session's prompts and the title of its next item, packed into one row of tokens."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,7 +11,7 @@ from recbole_llm4sbr.data.folders import dataset_folder
 from recbole_llm4sbr.data.rows import read_items
 from recbole_llm4sbr.finetune.examples import Pairs
 from recbole_llm4sbr.intent.backends import Request
-from recbole_llm4sbr.intent.backends.chat import common
+from recbole_llm4sbr.intent.backends.chat import closing_quote, common, title_text
 from recbole_llm4sbr.intent.prompts import UNKNOWN_ITEM, PromptTemplate, item_names
 
 Tokens = npt.NDArray[np.int64]
@@ -48,14 +47,14 @@ def questions(settings: Mapping[str, Any], pairs: Pairs) -> Iterator[Example]:
     items = read_items(dataset_folder(settings) / f"{settings['dataset']}.item")
     named = dict(zip(items["item_id"], item_names(items, settings)))
     names = [named[token] for token in pairs.rows.tokens]
-    closing = '"' if template.answer_start.count('"') % 2 else ""
+    closing = closing_quote(template.answer_start)
     for pair in range(len(pairs)):
         target = names[pairs.target[pair]]
         if target != UNKNOWN_ITEM:
             shown = [names[click] for click in pairs.clicks(pair)]
             requests = [template.build(shown, view) for view in settings["views"]]
             lists = [template.listed(shown, template.views[view].window) for view in settings["views"]]
-            answer = re.sub(r'["\n]', " ", target).strip() + closing
+            answer = title_text(target) + closing
             yield Example(pair, bool(pairs.held_out[pair]), requests, lists, answer)
 
 

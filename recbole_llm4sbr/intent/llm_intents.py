@@ -22,11 +22,11 @@ from recbole_llm4sbr.data.rows import SessionRows, read_items
 from recbole_llm4sbr.intent import batches
 from recbole_llm4sbr.intent.backends import make_backend
 from recbole_llm4sbr.intent.encoder import Encoder
-from recbole_llm4sbr.intent.prompts import PromptTemplate, SessionPrompts, item_names
+from recbole_llm4sbr.intent.prompts import UNKNOWN_ITEM, PromptTemplate, SessionPrompts, item_names
 from recbole_llm4sbr.intent.questions import Questions, cost, estimate
 from recbole_llm4sbr.intent.request_files import write_questions
 from recbole_llm4sbr.intent.store import AnswerStore
-from recbole_llm4sbr.intent.titles import TitleReader
+from recbole_llm4sbr.intent.titles import HeldReader, TitleReader
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ def asked_about(settings: Mapping[str, Any], rows: SessionRows) -> list[dict[str
     raws: list[str | None] = [None] * len(requests)
     # an LLM that is not there any more has left its answers under a name that cannot be told
     with closing(AnswerStore(dataset_folder(settings).parent / STORE)) as store, suppress(UserError):
-        questions = Questions(make_backend(settings), requests, store, template.name)
+        questions = Questions(make_backend(settings, _held_to(titles)), requests, store, template.name)
         raws = [questions.raw_answer(position) for position in range(len(requests))]
     found: list[dict[str, Asked]] = []
     for row in range(len(rows.ids)):
@@ -221,8 +221,10 @@ def _distinct_sets(numbers: npt.NDArray[np.int32], answers: int) -> tuple[npt.ND
     return sets[empty:], (which.reshape(len(numbers), -1) - empty).astype(np.int32)
 
 
-def _reader(settings: Mapping[str, Any], titles: Iterable[str]) -> TitleReader:
+def _reader(settings: Mapping[str, Any], titles: Iterable[str]) -> TitleReader | HeldReader:
     """What finds the names in the answers of a run."""
+    if settings["llm_titles"] != "any":
+        return HeldReader(settings["intent_answers"], list(titles))
     views = settings["views"] if settings["views_in_one_call"] else settings["views"][:1]
     qualifiers = [view.qualifier for view in PromptTemplate.load(settings["prompt"]).views.values()]
     return TitleReader(views, settings["intent_answers"], qualifiers, list(titles))
@@ -301,7 +303,8 @@ def _questions(
     """
     check_beams(settings)
     template = PromptTemplate.load(settings["prompt"])
-    return Questions(make_backend(settings), _requests(settings, template, rows, titles), store, template.name, since)
+    backend = make_backend(settings, _held_to(titles))
+    return Questions(backend, _requests(settings, template, rows, titles), store, template.name, since)
 
 
 def _requests(
@@ -318,7 +321,13 @@ def _requests(
         settings["views_in_one_call"],
         titles_asked(settings),
         answers_as_json(settings),
+        settings["llm_titles"] == "new",
     )
+
+
+def _held_to(titles: Mapping[str, str]) -> list[str]:
+    """The titles that can be answers, by token: of items that have one."""
+    return sorted(set(titles.values()) - {"", UNKNOWN_ITEM})
 
 
 def _prices(settings: Mapping[str, Any]) -> tuple[float, float] | None:

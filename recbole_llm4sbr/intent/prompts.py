@@ -210,6 +210,7 @@ class SessionPrompts(Sequence[Request]):
             same session, longer ones use the newest earlier intent.
         joint: one request per row for all views.
         answers, as_json: as in `PromptTemplate.build`.
+        new: no item of the beginning that is asked about shall be the answer.
 
     Raises:
         UserError: the template has no question for that.
@@ -226,11 +227,12 @@ class SessionPrompts(Sequence[Request]):
         joint: bool = False,
         answers: int = 1,
         as_json: bool = False,
+        new: bool = False,
     ) -> None:
         template.check_asked(answers, joint)
         self._template, self._views, self._rows, self._names, self._asked = template, views, rows, names, asked
         self._powers, self._joint, self._answers, self._as_json = powers, joint, answers, as_json
-        self._per_row = 1 if joint else len(views)
+        self._per_row, self._new = 1 if joint else len(views), new
 
     def __len__(self) -> int:
         """Number of requests."""
@@ -247,7 +249,8 @@ class SessionPrompts(Sequence[Request]):
         shown = [self._names[item] for item in self._rows.clicks[start:end]]
         if self._joint:
             return self._template.build_joint(shown, self._views, self._answers, self._as_json)
-        return self._template.build(shown, self._views[view], self._answers, self._as_json)
+        request = self._template.build(shown, self._views[view], self._answers, self._as_json)
+        return request._replace(excluded=tuple(dict.fromkeys(shown))) if self._new else request
 
 
 def item_names(items: pd.DataFrame, settings: Mapping[str, Any]) -> list[str]:

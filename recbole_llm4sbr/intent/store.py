@@ -45,6 +45,7 @@ def answer_key(identity: str, decoding: Mapping[str, Any], request: Request) -> 
     if identity.endswith(")"):
         identity = identity[max(identity.rfind(_CHECKSUM), 0) :]
     asked = [*request[:3], *([request.lines] if request.lines > 1 else []), *([request.schema] if request.schema else [])]
+    asked += [{"excluded": sorted(request.excluded)}] if request.excluded else []
     parts = json.dumps([identity, dict(decoding), asked], sort_keys=True, ensure_ascii=False)
     return hashlib.blake2b(parts.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+from recbole_llm4sbr.intent.backends.chat import title_text
 from recbole_llm4sbr.intent.cleaning import clean, tidy
 from recbole_llm4sbr.intent.prompts import UNKNOWN_ITEM
 
@@ -109,6 +110,24 @@ class TitleReader:
 
     def _is_known(self, text: str) -> bool:
         return tidy(text).casefold() in self._known
+
+
+class HeldReader:
+    """Finds the names in answers of an LLM that is held to them: numbered lines, each a name as an answer can hold it.
+
+    Args:
+        answers: names per answer; more are dropped, fewer are fine.
+        names: what prompts call the items of the catalogue.
+    """
+
+    def __init__(self, answers: int, names: Sequence[str]) -> None:
+        self._answers = answers
+        self._named = {title_text(name): name for name in names}
+
+    def read(self, raw: str) -> list[list[str]]:
+        """The names in an answer about a single view, in its order."""
+        lines = (re.sub(r"^\d+\. ", "", line) for line in raw.splitlines())
+        return [[self._named[line] for line in lines if line in self._named][: self._answers]]
 
 
 @lru_cache(maxsize=1)

@@ -1,8 +1,8 @@
 """LLM backends: one method of substance each. A new one is one small file and a line in `BACKENDS` (docs/llm-backends.md)."""
 
 import importlib
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, cast
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.intent import check_allowed
@@ -25,6 +25,7 @@ class Request(NamedTuple):
         answer_start: put into the LLM's mouth where the backend can do that, else left out.
         lines: lines of an answer; a backend may stop when it has them.
         schema: a JSON schema of the answer as text, for a backend that can hold the LLM to one; "" for an answer in plain text.
+        excluded: titles that are no answers, for a backend that is held to a catalogue (`llm_titles=new`).
     """
 
     system: str
@@ -32,6 +33,7 @@ class Request(NamedTuple):
     answer_start: str = ""
     lines: int = 1
     schema: str = ""
+    excluded: tuple[str, ...] = ()
 
 
 class Reply(NamedTuple):
@@ -73,8 +75,20 @@ class LLMBackend(Protocol):
         ...
 
 
-def make_backend(settings: Mapping[str, Any]) -> LLMBackend:
+class HeldBackend(LLMBackend, Protocol):
+    """A backend whose answers can be held to the titles of a catalogue."""
+
+    def hold_to(self, titles: Sequence[str]) -> None:
+        """Answer with these titles alone from now on; `decoding` says so. Called once, before anything is asked."""
+        ...
+
+
+def make_backend(settings: Mapping[str, Any], titles: Sequence[str] = ()) -> LLMBackend:
     """The backend that `llm_backend` names, not loaded yet.
+
+    Args:
+        settings: of the run.
+        titles: what prompts call the items of the catalogue; read unless `llm_titles` is `any`.
 
     Raises:
         UserError: no such backend, or its model cannot be found.
@@ -85,4 +99,6 @@ def make_backend(settings: Mapping[str, Any]) -> LLMBackend:
         raise UserError(f"llm_backend={name!r} is unknown; choose one of {', '.join(BACKENDS)}")
     module, kind = BACKENDS[name]
     backend: LLMBackend = getattr(importlib.import_module(module), kind).from_settings(settings)
+    if settings["llm_titles"] != "any":
+        cast(HeldBackend, backend).hold_to(titles)
     return backend

@@ -1,5 +1,7 @@
 """What the local engines share: how a request becomes tokens, where an answer ends, which prompts stand together."""
 
+import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +13,12 @@ def local_decoding(max_new_tokens: int, beams: int = 1) -> Mapping[str, Any]:
     """The decoding of all local engines; they share their answers."""
     sampling = "greedy" if beams == 1 else f"{beams} likeliest by beam search"
     return {"sampling": sampling, "max_new_tokens": max_new_tokens, "stop": "\n or closing quote"}
+
+
+def held_decoding(beams: int, titles: Iterable[str]) -> Mapping[str, Any]:
+    """The decoding of a local engine that is held to titles."""
+    digest = hashlib.sha256("\n".join(sorted(set(titles))).encode("utf-8", "surrogatepass")).hexdigest()
+    return {"sampling": f"{beams} likeliest titles of a catalogue by beam search", "catalogue": digest[:16]}
 
 
 def render(tokenizer: Any, request: Request) -> str:
@@ -28,6 +36,27 @@ def tokenize(tokenizer: Any, requests: Iterable[Request]) -> list[list[int]]:
     texts = [render(tokenizer, request) for request in requests]
     ids: list[list[int]] = tokenizer(texts, add_special_tokens=False).input_ids if texts else []
     return ids
+
+
+def continuations(tokenizer: Any, start: str, titles: Sequence[str]) -> list[list[int]]:
+    """Token ids of each title behind the beginning of an answer, with the quote that closes it where the beginning opens one."""
+    texts = [title_text(title) + closing_quote(start) for title in titles]
+    behind = tokenizer([start + text for text in texts], add_special_tokens=False).input_ids if start else []
+    begun = tokenizer(start, add_special_tokens=False).input_ids if start else []
+    if all(ids[: len(begun)] == begun for ids in behind) and behind:
+        return [ids[len(begun) :] for ids in behind]
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False).input_ids if texts else []
+    return ids
+
+
+def closing_quote(start: str) -> str:
+    """What ends an answer that begins so: the quote that is open, if one is."""
+    return '"' if start.count('"') % 2 else ""
+
+
+def title_text(title: str) -> str:
+    """A title as an answer can hold it: without quotes and line ends, which would end it."""
+    return re.sub(r'["\n]', " ", title).strip()
 
 
 @dataclass

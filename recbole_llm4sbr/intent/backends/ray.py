@@ -10,11 +10,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 from recbole_llm4sbr.base.cluster import connect
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.intent.backends import Reply, Request, make_backend
+from recbole_llm4sbr.intent.backends import HeldBackend, Reply, Request, make_backend
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +38,20 @@ class RayBackend:
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._settings = {**settings, "llm_backend": settings["ray_backend"]}
-        self._inner = make_backend(self._settings)  # never loaded here; it knows the names and the tokenizer
-        self.identity, self.decoding = self._inner.identity, self._inner.decoding
+        # Never loaded here; it knows the names and the tokenizer. What it is held to, workers are held to as well.
+        self._inner = make_backend({**self._settings, "llm_titles": "any"})
+        self._titles: Sequence[str] = ()
+        self.identity = self._inner.identity
+
+    @property
+    def decoding(self) -> Mapping[str, Any]:
+        """That of the worker's backend."""
+        return self._inner.decoding
+
+    def hold_to(self, titles: Sequence[str]) -> None:
+        """Hold the workers to titles."""
+        cast(HeldBackend, self._inner).hold_to(titles)
+        self._titles = titles
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> "RayBackend":
@@ -74,7 +86,7 @@ class RayBackend:
             )
         log.info("Ray: up to %d workers, each of %s CPUs and %s GPUs", workers, cpus, gpus)
         kind = ray.remote(_Worker).options(num_cpus=cpus, num_gpus=gpus)
-        pool = _Pool(kind, self._settings, workers, (cpus, gpus), blocks, deque(first))
+        pool = _Pool(kind, (self._settings, self._titles), workers, (cpus, gpus), blocks, deque(first))
         try:
             yield from pool.answer()
         finally:
@@ -89,8 +101,8 @@ class RayBackend:
 class _Worker:
     """One actor: a backend, loaded once."""
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        self._backend = make_backend(settings)
+    def __init__(self, settings: Mapping[str, Any], titles: Sequence[str]) -> None:
+        self._backend = make_backend(settings, titles)
 
     def ready(self) -> None:
         """Nothing: an answer to this says that the worker runs."""
@@ -108,7 +120,7 @@ class _Pool:
 
     Attributes:
         kind: Ray's class of the workers, with what each of them needs.
-        settings: for them.
+        given: settings and titles, for them.
         most: workers at once.
         needs: CPUs and GPUs of a worker.
         blocks: those that are not made yet.
@@ -116,7 +128,7 @@ class _Pool:
     """
 
     kind: Any
-    settings: Mapping[str, Any]
+    given: tuple[Mapping[str, Any], Sequence[str]]
     most: int
     needs: tuple[int, int]
     blocks: Iterator[Block]
@@ -159,7 +171,7 @@ class _Pool:
                 block = self.next.popleft()
                 self.waiting[worker.answer.remote(block)] = worker, block
         while len(self.running) + len(self.starting) < self.most and self._at_hand(len(self.starting) + 1):
-            worker = self.kind.remote(self.settings)
+            worker = self.kind.remote(*self.given)
             self.starting[worker.ready.remote()] = worker
 
     def _at_hand(self, count: int) -> bool:

@@ -18,7 +18,17 @@ from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.facts import beams
 from recbole_llm4sbr.intent.backends import Reply, Request
 from recbole_llm4sbr.intent.backends.beams import likeliest
-from recbole_llm4sbr.intent.backends.chat import Group, common, group, local_decoding, tokenize
+from recbole_llm4sbr.intent.backends.chat import (
+    Group,
+    common,
+    continuations,
+    group,
+    held_decoding,
+    local_decoding,
+    title_text,
+    tokenize,
+)
+from recbole_llm4sbr.intent.backends.title_tree import TitleTree, likeliest_titles
 from recbole_llm4sbr.intent.pretrained import Pretrained, identify, resolve
 
 log = logging.getLogger(__name__)
@@ -56,6 +66,8 @@ class TransformersBackend:
         self.batch_tokens = batch_tokens or (_CPU_TOKENS if self.device.type == "cpu" else _GPU_TOKENS)
         self._share = share
         self._max_new_tokens = max_new_tokens
+        self._titles: Sequence[str] | None = None  # that answers are held to
+        self._trees: dict[str, TitleTree] = {}  # of them, by how an answer begins
         self._first = True  # whether no batch was answered yet
         self._model: Any = None
         self._tokenizer: Any = None
@@ -65,6 +77,10 @@ class TransformersBackend:
         """As `llm`, `llm_max_new_tokens`, `llm_batch_tokens`, `llm_device` and `llm_beams` say."""
         how = (settings["llm_max_new_tokens"], settings["llm_batch_tokens"], settings["llm_device"], beams(settings))
         return cls(settings["llm"], *how)
+
+    def hold_to(self, titles: Sequence[str]) -> None:
+        """Answer with these titles alone, and of each request with none that it excludes."""
+        self._titles, self.decoding = titles, held_decoding(self._beams, titles)
 
     @cached_property
     def source(self) -> Pretrained:
@@ -82,16 +98,15 @@ class TransformersBackend:
         while block := list(islice(coming, _BLOCK)):
             for lines in sorted({request.lines for request in block}):
                 places = [place for place, request in enumerate(block) if request.lines == lines]
-                for reply in self._answer_block([block[place] for place in places], lines):
+                for reply in self._answer_block([block[place] for place in places]):
                     yield reply._replace(position=done + places[reply.position])
             done += len(block)
 
-    def _answer_block(self, block: Sequence[Request], lines: int) -> Iterator[Reply]:
+    def _answer_block(self, block: Sequence[Request]) -> Iterator[Reply]:
         """Answer requests that want the same number of lines, batch by batch.
 
         Args:
             block: requests; replies name their places in it.
-            lines: lines of an answer.
         """
         self.load()
         tokens = tokenize(self._tokenizer, block)
@@ -105,7 +120,7 @@ class TransformersBackend:
             count = self._fitting(waiting, rest, _FIRST if self._first else None)
             batch, waiting = waiting[:count], waiting[count:]
             try:
-                yield from self._answer(batch, tokens, lines)
+                yield from self._answer(batch, tokens, block)
                 self._first = False
             except torch.cuda.OutOfMemoryError:
                 torch.cuda.empty_cache()
@@ -156,7 +171,7 @@ class TransformersBackend:
             self._newline_or_quote = torch.tensor(newlines + quotes, device=self.device)
 
     @torch.inference_mode()
-    def _answer(self, batch: Sequence[Group], tokens: Sequence[list[int]], lines: int) -> Iterator[Reply]:
+    def _answer(self, batch: Sequence[Group], tokens: Sequence[list[int]], block: Sequence[Request]) -> Iterator[Reply]:
         """Answer the prompts of a batch of groups, what they share computed once.
 
         With G groups of R prompts in all, columns of the cache are filled in three steps:
@@ -171,7 +186,7 @@ class TransformersBackend:
         Args:
             batch: groups.
             tokens: token ids of every prompt of the block; `Group.members` are places in it.
-            lines: lines of an answer.
+            block: the requests, all for the same number of lines.
         """
         from transformers import DynamicCache
 
@@ -197,9 +212,12 @@ class TransformersBackend:
             ids, mask = torch.cat([chains[row], ids], 1), torch.cat([seen, mask], 1)  # [R, C + T] each
         cache = DynamicCache(config=self._model.config) if cache is None else cache
         if self._beams > 1:
-            yield from self._likeliest(ids, mask, cache, members, [len(tokens[position]) for position in members])
+            titles = self._likeliest(ids, mask, cache, [block[position] for position in members])
+            for position, (mine, count) in zip(members, titles, strict=True):
+                answer = "\n".join(f"{number}. {title}" for number, title in enumerate(mine, 1))
+                yield Reply(position, answer, "", len(tokens[position]), count, more=position != members[-1])
             return
-        made = self._greedy(ids, mask, cache, lines)
+        made = self._greedy(ids, mask, cache, block[0].lines)
         counts = (made != self._tokenizer.pad_token_id).sum(1).tolist()
         answers = self._tokenizer.batch_decode(made, skip_special_tokens=True)
         for position, answer, count in zip(members, answers, counts, strict=True):
@@ -237,26 +255,39 @@ class TransformersBackend:
         return made
 
     def _likeliest(
-        self, ids: torch.Tensor, mask: torch.Tensor, cache: Any, members: Sequence[int], lengths: Sequence[int]
-    ) -> Iterator[Reply]:
-        """The likeliest titles of each row, the best first, as numbered lines.
+        self, ids: torch.Tensor, mask: torch.Tensor, cache: Any, requests: Sequence[Request]
+    ) -> Iterator[tuple[list[str], int]]:
+        """The likeliest titles of each row, the best first, and how many tokens they have.
 
         Args:
             ids, mask, cache: as in `_greedy`.
-            members: places of the prompts in their block.
-            lengths: tokens of the prompts.
+            requests: of the rows.
         """
         first = torch.log_softmax(self._next(ids[:, cache.get_seq_length() :], mask, cache).float(), -1)
+        if self._titles is not None:
+            tree = self._tree(requests[0].answer_start)
+            allowed = tree.allowed([request.excluded for request in requests])
+            places = likeliest_titles(_Beams(self._model, cache), first, mask, tree, allowed, self._beams).tokens.squeeze(2)
+            for row in places.tolist():
+                chosen = [place for place in row if place >= 0]
+                yield [title_text(tree.titles[place]) for place in chosen], sum(tree.length[place] for place in chosen)
+            return
         stops = torch.unique(torch.cat([self._newline_or_quote, self._ends[self._ends >= 0]]))
         pad = self._tokenizer.pad_token_id
         found = likeliest(_Beams(self._model, cache), first, mask, stops, self._beams, self._max_new_tokens, pad)
         counts = (found.tokens != pad).sum((1, 2)).tolist()
         texts = self._tokenizer.batch_decode(found.tokens.flatten(0, 1), skip_special_tokens=True)
         titles = [re.split(r'["\n]', text)[0].strip() for text in texts]
-        for place, position in enumerate(members):
-            mine = list(dict.fromkeys(filter(None, titles[place * self._beams : (place + 1) * self._beams])))
-            answer = "\n".join(f"{number}. {title}" for number, title in enumerate(mine, 1))
-            yield Reply(position, answer, "", lengths[place], counts[place], more=position != members[-1])
+        for row, count in enumerate(counts):
+            yield list(dict.fromkeys(filter(None, titles[row * self._beams : (row + 1) * self._beams]))), count
+
+    def _tree(self, start: str) -> TitleTree:
+        """The titles that answers are held to, as tokens behind the beginning of an answer."""
+        if start not in self._trees:
+            titles = list(self._titles or ())
+            tokens = continuations(self._tokenizer, start, titles)
+            self._trees[start] = TitleTree(titles, tokens, int(self._newline[0]), self.device)
+        return self._trees[start]
 
     def _next(self, new: torch.Tensor, mask: torch.Tensor, cache: Any) -> torch.Tensor:
         """Scores of the token behind the last of the new ones, [B, V]; arguments as in `_prefill`."""
