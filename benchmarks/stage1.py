@@ -5,7 +5,8 @@
 All lines answer the same prompts with the same model in the same number type: two views of each row of the first sessions;
 `--targets all` makes every prefix of them a row, as the paper's protocol for Beauty does. Short by default; figures grow steadier
 with more sessions. With `--vllm` the same by vLLM too, where it is installed (benchmarks/vllm_environment.py); with `--beams 5` at the end
-the five likeliest titles of each prompt in place of one (`llm_beams`).
+the five likeliest titles of each prompt in place of one (`llm_beams`), and the five likeliest of the catalogue that its session does not
+have (`llm_titles=new`).
 """
 
 import argparse
@@ -71,8 +72,8 @@ def distinct_once(backend: TransformersBackend, requests: Sequence[Request]) -> 
     return list(map(dict(zip(distinct, collected(backend, distinct))).__getitem__, requests))
 
 
-def load_requests(options: argparse.Namespace) -> list[Request]:
-    """Two views of each row of the first sessions."""
+def load_requests(options: argparse.Namespace) -> tuple[list[Request], list[str]]:
+    """Two views of each row of the first sessions, and the titles of the catalogue."""
     with tempfile.TemporaryDirectory() as folder:
         given = {"atomic_path": folder, "data_path": options.data_path, "session_targets": options.targets}
         settings = load_settings(dataset=options.dataset, overrides=given)
@@ -84,7 +85,8 @@ def load_requests(options: argparse.Namespace) -> list[Request]:
     wanted = set(list(dict.fromkeys(sessions))[: options.sessions])
     asked = [row for row, session in enumerate(sessions) if session in wanted]
     template = PromptTemplate.load(settings["prompt"])
-    return list(SessionPrompts(template, ["long", "short"], rows, [names[token] for token in rows.tokens], asked))
+    prompts = SessionPrompts(template, ["long", "short"], rows, [names[token] for token in rows.tokens], asked, new=True)
+    return list(prompts), sorted(set(names.values()))
 
 
 def main() -> None:
@@ -100,7 +102,7 @@ def main() -> None:
     parser.add_argument("--json", help="also write the figures to this file")
     options = parser.parse_args()
 
-    requests = load_requests(options)
+    requests, titles = load_requests(options)
     ours = TransformersBackend(options.llm, 16, options.batch_tokens)
     ours.load()
     arrival, alone = (
@@ -126,11 +128,15 @@ def main() -> None:
         collected(engine, requests[:8])
         measures.append(("vLLM", lambda: collected(engine, requests)))
     if options.beams:
-        wide = TransformersBackend(options.llm, 16, options.batch_tokens, beams=options.beams)
-        wide.__dict__.update({key: value for key, value in ours.__dict__.items() if key not in ("_beams", "decoding")})
-        measures.append(
-            (f"the {options.beams} likeliest titles of each", lambda: collected(wide, list(dict.fromkeys(requests))))
-        )
+        for name, held in (("titles of each", None), ("new titles of the catalogue", titles)):
+            wide = TransformersBackend(options.llm, 16, options.batch_tokens, beams=options.beams)
+            own = ("_beams", "decoding", "_trees")
+            wide.__dict__.update({key: value for key, value in ours.__dict__.items() if key not in own})
+            if held:
+                wide.hold_to(held)
+            measures.append(
+                (f"the {options.beams} likeliest {name}", lambda wide=wide: collected(wide, list(dict.fromkeys(requests))))
+            )
     tokens = ours.count_tokens(requests) / len(requests)
     print(f"{options.llm}, {ours.device}, {dtype}; {len(requests)} prompts of {tokens:.0f} tokens, targets {options.targets}")
     lines: list[dict[str, Any]] = []

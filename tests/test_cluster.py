@@ -39,7 +39,7 @@ class SlowEcho(EchoBackend):
             yield reply
 
 class Worker(ray._Worker):
-    def __init__(self, settings):
+    def __init__(self, settings, titles):
         self._backend = SlowEcho()
 
 ray._Worker, ray._BLOCK = Worker, {BLOCK}

@@ -53,6 +53,16 @@ def test_workers_answer_as_one_process_does(tiny_llm, tmp_path):
     assert (counts.failures, counts.prompt_tokens) == (alone.failures, alone.prompt_tokens)
 
 
+def test_workers_are_held_to_titles_too(tiny_llm, tmp_path):
+    titles = [f"film {n}" for n in range(9)]
+    requests = [Request("s", f"1. film {n}", excluded=(f"film {n}",)) for n in range(9)]
+    settings = ray_settings(llm=tiny_llm, llm_beams=True, intent_answers=3, llm_titles="new", ray_workers=1)
+    counts, stored = run(make_backend(settings, titles), requests, tmp_path / "ray")
+    _, expected = run(make_backend(settings | {"llm_backend": "transformers"}, titles), requests, tmp_path / "alone")
+    assert stored == expected and counts.failures == 0
+    assert all(line[3:] in titles for _, answer, *_ in stored for line in answer.split("\n"))
+
+
 @pytest.mark.slow
 def test_a_killed_worker_loses_nothing(tmp_path, monkeypatch):
     from recbole_llm4sbr.intent.backends import ray as module
@@ -70,7 +80,7 @@ def test_a_killed_worker_loses_nothing(tmp_path, monkeypatch):
                 yield reply
 
     class Worker(module._Worker):
-        def __init__(self, settings):
+        def __init__(self, settings, titles):
             self._backend = SlowEcho()
 
     monkeypatch.setattr(module, "_Worker", Worker)
@@ -102,11 +112,11 @@ def test_workers_that_cannot_start_or_keep_dying_end_the_run(monkeypatch):
     from recbole_llm4sbr.intent.backends import ray as module
 
     class Unfit(module._Worker):
-        def __init__(self, settings):
+        def __init__(self, settings, titles):
             raise UserError("no such model")
 
     class Dying(module._Worker):
-        def __init__(self, settings):
+        def __init__(self, settings, titles):
             pass
 
         def answer(self, block):
