@@ -247,13 +247,14 @@ def test_whole_weights_are_tuned_in_float32_where_the_model_computes_in_bfloat16
     assert tuned.held_out_loss() != before
 
 
-@pytest.mark.parametrize(("rank", "learning_rate"), [(4, 0.02), (0, 0.003)])
-def test_a_tuned_llm_answers_better_and_is_the_model_that_was_tuned(tuning, tmp_path, rank, learning_rate):
-    tuning = tuning | {"views": ["short"]}
+@pytest.mark.parametrize(("rank", "learning_rate", "repeatable"), [(4, 0.02, True), (0, 0.003, False)])
+def test_a_tuned_llm_answers_better_and_is_the_model_that_was_tuned(tuning, tmp_path, rank, learning_rate, repeatable):
+    tuning = tuning | {"views": ["short"], "repeatable": repeatable}
     options = replace(OPTIONS, out=tmp_path / "tuned", max_examples=64, learning_rate=learning_rate, lora_rank=rank)
     said = finetune(tuning, options)
     made = json.loads((options.out / "finetune.json").read_text())
-    assert made["asked"] == {"llm_beams": True, "intent_answers": 5}
+    titles = "catalogue" if repeatable else "new"
+    assert made["asked"] == {"llm_beams": True, "llm_titles": titles, "intent_answers": 20, "intent_k_max": 20}
     assert made["result"]["best"] < 0.7 * made["result"]["first"], said
     assert not (options.out / "tuning").exists()
     model, tokenizer = resolve(str(options.out), "llm").load_causal_lm(torch.float32, torch.device("cpu"))
@@ -296,10 +297,11 @@ def test_a_tuned_llm_is_asked_as_its_folder_says_where_nothing_else_was_given(se
 def test_a_tuned_llm_is_judged_and_asked_for_its_likeliest_titles(tuning, tmp_path, settings_for):
     options = replace(OPTIONS, out=tmp_path / "tuned", epochs=1, max_examples=16, check_sessions=5)
     said = finetune(tuning | {"llm_max_new_tokens": 4}, options)
-    assert "intents of its 5 likeliest titles on 5 validation sessions" in said
+    assert "intents of its 20 likeliest titles on 5 validation sessions" in said
     given = {key: tuning[key] for key in ("atomic_path", "llm_backend", "llm_device")}
     settings = settings_for(llm=str(options.out), llm_max_new_tokens=4, **given)
-    assert infer(settings).intents.settings["intent_answers"] == 5
+    asked = {key: infer(settings).intents.settings[key] for key in ("llm_titles", "intent_answers", "intent_k_max")}
+    assert asked == {"llm_titles": "catalogue", "intent_answers": 20, "intent_k_max": 20}
 
 
 def test_contrast_equals_brute_force_with_the_items_of_the_session_left_out(tuning):

@@ -116,6 +116,7 @@ def load_settings(
 
 
 # What the settings file in a dataset's folder may say besides what decides the prepared files.
+_ASKED = ("llm_beams", "llm_titles", "intent_answers", "intent_k_max")  # what the folder of a tuned LLM may say
 _OF_ITEMS = ("item_name", "item_text", "article_last", "missing_item_text", "prompt", "repeatable")
 
 
@@ -210,7 +211,7 @@ def _as_tuned(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str
     asked = made.get("asked") if isinstance(made, dict) else None
     if not isinstance(asked, dict):
         return {}
-    return {key: asked[key] for key in ("llm_beams", "intent_answers", "llm_titles") if key in asked and key not in given}
+    return {key: asked[key] for key in _ASKED if key in asked and key not in given}
 
 
 def recbole_keys(model: str) -> set[str]:

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 Part = Literal["llm", "encoder"]
 
-_ASKED = {"llm_beams": True, "intent_answers": 5}  # how a tuned LLM is asked; its greedy answer is one of few titles
+_TITLES = 20  # that a tuned LLM is asked for: its greedy answer is one of few titles, and its list is what a recommender learns from
 _HELD_OUT = 300  # pairs that are held out; a check looks at each of them in every view
 _READ = ("prompt", "views", "item_name", "item_name_length", "item_text", "article_last", "missing_item_text", "intent_refresh")
 
@@ -92,7 +92,7 @@ def finetune(settings: Mapping[str, Any], options: Options) -> str:
         torch.manual_seed(options.seed)  # adapters begin with random numbers
         making: Callable[..., tuple[Tunable, Callable[[Path], None]]] = _llm if options.part == "llm" else _encoder
         model, save = making(settings, source, pairs, options, device)
-        asked = {"asked": _ASKED} if isinstance(model, llm.TunableLLM) and model.searches_beams else {}
+        asked = {"asked": _asked(settings)} if isinstance(model, llm.TunableLLM) and model.searches_beams else {}
         plan = Plan(pairs=len(model.lengths), **{each.name: getattr(options, each.name) for each in fields(Pace)})
         log.info("tuning %s on %s examples in %s steps", settings[options.part], f"{plan.pairs:,}", f"{plan.steps:,}")
         state = tune(model, plan, made_of, options.out / UNFINISHED)
@@ -131,6 +131,12 @@ def _check_options(settings: Mapping[str, Any], options: Options) -> None:
             import bitsandbytes  # noqa: F401
         except ImportError:
             raise UserError("--quantize needs a GPU and bitsandbytes; pip install bitsandbytes, or leave it out") from None
+
+
+def _asked(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """How the LLM is asked once it is tuned: for its likeliest titles, of items of the session only where they can come again."""
+    titles = "catalogue" if settings["repeatable"] else "new"
+    return {"llm_beams": True, "llm_titles": titles, "intent_answers": _TITLES, "intent_k_max": _TITLES}
 
 
 def _device(settings: Mapping[str, Any]) -> torch.device:
