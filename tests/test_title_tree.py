@@ -4,8 +4,10 @@ import random
 
 import pytest
 import torch
+from conftest import file_of
 
 from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.data.features import read_localized
 from recbole_llm4sbr.data.folders import dataset_folder
 from recbole_llm4sbr.data.prepare import prepare
 from recbole_llm4sbr.data.rows import read_items, read_sessions
@@ -152,7 +154,7 @@ def test_answers_are_those_of_a_search_by_hand_in_any_batch(tiny_llm):
 
 def held_settings(settings_for, tiny_llm, titles):
     settings = settings_for(llm=tiny_llm, llm_backend="transformers", llm_device="cpu", intent_answers=3)
-    return settings | {"llm_beams": True, "llm_titles": titles}
+    return settings | {"llm_beams": True, "llm_titles": titles, "item_text": "{title} ({year})"}
 
 
 @pytest.mark.parametrize("titles", ["catalogue", "new"])
@@ -163,12 +165,19 @@ def test_intents_are_titles_of_the_catalogue(settings_for, tiny_llm, titles):
     assert made.counts.failures == 0
     items = read_items(dataset_folder(settings) / "tiny.item")
     named = dict(zip(items["item_id"], items["title"]))
+    stored = read_localized(
+        file_of(settings, "tiny.sessemb"), read_sessions(dataset_folder(settings), "tiny", "train", "test").ids
+    )
     rows = read_sessions(dataset_folder(settings), "tiny", "train", "test")
     inside = 0
     for row, asked in enumerate(asked_about(settings, rows)):
         shown = {named[rows.tokens[click]] for click in rows.clicks[rows.starts[row] : rows.starts[row + 1]]}
-        for each in asked.values():
+        for view, each in asked.items():
             assert len(each.names) == 3 and set(each.names) <= set(named.values())
+            # an answer stands for its item, in the LLM's order, whatever the item's text has beside its name
+            cells = stored[rows.ids[row]]
+            assert [named[item] for item in cells[f"{view}_items"].split()][:3] == each.names
+            assert cells[f"{view}_sims"].split()[:3] == ["1.0000"] * 3
             inside += bool(shown & set(each.names))
     assert (inside == 0) == (titles == "new")
     assert infer(settings | {"rebuild": True}).counts.calls == 0

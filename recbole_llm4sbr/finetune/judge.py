@@ -54,7 +54,7 @@ def judge(settings: Mapping[str, Any], rows: SessionRows, encoder: Encoder) -> I
     vectors = encoder.encode(item_texts(items, settings))
     titles = None
     if intents_of(settings) == "llm":
-        intents, titles = ask_llm(settings, rows, encoder), item_names(items, settings)
+        intents, titles = ask_llm(settings, rows, encoder, (tokens, vectors)), item_names(items, settings)
     else:
         intents = Intents(*session_text(rows, tokens, vectors, settings["views"]), IntentCounts())
     found = localized(intents, rows, tokens, ItemIndex(vectors, "Flat"), settings)

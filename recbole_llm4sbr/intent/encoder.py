@@ -1,7 +1,7 @@
 """Text encoder: mean pooling over tokens, unit length (paper eq. 2-3, which takes BERT)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -10,6 +10,35 @@ from tqdm import tqdm
 from recbole_llm4sbr.data.features import Vectors
 from recbole_llm4sbr.intent import check_allowed
 from recbole_llm4sbr.intent.pretrained import resolve
+
+
+class TextEncoder(Protocol):
+    """What makes vectors of texts."""
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """Unit vectors of texts, [len(texts), D]."""
+        ...
+
+
+class NamesOfItems:
+    """Vectors of names: of an item's name the item's own vector, which is made of its text; other names are encoded.
+
+    Args:
+        encoder: of other names.
+        names: of the items; of several that are called alike the first one counts.
+        vectors: of the items, in the order of their names, [M, D].
+    """
+
+    def __init__(self, encoder: TextEncoder, names: Sequence[str], vectors: Vectors) -> None:
+        self._encoder, self._vectors = encoder, vectors
+        self._place = {name: place for place, name in reversed(list(enumerate(names)))}
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """Vectors of names, [len(texts), D]."""
+        others = [name for name in texts if name not in self._place]
+        encoded = dict(zip(others, self._encoder.encode(others))) if others else {}
+        rows = [encoded[name] if name in encoded else self._vectors[self._place[name]] for name in texts]
+        return np.array(rows, np.float32).reshape(len(texts), self._vectors.shape[1])
 
 
 class Encoder:

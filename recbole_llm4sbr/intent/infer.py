@@ -82,7 +82,7 @@ def infer(settings: Mapping[str, Any], prepared: Manifest | None = None) -> Infe
     index.nearest(item_vectors[:1], 1)
     if encoder:
         since = refresh_since(settings, here, prepared)
-        intents = ask_llm(settings, rows, encoder, since)
+        intents = ask_llm(settings, rows, encoder, (tokens, item_vectors), since)
     else:
         vectors, by_view = session_text(rows, tokens, item_vectors, settings["views"])
         intents = Intents(vectors, by_view, IntentCounts())

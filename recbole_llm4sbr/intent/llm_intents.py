@@ -21,7 +21,7 @@ from recbole_llm4sbr.data.manifest import Manifest, setting_differences
 from recbole_llm4sbr.data.rows import SessionRows, read_items
 from recbole_llm4sbr.intent import batches
 from recbole_llm4sbr.intent.backends import make_backend
-from recbole_llm4sbr.intent.encoder import Encoder
+from recbole_llm4sbr.intent.encoder import NamesOfItems, TextEncoder
 from recbole_llm4sbr.intent.prompts import UNKNOWN_ITEM, PromptTemplate, SessionPrompts, item_names
 from recbole_llm4sbr.intent.questions import Questions, cost, estimate
 from recbole_llm4sbr.intent.request_files import write_questions
@@ -54,13 +54,20 @@ class Intents:
     sets: npt.NDArray[np.int32] | None = None
 
 
-def ask_llm(settings: Mapping[str, Any], rows: SessionRows, encoder: Encoder, since: int | None = None) -> Intents:
-    """Ask what is not answered yet, and encode the names in the answers.
+def ask_llm(
+    settings: Mapping[str, Any],
+    rows: SessionRows,
+    encoder: TextEncoder,
+    items: tuple[Sequence[str], Vectors],
+    since: int | None = None,
+) -> Intents:
+    """Ask what is not answered yet, and give the names in the answers vectors.
 
     Args:
         settings: of the run.
         rows: prepared sessions.
         encoder: of the names.
+        items: tokens and text vectors of the catalogue. Where an answer is held to their names, it stands for the item itself.
         since: of a refresh, as `refresh_since` says.
 
     Raises:
@@ -98,7 +105,17 @@ def ask_llm(settings: Mapping[str, Any], rows: SessionRows, encoder: Encoder, si
         cost=round(cost(asked, prices) * (batches.PRICE if settings["llm_batch"] else 1.0), 4) if prices else None,
         not_asked=(len(rows.ids) - len(places)) * len(views),
     )
-    return Intents(encoder.encode(names), by_view, counts, names, sets)
+    return Intents(_name_encoder(settings, encoder, titles, items).encode(names), by_view, counts, names, sets)
+
+
+def _name_encoder(
+    settings: Mapping[str, Any], encoder: TextEncoder, titles: Mapping[str, str], items: tuple[Sequence[str], Vectors]
+) -> TextEncoder:
+    """What makes vectors of the names in answers; `titles` by token."""
+    if settings["llm_titles"] == "any":
+        return encoder
+    tokens, vectors = items
+    return NamesOfItems(encoder, [titles.get(token, "") for token in tokens], vectors)
 
 
 @dataclass(frozen=True)
@@ -149,7 +166,7 @@ def asked_about(settings: Mapping[str, Any], rows: SessionRows) -> list[dict[str
 
 
 def known_answers(
-    settings: Mapping[str, Any], rows: SessionRows, encoder: Callable[[], Encoder], names: Sequence[str]
+    settings: Mapping[str, Any], rows: SessionRows, encoder: Callable[[], TextEncoder], names: Sequence[str], vectors: Vectors
 ) -> Intents | None:
     """Intents of the sessions whose very prompts are answered in the store or by the package; no LLM is called.
 
@@ -158,6 +175,7 @@ def known_answers(
         rows: sessions.
         encoder: makes the encoder of the names; called only where there are some.
         names: what prompts call each item, in the order of `rows.tokens`.
+        vectors: text vectors of the items, in the same order.
 
     Returns:
         None where no prompt is answered, or the LLM is not there any more, whose answers stand under a name that cannot be told then.
@@ -166,12 +184,16 @@ def known_answers(
         UserError: the store is damaged, or the encoder is not there.
     """
     with closing(AnswerStore(dataset_folder(settings).parent / STORE)) as store:
+        titles = dict(zip(rows.tokens, names))
         try:
-            questions = _questions(settings, store, rows, dict(zip(rows.tokens, names)))
+            questions = _questions(settings, store, rows, titles)
         except UserError:
             return None
         found, by_view, sets, _ = _read_answers(settings, questions, rows, names)
-    return Intents(encoder().encode(found), by_view, IntentCounts(), found, sets) if found else None
+    if not found:
+        return None
+    encoded = _name_encoder(settings, encoder(), titles, (rows.tokens, vectors)).encode(found)
+    return Intents(encoded, by_view, IntentCounts(), found, sets)
 
 
 def _read_answers(

@@ -108,7 +108,7 @@ def _numbered(titles: Sequence[str], names: Sequence[str]) -> tuple[Numbers, Num
     number: dict[str, int] = {}
     cleaned = ["" if title == UNKNOWN_ITEM else tidy(title).casefold() for title in titles]
     of_items = [number.setdefault(title, len(number)) if title else -2 for title in cleaned]
-    return np.array(of_items, np.int64), np.array([number.get(name.casefold(), -1) for name in names], np.int64)
+    return np.array(of_items, np.int64), np.array([number.get(tidy(name).casefold(), -1) for name in names], np.int64)
 
 
 def _inside(rows: SessionRows, chosen: Numbers, wanted: npt.NDArray[np.integer], of_token: Numbers) -> float | None:

@@ -140,8 +140,9 @@ class IntentLookup:
         if intents_of(settings) == "session_text":
             return Intents(*session_text(rows, rows.tokens, self._texts, settings["views"]), IntentCounts())
         if source == "ask":
-            return ask_llm({**settings, "llm_batch": False}, rows, self._text_encoder())  # whoever asks here waits
-        return known_answers(settings, rows, self._text_encoder, self._titles)
+            given = {**settings, "llm_batch": False}  # whoever asks here waits
+            return ask_llm(given, rows, self._text_encoder(), (rows.tokens, self._texts))
+        return known_answers(settings, rows, self._text_encoder, self._titles, self._texts)
 
     def _text_encoder(self) -> Encoder:
         if self._encoder is None:
