@@ -265,8 +265,10 @@ def test_llminfer_of_several_titles_ranks_by_the_nearest_of_them(several):
             for view in ("long", "short"):
                 held = row[f"{view}_items" if k else f"{view}_intent"].split(" ")
                 sims = list(map(float, row[f"{view}_sims"].split(" "))) if k else [1 / len(held)] * len(held)
+                weights = [sim * (1 - place / 100) for place, sim in enumerate(sims)]
                 cosines = [
-                    [sim * float(vector[each] @ vector[item]) for each, sim in zip(held[: k or None], sims)] for item in ranked
+                    [weight * float(vector[each] @ vector[item]) for each, weight in zip(held[: k or None], weights)]
+                    for item in ranked
                 ]
                 expected = expected + np.array(cosines).max(1)
             there = np.isfinite(scores[1:])

@@ -12,6 +12,9 @@ from recbole_llm4sbr.model.intent_files import item_vectors
 from recbole_llm4sbr.model.intents import SessionIntents
 
 
+_BEHIND = 0.01  # what a title counts less than the one before it
+
+
 class UntrainedRecommender(SessionRecommender):
     """Ranks items by the cosine similarity of their text vectors to a text vector of the session, `encode`'s global embedding.
 
@@ -60,7 +63,8 @@ class LLMInfer(UntrainedRecommender):
     """LLM-Infer, also the paper's "w/o SBR": the sum over the views of the cosine between item and localized intent.
 
     Of several titles (`intent_answers`), whose mean is like none of them, it is the largest cosine to one of the intent's `intent_k` items,
-    times the similarity of that one.
+    times the similarity of that one, less a hundredth for each place that it stands behind the first: titles that are named come before
+    what is like them, the LLM's first one first.
 
     Args:
         config: reads `intent_answers` and what `SessionIntents.from_dataset` reads.
@@ -87,10 +91,9 @@ class LLMInfer(UntrainedRecommender):
         total = session.new_zeros(len(session), len(self.item_table))
         for nearest, sims in zip(intents.nearest[sessions].unbind(1), intents.sims[sessions].unbind(1)):  # a view, [B, k] each
             best = torch.full_like(total, -torch.inf)
-            for place, sim in zip(
-                nearest.long().unbind(1), sims.unbind(1)
-            ):  # a place of the list, so that nothing is [B, k, n_items]
-                best = torch.maximum(best, sim.unsqueeze(1) * (vectors[place] @ self.item_table.T))
+            for place, (item, sim) in enumerate(zip(nearest.long().unbind(1), sims.unbind(1))):
+                weight = sim.unsqueeze(1) * (1 - _BEHIND * place)
+                best = torch.maximum(best, weight * (vectors[item] @ self.item_table.T))  # nothing is [B, k, n_items]
             total += best
         return total
 
