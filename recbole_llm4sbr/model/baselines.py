@@ -11,7 +11,6 @@ from recbole_llm4sbr.model.contract import SessionEmbeddings, SessionRecommender
 from recbole_llm4sbr.model.intent_files import item_vectors
 from recbole_llm4sbr.model.intents import SessionIntents
 
-
 _BEHIND = 0.01  # what a title counts less than the one before it
 
 
