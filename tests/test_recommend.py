@@ -59,6 +59,13 @@ def test_scores_are_those_of_the_same_sessions_in_the_files(tiny, changed):
     assert (scores[:, 0] == -torch.inf).all()
 
 
+def test_answers_that_are_held_to_the_catalogue_are_found_again(tiny, tiny_llm):
+    asked = {"llm_beams": True, "llm_titles": "new", "intent_answers": 3}
+    test_scores_are_those_of_the_same_sessions_in_the_files(
+        tiny, {"llm": tiny_llm, "llm_backend": "transformers", "llm_device": "cpu"} | asked
+    )
+
+
 def test_several_checkpoints_are_an_ensemble(tiny):
     files = [checkpoint_of(tiny, intent_source="session_text", seed=seed) for seed in (1, 2)]
     ensemble = load_ensemble(files, [0.3, 0.7])

@@ -37,9 +37,7 @@ log = logging.getLogger(__name__)
 
 Part = Literal["llm", "encoder"]
 
-_TITLES = (
-    20  # that a tuned LLM is asked for: its greedy answer is one of few titles, and its list is what a recommender learns from
-)
+_TITLES = 20  # that a tuned LLM is asked for; its greedy answer is one of few titles
 _HELD_OUT = 300  # pairs that are held out; a check looks at each of them in every view
 _READ = ("prompt", "views", "item_name", "item_name_length", "item_text", "article_last", "missing_item_text", "intent_refresh")
 

@@ -151,7 +151,7 @@ def asked_about(settings: Mapping[str, Any], rows: SessionRows) -> list[dict[str
     raws: list[str | None] = [None] * len(requests)
     # an LLM that is not there any more has left its answers under a name that cannot be told
     with closing(AnswerStore(dataset_folder(settings).parent / STORE)) as store, suppress(UserError):
-        questions = Questions(make_backend(settings, _held_to(titles)), requests, store, template.name)
+        questions = Questions(make_backend(settings, _held_to(settings)), requests, store, template.name)
         raws = [questions.raw_answer(position) for position in range(len(requests))]
     found: list[dict[str, Asked]] = []
     for row in range(len(rows.ids)):
@@ -325,7 +325,7 @@ def _questions(
     """
     check_beams(settings)
     template = PromptTemplate.load(settings["prompt"])
-    backend = make_backend(settings, _held_to(titles))
+    backend = make_backend(settings, _held_to(settings))
     return Questions(backend, _requests(settings, template, rows, titles), store, template.name, since)
 
 
@@ -347,9 +347,9 @@ def _requests(
     )
 
 
-def _held_to(titles: Mapping[str, str]) -> list[str]:
-    """The titles that can be answers, by token: of items that have one."""
-    return sorted(set(titles.values()) - {"", UNKNOWN_ITEM})
+def _held_to(settings: Mapping[str, Any]) -> list[str]:
+    """The titles that answers are held to, if they are: of the prepared items, whatever came after them."""
+    return [] if settings["llm_titles"] == "any" else sorted(set(_titles(settings).values()) - {"", UNKNOWN_ITEM})
 
 
 def _prices(settings: Mapping[str, Any]) -> tuple[float, float] | None:

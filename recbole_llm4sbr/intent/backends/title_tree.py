@@ -57,11 +57,11 @@ class TitleTree:
         Args:
             excluded: titles that are no answers to each prompt; what is no title of the tree is passed over.
         """
-        free = torch.ones(len(excluded), len(self.titles), dtype=torch.long, device=self.token.device)
+        free = torch.ones(len(excluded), len(self.titles), dtype=torch.int32, device=self.token.device)
         out = [(row, self.place[title]) for row, each in enumerate(excluded) for title in each if title in self.place]
         if out:
             free[tuple(torch.tensor(out, device=free.device).T)] = 0
-        return torch.nn.functional.pad(free.cumsum(1), (1, 0))
+        return torch.nn.functional.pad(free.cumsum(1, dtype=torch.int32), (1, 0))
 
 
 @torch.inference_mode()
