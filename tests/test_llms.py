@@ -3,6 +3,7 @@
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -179,6 +180,14 @@ def test_a_grid_over_llms_trains_each_with_its_own_intents_and_its_own_controls(
     assert "### The intents before any training" in text
     assert all(f"answers of {llm}" in text for llm in two_llms)
     assert "asked otherwise" not in caplog.text
+    # intents of one LLM that was asked for other numbers of titles, or that another encoder reads, have rows of their own
+    result = results[of["llm4sbr"][0]]
+    for changed, names in (
+        ([{}, {"intent_answers": 5}], [two_llms[0], f"{two_llms[0]}, 5 titles"]),
+        ([{"encoder": "a"}, {"encoder": "b"}], [f"{two_llms[0]}, encoder a", f"{two_llms[0]}, encoder b"]),
+    ):
+        own = [SimpleNamespace(infer=result.infer, settings={**result.settings, **each}) for each in changed]
+        assert [row[0] for row in quality_table([SimpleNamespace(results=dict(enumerate(own)))]).rows][::2] == names
 
 
 def test_llms_that_were_asked_otherwise_are_warned_of_and_two_in_one_folder_are_refused(here, two_llms, caplog):

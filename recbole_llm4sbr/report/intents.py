@@ -43,13 +43,19 @@ def quality_table(lines: Sequence[Line]) -> Table | None:
     """What the intents are worth before training, by source and view; None where no line has them measured."""
     rows: dict[tuple[str, str], list[str]] = {}
     cutoffs: list[int] = []
-    for result in (result for line in lines for result in line.results.values()):
+    found = [result for line in lines for result in line.results.values()]
+    encoders = {result.settings.get("encoder") for result in found if result.infer is not None}
+    for result in found:
         own = result.settings
         if result.infer is None or result.infer.quality is None or own["intent_source"] in ("shuffled", "random"):
             continue
         if not uses_intents(own):
             continue
         name = llm_name(own) if intents_of(own) == "llm" else intents_name(own)
+        if intents_of(own) == "llm" and own.get("intent_answers", 1) > 1:
+            name += f", {own['intent_answers']} titles"
+        if len(encoders) > 1:
+            name += f", encoder {own.get('encoder')}"
         quality = result.infer.quality
         cutoffs = cutoffs or quality.cutoffs(own["intent_k"])
         for each in quality.views:
