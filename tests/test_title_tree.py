@@ -190,7 +190,9 @@ def test_what_may_be_an_answer_is_part_of_its_key(settings_for, tiny_llm):
     assert min(calls) > 0
 
 
-def test_a_held_answer_without_beams_is_refused(settings_for):
-    with pytest.raises(UserError, match="llm_titles=new needs beam search; add --llm_beams=true"):
-        prepare(settings := settings_for(llm_titles="new"))
+def test_a_held_answer_without_beams_is_refused_also_where_files_are_there(settings_for):
+    prepare(settings := settings_for())
+    for _ in range(2):
+        with pytest.raises(UserError, match="llm_titles=new needs beam search; add --llm_beams=true"):
+            infer(settings | {"llm_titles": "new"})
         infer(settings)

@@ -104,10 +104,6 @@ def check_beams(settings: Lookup) -> None:
         UserError: names the setting that stands in its way.
     """
     if not settings["llm_beams"]:
-        if settings["llm_titles"] != "any":
-            raise UserError(
-                f"llm_titles={settings['llm_titles']} needs beam search; add --llm_beams=true --intent_answers=5, or leave it out"
-            )
         return
     backend = answering_backend(settings)
     if backend != "transformers":
@@ -117,6 +113,18 @@ def check_beams(settings: Lookup) -> None:
     if settings["intent_answers"] == 1 or settings["views_in_one_call"]:
         raise UserError(
             "llm_beams=true takes several titles of one question; add --intent_answers=5, and no --views_in_one_call"
+        )
+
+
+def check_titles(settings: Lookup) -> None:
+    """Refuse to hold greedy answers to titles.
+
+    Raises:
+        UserError: names what is missing.
+    """
+    if settings["llm_titles"] != "any" and not settings["llm_beams"]:
+        raise UserError(
+            f"llm_titles={settings['llm_titles']} needs beam search; add --llm_beams=true --intent_answers=5, or leave it out"
         )
 
 

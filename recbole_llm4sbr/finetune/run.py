@@ -13,7 +13,7 @@ import torch
 
 from recbole_llm4sbr._version import __version__
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.facts import beams, check_beams, deciding, several_answers, titles_asked
+from recbole_llm4sbr.base.facts import beams, check_beams, check_titles, deciding, several_answers, titles_asked
 from recbole_llm4sbr.base.files import check_folder, make_folder, read_json, sha256_file, write_json, write_whole
 from recbole_llm4sbr.base.settings import Settings
 from recbole_llm4sbr.base.wording import duration
@@ -109,6 +109,7 @@ def _check_options(settings: Mapping[str, Any], options: Options) -> None:
     if titles_asked(settings) > 1:
         raise UserError("finetune tunes for one title per question; leave out --intent_answers, or add --llm_beams=true")
     check_beams(settings)
+    check_titles(settings)
     if settings["llm_backend"] in ("openai", "echo"):
         raise UserError(
             f"llm_backend={settings['llm_backend']!r} has no weights here to tune; take a local model, with transformers or vllm"

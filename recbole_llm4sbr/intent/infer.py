@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.facts import check_beams, check_intent_k, deciding, engine, intents_of, titles_asked
+from recbole_llm4sbr.base.facts import check_beams, check_intent_k, check_titles, deciding, engine, intents_of, titles_asked
 from recbole_llm4sbr.base.records import IntentCounts, PreparedCounts
 from recbole_llm4sbr.base.settings import Settings
 from recbole_llm4sbr.data.checks import check_prepared, intent_differences, settled
@@ -208,6 +208,7 @@ def check_askable(settings: Mapping[str, Any]) -> None:
     except RuntimeError:
         raise UserError(f"faiss_index={settings['faiss_index']!r} is no index that faiss can make; Flat is exact") from None
     if intents_of(settings) == "llm":
+        check_titles(settings)
         if settings["llm_batch"] and engine(settings) != "openai":
             raise UserError(
                 f"llm_batch=true needs llm_backend=openai, not {settings['llm_backend']!r}: local engines have no batches"
