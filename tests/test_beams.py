@@ -25,7 +25,7 @@ class Chain:
     """Not a language model: the last token alone decides the next one."""
 
     def __init__(self, table, mask):
-        self.table, self.columns = table, mask.shape[1]
+        self.table, self.columns, self.grown = table, mask.shape[1], 0
 
     def after(self, tokens):
         return self.table[tokens].log_softmax(-1)
@@ -35,6 +35,7 @@ class Chain:
 
     def grow(self, tokens, seen, places):
         self.columns += tokens.shape[1]
+        self.grown += tokens.numel()
         assert seen.shape == (*tokens.shape, self.columns)
         assert torch.equal(seen.sum(2), places + 1)  # all that stands before it, and itself
         return self.after(tokens)

@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 from conftest import file_of
+from test_beams import Chain
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.data.features import read_localized
@@ -24,26 +25,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
 END = 8
-
-
-class Chain:
-    """Not a language model: the last token alone decides the next one."""
-
-    def __init__(self, table, mask):
-        self.table, self.columns, self.grown = table, mask.shape[1], 0
-
-    def after(self, tokens):
-        return self.table[tokens].log_softmax(-1)
-
-    def keep(self, prompts):
-        assert len(prompts)
-
-    def grow(self, tokens, seen, places):
-        self.columns += tokens.shape[1]
-        self.grown += tokens.numel()
-        assert seen.shape == (*tokens.shape, self.columns)
-        assert torch.equal(seen.sum(2), places + 1)  # all that stands before it, and itself
-        return self.after(tokens)
 
 
 def by_enumeration(paths, next_logs):
@@ -165,10 +146,8 @@ def test_intents_are_titles_of_the_catalogue(settings_for, tiny_llm, titles):
     assert made.counts.failures == 0
     items = read_items(dataset_folder(settings) / "tiny.item")
     named = dict(zip(items["item_id"], items["title"]))
-    stored = read_localized(
-        file_of(settings, "tiny.sessemb"), read_sessions(dataset_folder(settings), "tiny", "train", "test").ids
-    )
     rows = read_sessions(dataset_folder(settings), "tiny", "train", "test")
+    stored = read_localized(file_of(settings, "tiny.sessemb"), rows.ids)
     inside = 0
     for row, asked in enumerate(asked_about(settings, rows)):
         shown = {named[rows.tokens[click]] for click in rows.clicks[rows.starts[row] : rows.starts[row + 1]]}

@@ -115,8 +115,8 @@ def load_settings(
     return settings
 
 
-# What the settings file in a dataset's folder may say besides what decides the prepared files.
 _ASKED = ("llm_beams", "llm_titles", "intent_answers", "intent_k_max")  # what the folder of a tuned LLM may say
+# What the settings file in a dataset's folder may say besides what decides the prepared files.
 _OF_ITEMS = ("item_name", "item_text", "article_last", "missing_item_text", "prompt", "repeatable")
 
 
