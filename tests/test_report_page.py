@@ -4,8 +4,12 @@ import base64
 import gzip
 import json
 import re
+import runpy
+import shutil
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_unfinished import as_json, write_grid
 
@@ -102,6 +106,28 @@ def test_a_case_of_inspect_stands_on_the_page_and_another_file_is_refused(grids,
     for name, expected in (("other.html", "is not a page that `inspect` wrote"), ("none.html", "cannot be read")):
         with pytest.raises(UserError, match=expected):
             report(grids[:1], tmp_path, None, tmp_path / name)
+
+
+def test_a_grid_made_to_be_passed_on_gives_the_same_report_and_holds_no_session_and_no_path(grids, tmp_path, monkeypatch):
+    grid, shared = tmp_path / "grid", tmp_path / "shared"
+    shutil.copytree(grids[0], grid)
+    lines = [json.loads(line) for line in (grid / "cells.jsonl").read_text().splitlines()]
+    member = {"name": "plain", "checkpoint": "/home/someone/member.pth", "weight": 1.0}
+    for line in lines:
+        line["result"] |= {"checkpoint": "/home/someone/model.pth", "members": [member]}
+    (grid / "cells.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    script = Path(__file__).parents[1] / "benchmarks" / "share_grid.py"
+    monkeypatch.setattr(sys, "argv", [str(script), str(grid), str(shared)])
+    runpy.run_path(str(script), run_name="__main__")
+    assert "/home" not in (shared / "cells.jsonl").read_text()
+    assert len(list((shared / "ranks").iterdir())) == len(lines)
+    for path in (shared / "ranks").iterdir():
+        with np.load(path) as theirs, np.load(grid / "ranks" / path.name) as ours:
+            assert len(set(theirs["session"])) == 300
+            assert not set(theirs["session"]) & set(ours["session"])
+            assert all(np.array_equal(theirs[name], ours[name]) for name in ours if name != "session")
+    pages = [report([folder], folder / "pages", None)[0][0].read_text() for folder in (grid, shared)]
+    assert pages[0] == pages[1]
 
 
 def test_the_library_is_in_the_page_whole_and_packed(grids, tmp_path):
