@@ -173,6 +173,8 @@ class TestEveryModel:
 
     def test_gradients_reach_every_parameter(self, tiny, name, own):
         model, _, train, _ = built(tiny, name, **own)
+        if getattr(model, "beside", None) is not None:
+            torch.nn.init.normal_(model.beside.weight)  # it starts at zero, and the local gate is read through it alone
         model.train()
         for batch in train:
             loss = model.calculate_loss(batch)

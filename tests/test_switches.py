@@ -109,6 +109,24 @@ def test_residual_adds_the_projected_intents_and_concat_mixes_them(tiny, setting
     assert torch.allclose(model.fuse(model.encode(batch), batch), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["GCEGNN", "DHCN", "STAMP", "BSARec", "GRU4Rec"])
+def test_the_gate_of_a_backbone_without_a_mixing_layer_starts_from_the_backbone(name, tiny, settings_for):
+    model, _, batch = built(settings_for(model=name, fusion="gate", views=["long", "short"]))
+    own = model.backbone.encode(batch)
+    intents, _ = model.intents(batch["session_id"])
+    gated = []
+    for view, (part, embedding) in enumerate((("global", own.global_emb), ("local", own.local_emb))):
+        gate = torch.sigmoid(embedding + model.project(intents[:, view])) @ model.gates[part].weight.T
+        assert ((gate > 0.7) & (gate < 1.3)).all()
+        gated.append(gate * embedding)
+    session = model.fuse(model.encode(batch), batch)
+    assert torch.allclose(session, gated[0], atol=1e-6)  # the backbone's session embedding is its global one
+    torch.nn.init.normal_(model.beside.weight)
+    torch.nn.init.normal_(model.beside.bias)
+    added = torch.cat(gated, 1) @ model.beside.weight.T + model.beside.bias
+    assert torch.allclose(model.fuse(model.encode(batch), batch), gated[0] + added, atol=1e-4)
+
+
 @pytest.mark.parametrize("fusion", ["late", "gate+late"])
 def test_late_intents_score_the_items_in_the_text_space_beside_the_backbone(fusion, tiny, settings_for):
     model, dataset, batch = built(settings_for(fusion=fusion))
@@ -187,7 +205,7 @@ def test_boost_needs_items_to_raise(tiny, settings_for):
 
 def test_late_fusion_without_alignment_has_no_layer_that_nothing_trains(tiny, settings_for):
     model, _, batch = built(settings_for(fusion="late", intent_lambda=0.0))
-    assert model.project is None and not model.gates and model.mix is None
+    assert model.project is None and not model.gates and model.mix is None and model.beside is None
     model.train().calculate_loss(batch).backward()
     assert all(each.grad is not None for each in model.parameters())
     assert model.late.weight.grad.abs().sum() > 0

@@ -114,7 +114,7 @@ class SessionRecommender(SequentialRecommender):  # type: ignore[misc]
     def mixing_layer(self) -> nn.Linear | None:
         """The layer [2H -> H] with which `fuse` mixes global and local embedding, in this order; None when there is none.
 
-        The wrapper uses this layer for eq. 12, so that no parameter of the backbone is left without a gradient.
+        Where there is one, `fuse` of gated embeddings is eq. 12 of the paper; where there is none, the wrapper adds a layer beside `fuse`.
         """
         return None
 

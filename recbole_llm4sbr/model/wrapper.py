@@ -40,14 +40,16 @@ class _Memo:
 class LLM4SBRWrapper(SessionRecommender):
     """A session recommender around a backbone: keeps its `encode`, `score` and extra loss, replaces `fuse`, adds lambda * L_AU.
 
-    `fusion: gate` is the paper's. A view that is left out leaves its embedding without a gate. A session without an intent is gated by
-    the bias of the projection alone, and takes no part in L_AU. The view `normal` stands alone and goes with the backbone's own session
-    embedding, which it gates as a whole (the paper gives no formula). `residual` adds the projected intents to that embedding, `concat`
-    mixes the two by a layer; there an absent intent is zero. `late` leaves the session embedding alone: the intents score the items
-    themselves, each view by a trained projection into the items' text space, beside the backbone's score; the projection starts at zero,
-    so that training starts from the backbone. `boost` raises the scores of the k items nearest to each intent, by their similarity times
-    a trained linear function of the session embedding for each view and rank, which starts at zero too. `gate+late`, `gate+boost` and
-    `gate+late+boost` do what their parts do.
+    `fusion: gate` is the paper's: the backbone's own `fuse` of the gated embeddings, which in SR-GNN is the layer of eq. 12. Beside that of
+    a backbone without such a layer stands one over both gated embeddings, and training starts from the backbone itself: a layer drawn at
+    random would lose what sessions and items have in common. A view that is left out leaves its embedding without a gate. A session without
+    an intent is gated by the bias of the projection alone, and takes no part in L_AU. The view `normal` stands alone and goes with the
+    backbone's own session embedding, which it gates as a whole (the paper gives no formula). `residual` adds the projected intents to that
+    embedding, `concat` mixes the two by a layer; there an absent intent is zero. `late` leaves the session embedding alone: the intents
+    score the items themselves, each view by a trained projection into the items' text space, beside the backbone's score; the projection
+    starts at zero, so that training starts from the backbone. `boost` raises the scores of the k items nearest to each intent, by their
+    similarity times a trained linear function of the session embedding for each view and rank, which starts at zero too. `gate+late`,
+    `gate+boost` and `gate+late+boost` do what their parts do.
 
     Args:
         config: reads `views`, `fusion` and `intent_lambda`.
@@ -86,16 +88,19 @@ class LLM4SBRWrapper(SessionRecommender):
             self.project = nn.Linear(intents.dim, size)  # W and b of eq. 7, shared by the views
         gated = self.partners if self.fusion == "gate" else []
         self.gates = nn.ModuleDict({name: nn.Linear(size, 1, bias=False) for name in gated})  # w of eq. 10-11
-        self.mix: nn.Linear | None = None
-        if self.fusion == "concat":
-            self.mix = nn.Linear((1 + len(self.partners)) * size, size)
-        elif self.fusion == "gate" and "session" not in self.partners and backbone.mixing_layer() is None:
-            # A backbone's own mixing layer (SR-GNN's) has the form of eq. 12 and is used for it: no parameter is left untrained.
-            self.mix = nn.Linear(2 * size, size)
+        self.mix = nn.Linear((1 + len(self.partners)) * size, size) if self.fusion == "concat" else None
         bound = 1 / math.sqrt(size)  # SR-GNN's initialisation
         for module in (self.project, *self.gates.values(), self.mix):
             for parameter in module.parameters() if module else ():
                 nn.init.uniform_(parameter, -bound, bound)
+        self.beside: nn.Linear | None = None
+        if self.fusion == "gate" and backbone.mixing_layer() is None:
+            for weight in self.gates.parameters():
+                nn.init.constant_(weight, 2 / size)  # the gate of eq. 10-11 is then near 1, since a sigmoid is near 1/2
+            if "session" not in self.partners:
+                self.beside = nn.Linear(2 * size, size)
+                nn.init.zeros_(self.beside.weight)
+                nn.init.zeros_(self.beside.bias)
 
     @property
     def item_module(self) -> nn.Module | None:
@@ -140,15 +145,18 @@ class LLM4SBRWrapper(SessionRecommender):
         if self.fusion == "gate":
             if "session" in pairs:
                 return self._gated("session", pairs)
-            return self._mixed(
-                self._gated("global", pairs) if "global" in pairs else embeddings.global_emb,
-                self._gated("local", pairs) if "local" in pairs else embeddings.local_emb,
-            )
+            gated = {name: self._gated(name, pairs) for name in pairs}
+            local, whole = gated.get("local", embeddings.local_emb), gated.get("global", embeddings.global_emb)
+            session = self.backbone.fuse(SessionEmbeddings(local, whole, backbone.memo), interaction)
+            return session if self.beside is None else session + self.beside(torch.cat([whole, local], -1))
         session = self.backbone.fuse(backbone, interaction)
         if not self.fusion:
             return session
         intents = [intent * has.unsqueeze(1) for _, intent, has in pairs.values()]  # [B, H] each
-        return session + torch.stack(intents).sum(0) if self.fusion == "residual" else self._mixed(session, *intents)
+        if self.mix is not None:  # concat
+            mixed: Tensor = self.mix(torch.cat([session, *intents], -1))
+            return mixed
+        return session + torch.stack(intents).sum(0)
 
     def score(self, session: Tensor, embeddings: SessionEmbeddings) -> Tensor:
         """Scores of all items by the backbone's own `score`, under `late` and `boost` with those of the intents, [B, n_items]."""
@@ -194,12 +202,6 @@ class LLM4SBRWrapper(SessionRecommender):
     def _gated(self, name: str, pairs: dict[str, tuple[Tensor, Tensor, Tensor]]) -> Tensor:
         """An embedding times its gate (eq. 10-11), [B, H]."""
         return self._gate(name, pairs) * pairs[name][0]
-
-    def _mixed(self, *parts: Tensor) -> Tensor:
-        """Eq. 12: a linear layer over the joined `parts` [B, H] each, [B, H]."""
-        mix = self.mix or self.backbone.mixing_layer()
-        mixed: Tensor = mix(torch.cat(parts, -1))  # type: ignore[misc]
-        return mixed
 
 
 def _partners(views: Sequence[str]) -> list[str]:
