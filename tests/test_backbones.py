@@ -389,9 +389,8 @@ def test_backbones_train_in_double_and_in_half_precision(tiny, monkeypatch, mode
 @pytest.mark.parametrize("name", ["SRGNN", "TAGNN", "GCEGNN", "DHCN", "wrapper"])
 def test_parameters_start_evenly_on_both_sides_of_zero_within_one_over_the_root_of_the_size(tiny, name):
     model = "GRU4Rec" if name == "wrapper" else name
-    given = (
-        tiny | model_defaults(model) | {"model": model, "llm4sbr": name == "wrapper", "embedding_size": 64, "hidden_size": 64}
-    )
+    given = tiny | model_defaults(model) | {"model": model, "embedding_size": 64, "hidden_size": 64}
+    given |= {"llm4sbr": name == "wrapper", "fusion": "concat"}  # the wrapper's gate around GRU4Rec starts from GRU4Rec itself
     config, _, (train, _, _) = load_data(given)
     torch.manual_seed(3)
     made = build_model(config, train.dataset)
