@@ -43,9 +43,14 @@ def main() -> None:
 
 
 def hashed(ids: np.ndarray) -> np.ndarray:
-    """The place of each id among all in order, which the report's random draws depend on, and digits of its SHA-256."""
-    place = np.argsort(np.argsort(ids))
-    return np.array([f"{row:07d}-{hashlib.sha256(each.encode()).hexdigest()[:12]}" for row, each in zip(place, ids)])
+    """Ids of test rows, `<session>.<row>`, with the session's place in order, which the report's random draws depend on, and its hash.
+
+    An id without a row is the session's.
+    """
+    parts = [(head if dot else row, dot and dot + row) for head, dot, row in (each.rpartition(".") for each in ids.tolist())]
+    _, places = np.unique([session for session, _ in parts], return_inverse=True)
+    digits = [hashlib.sha256(session.encode()).hexdigest()[:12] for session, _ in parts]
+    return np.array([f"{place:07d}-{name}{row}" for place, name, (_, row) in zip(places, digits, parts)])
 
 
 def shared(cell: CellResult) -> CellResult:
@@ -53,7 +58,8 @@ def shared(cell: CellResult) -> CellResult:
     result = cell.result
     if result is not None:
         members = [replace(each, checkpoint="") for each in result.members]
-        result = replace(result, checkpoint=None, members=members)
+        settings = {**result.settings, "checkpoint_dir": "saved"}
+        result = replace(result, checkpoint=None, members=members, settings=settings)
     return replace(cell, result=result, traceback="")
 
 
