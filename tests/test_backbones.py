@@ -389,8 +389,11 @@ def test_backbones_train_in_double_and_in_half_precision(tiny, monkeypatch, mode
 @pytest.mark.parametrize("name", ["SRGNN", "TAGNN", "GCEGNN", "DHCN", "wrapper"])
 def test_parameters_start_evenly_on_both_sides_of_zero_within_one_over_the_root_of_the_size(tiny, name):
     model = "GRU4Rec" if name == "wrapper" else name
-    given = tiny | model_defaults(model) | {"model": model, "embedding_size": 64, "hidden_size": 64}
-    given |= {"llm4sbr": name == "wrapper", "fusion": "concat"}  # the wrapper's gate around GRU4Rec starts from GRU4Rec itself
+    size = (
+        1024 if name == "wrapper" else 64
+    )  # of the wrapper there is the projection alone: its layers beside GRU4Rec start at zero
+    given = tiny | model_defaults(model) | {"model": model, "embedding_size": size, "hidden_size": size}
+    given |= {"llm4sbr": name == "wrapper", "fusion": "residual"}
     config, _, (train, _, _) = load_data(given)
     torch.manual_seed(3)
     made = build_model(config, train.dataset)
@@ -399,7 +402,7 @@ def test_parameters_start_evenly_on_both_sides_of_zero_within_one_over_the_root_
     ]  # of the wrapper, where there is one
     values = torch.cat([each.detach().flatten() for each in own])
     assert len(values) > 9_000
-    ten = np.histogram(values.numpy(), 10, (-1 / 8, 1 / 8))[0] / len(values)
+    ten = np.histogram(values.numpy(), 10, (-(size**-0.5), size**-0.5))[0] / len(values)
     assert ten.sum() == pytest.approx(1)
     assert abs(ten - 0.1).max() < 0.01
 

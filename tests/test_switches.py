@@ -96,7 +96,7 @@ def test_tagnn_refuses_cosine_at_the_door(settings_for):
         train(settings_for(model="TAGNN", llm4sbr=False, similarity="cosine"))
 
 
-def test_residual_adds_the_projected_intents_and_concat_mixes_them(tiny, settings_for):
+def test_residual_adds_the_projected_intents_and_concat_a_layer_over_them_that_starts_at_zero(tiny, settings_for):
     model, _, batch = built(settings_for(fusion="residual"))
     plain = model.backbone.fuse(model.backbone.encode(batch), batch)
     intents, known = model.intents(batch["session_id"])
@@ -105,7 +105,10 @@ def test_residual_adds_the_projected_intents_and_concat_mixes_them(tiny, setting
     model, _, batch = built(settings_for(fusion="concat"))
     plain = model.backbone.fuse(model.backbone.encode(batch), batch)
     parts = [plain, *(model.project(intents[:, view]) * known[:, view : view + 1] for view in (0, 1))]
-    expected = torch.cat(parts, 1) @ model.mix.weight.T + model.mix.bias
+    assert torch.allclose(model.fuse(model.encode(batch), batch), plain, atol=1e-6)
+    torch.nn.init.normal_(model.beside.weight)
+    torch.nn.init.normal_(model.beside.bias)
+    expected = plain + torch.cat(parts, 1) @ model.beside.weight.T + model.beside.bias
     assert torch.allclose(model.fuse(model.encode(batch), batch), expected, atol=1e-5)
 
 
@@ -205,7 +208,7 @@ def test_boost_needs_items_to_raise(tiny, settings_for):
 
 def test_late_fusion_without_alignment_has_no_layer_that_nothing_trains(tiny, settings_for):
     model, _, batch = built(settings_for(fusion="late", intent_lambda=0.0))
-    assert model.project is None and not model.gates and model.mix is None and model.beside is None
+    assert model.project is None and not model.gates and model.beside is None
     model.train().calculate_loss(batch).backward()
     assert all(each.grad is not None for each in model.parameters())
     assert model.late.weight.grad.abs().sum() > 0

@@ -45,11 +45,11 @@ class LLM4SBRWrapper(SessionRecommender):
     random would lose what sessions and items have in common. A view that is left out leaves its embedding without a gate. A session without
     an intent is gated by the bias of the projection alone, and takes no part in L_AU. The view `normal` stands alone and goes with the
     backbone's own session embedding, which it gates as a whole (the paper gives no formula). `residual` adds the projected intents to that
-    embedding, `concat` mixes the two by a layer; there an absent intent is zero. `late` leaves the session embedding alone: the intents
-    score the items themselves, each view by a trained projection into the items' text space, beside the backbone's score; the projection
-    starts at zero, so that training starts from the backbone. `boost` raises the scores of the k items nearest to each intent, by their
-    similarity times a trained linear function of the session embedding for each view and rank, which starts at zero too. `gate+late`,
-    `gate+boost` and `gate+late+boost` do what their parts do.
+    embedding, `concat` adds a layer over both, which starts at zero; there an absent intent is zero. `late` leaves the session embedding
+    alone: the intents score the items themselves, each view by a trained projection into the items' text space, beside the backbone's
+    score; the projection starts at zero, so that training starts from the backbone. `boost` raises the scores of the k items nearest to
+    each intent, by their similarity times a trained linear function of the session embedding for each view and rank, which starts at zero
+    too. `gate+late`, `gate+boost` and `gate+late+boost` do what their parts do.
 
     Args:
         config: reads `views`, `fusion` and `intent_lambda`.
@@ -88,19 +88,20 @@ class LLM4SBRWrapper(SessionRecommender):
             self.project = nn.Linear(intents.dim, size)  # W and b of eq. 7, shared by the views
         gated = self.partners if self.fusion == "gate" else []
         self.gates = nn.ModuleDict({name: nn.Linear(size, 1, bias=False) for name in gated})  # w of eq. 10-11
-        self.mix = nn.Linear((1 + len(self.partners)) * size, size) if self.fusion == "concat" else None
         bound = 1 / math.sqrt(size)  # SR-GNN's initialisation
-        for module in (self.project, *self.gates.values(), self.mix):
+        for module in (self.project, *self.gates.values()):
             for parameter in module.parameters() if module else ():
                 nn.init.uniform_(parameter, -bound, bound)
-        self.beside: nn.Linear | None = None
+        read = 1 + len(self.partners) if self.fusion == "concat" else 0  # embeddings that the layer beside the backbone reads
         if self.fusion == "gate" and backbone.mixing_layer() is None:
+            read = 0 if "session" in self.partners else 2
             for weight in self.gates.parameters():
                 nn.init.constant_(weight, 2 / size)  # the gate of eq. 10-11 is then near 1, since a sigmoid is near 1/2
-            if "session" not in self.partners:
-                self.beside = nn.Linear(2 * size, size)
-                nn.init.zeros_(self.beside.weight)
-                nn.init.zeros_(self.beside.bias)
+        self.beside: nn.Linear | None = None
+        if read:
+            self.beside = nn.Linear(read * size, size)
+            nn.init.zeros_(self.beside.weight)
+            nn.init.zeros_(self.beside.bias)
 
     @property
     def item_module(self) -> nn.Module | None:
@@ -153,10 +154,8 @@ class LLM4SBRWrapper(SessionRecommender):
         if not self.fusion:
             return session
         intents = [intent * has.unsqueeze(1) for _, intent, has in pairs.values()]  # [B, H] each
-        if self.mix is not None:  # concat
-            mixed: Tensor = self.mix(torch.cat([session, *intents], -1))
-            return mixed
-        return session + torch.stack(intents).sum(0)
+        added = torch.stack(intents).sum(0) if self.beside is None else self.beside(torch.cat([session, *intents], -1))
+        return session + added
 
     def score(self, session: Tensor, embeddings: SessionEmbeddings) -> Tensor:
         """Scores of all items by the backbone's own `score`, under `late` and `boost` with those of the intents, [B, n_items]."""
