@@ -22,6 +22,9 @@ from types import ModuleType
 import numpy as np
 import torch
 
+from recbole_llm4sbr.base.denormals import flush_denormals
+
+flush_denormals()
 # The two old names of numpy that RecBole reads must be there before RecBole is imported.
 for _name, _type in (("float", np.float64), ("str", np.str_)):
     if _name not in np.__dict__:

@@ -19,12 +19,14 @@ from typing import Any
 
 import torch
 
+from recbole_llm4sbr.base.denormals import flush_denormals
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import cache_folder, make_folder, sha256_file
 from recbole_llm4sbr.base.screen import hide_requests
 from recbole_llm4sbr.intent.tuned import UNFINISHED
 
 log = logging.getLogger(__name__)
+flush_denormals()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,66 @@
+"""What numbers below a float's normal range cost in training: seconds per epoch with them, and with them flushed to zero as shipped.
+
+    python benchmarks/denormals.py [--model GCEGNN] [--dataset ml-100k] [--epochs 80]
+
+The plain model under the recipe `strong`, whose weight decay makes such numbers, trained twice from one seed in processes of their own,
+one after the other. Prints the median seconds of the first ten and of the last ten epochs, the losses' largest difference, and the ratio
+of the last ten.
+"""
+
+import argparse
+import multiprocessing as mp
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+
+def train(flushed: bool, options: argparse.Namespace, folder: Path) -> tuple[list[float], list[float]]:
+    """Seconds and validation score of every epoch."""
+    import torch
+
+    from recbole_llm4sbr.base.settings import load_settings
+    from recbole_llm4sbr.data.prepare import prepare
+    from recbole_llm4sbr.intent.infer import infer
+    from recbole_llm4sbr.training.run import train
+
+    torch.set_flush_denormal(flushed)  # before torch starts threads, which inherit it
+    given: dict[str, Any] = {"atomic_path": str(folder / "data"), "checkpoint_dir": str(folder), "show_progress": False}
+    given |= {"epochs": options.epochs, "stopping_step": options.epochs, "llm4sbr": False, "data_path": options.data_path}
+    given |= {"intent_source": "session_text"}
+    settings = load_settings(options.model, options.dataset, ["strong"], given)
+    prepare(settings)
+    infer(settings)
+    ends, scores = [time.perf_counter()], []
+
+    def look(epoch: int, score: float) -> None:
+        ends.append(time.perf_counter())
+        scores.append(score)
+
+    train(settings, on_epoch=look)
+    return [after - before for before, after in zip(ends, ends[1:])], scores
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="GCEGNN")
+    parser.add_argument("--dataset", default="ml-100k")
+    parser.add_argument("--data_path", default="dataset/")
+    parser.add_argument("--epochs", type=int, default=80)
+    options = parser.parse_args()
+    last = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for flushed in (True, False):
+            with mp.get_context("spawn").Pool(1) as pool:
+                seconds, scores = pool.apply(train, (flushed, options, Path(folder)))
+            last[flushed] = statistics.median(seconds[-10:])
+            name = "flushed to zero" if flushed else "kept"
+            print(
+                f"{name:16} {statistics.median(seconds[1:11]):8.2f} s, at the end {last[flushed]:8.2f} s; best score {max(scores):.4f}"
+            )
+    print(f"kept / flushed, the last ten epochs: {last[False] / last[True]:.1f} x")
+
+
+if __name__ == "__main__":
+    main()
