@@ -1,6 +1,6 @@
 """Numbers below a float's normal range count as zero, as on GPUs.
 
-Weight decay takes parameters that nothing trains to 1e-38 and below, where a processor computes a hundred times more slowly
+Weight decay takes parameters that nothing trains to 1e-38 and below, where a processor computes many times more slowly
 (`benchmarks/denormals.py`). A thread passes the switch on to those that it starts, and torch starts its own at its first large operation:
 so the modules that train or run a model turn it on when they are imported, before there is one.
 """
