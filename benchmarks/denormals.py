@@ -1,6 +1,6 @@
 """What numbers below a float's normal range cost in training: seconds per epoch with them, and with them flushed to zero as shipped.
 
-    python benchmarks/denormals.py [--model GCEGNN] [--dataset ml-100k] [--epochs 52]
+    python benchmarks/denormals.py [--model GCEGNN] [--dataset ml-100k] [--data_path FOLDER] [--epochs 52]
 
 The plain model under the recipe `strong`, whose weight decay makes such numbers, trained twice from one seed in processes of their own,
 one after the other. Prints the median seconds of the first ten and of the last ten epochs and those of the last one, the best validation

@@ -389,9 +389,8 @@ def test_backbones_train_in_double_and_in_half_precision(tiny, monkeypatch, mode
 @pytest.mark.parametrize("name", ["SRGNN", "TAGNN", "GCEGNN", "DHCN", "wrapper"])
 def test_parameters_start_evenly_on_both_sides_of_zero_within_one_over_the_root_of_the_size(tiny, name):
     model = "GRU4Rec" if name == "wrapper" else name
-    size = (
-        1024 if name == "wrapper" else 64
-    )  # of the wrapper there is the projection alone: its layers beside GRU4Rec start at zero
+    # Of the wrapper there is the projection alone: its layers beside GRU4Rec start at zero.
+    size = 1024 if name == "wrapper" else 64
     given = tiny | model_defaults(model) | {"model": model, "embedding_size": size, "hidden_size": size}
     given |= {"llm4sbr": name == "wrapper", "fusion": "residual"}
     config, _, (train, _, _) = load_data(given)
