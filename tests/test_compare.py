@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from recbole_llm4sbr.base.metrics import session_metric
 from recbole_llm4sbr.cli.main import main
 from recbole_llm4sbr.experiment import cells, keys, work
 from recbole_llm4sbr.experiment.compare import compare
+from recbole_llm4sbr.experiment.progress import GridProgress
 from recbole_llm4sbr.experiment.variants import ABLATIONS, read_variants
 from recbole_llm4sbr.report.comparisons import by_session
 from recbole_llm4sbr.report.page import report
@@ -41,9 +43,9 @@ def counting(monkeypatch):
     """The labels of the cells that were trained."""
     seen, original = [], cells.run_cell
 
-    def watched(settings):
+    def watched(settings, on_epoch):
         seen.append((settings["model"], settings["llm4sbr"], settings["seed"]))
-        return original(settings)
+        return original(settings, on_epoch)
 
     monkeypatch.setattr(cells, "run_cell", watched)
     return seen
@@ -65,11 +67,11 @@ def test_an_interrupted_grid_ends_in_the_same_report(here, monkeypatch):
     run(here, "whole")
     original, calls = cells.run_cell, []
 
-    def stopping(settings):
+    def stopping(settings, on_epoch):
         if len(calls) == 2:
             raise KeyboardInterrupt
         calls.append(settings["seed"])
-        return original(settings)
+        return original(settings, on_epoch)
 
     monkeypatch.setattr(cells, "run_cell", stopping)
     with pytest.raises(KeyboardInterrupt):
@@ -141,6 +143,37 @@ def _dies(parent, cell, settings, threads, slot):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def test_every_epoch_of_every_cell_is_told_of_while_it_trains(here, monkeypatch):
+    told, epoch = {}, GridProgress.epoch
+
+    def watched(self, cell, number, score):
+        told.setdefault(cell.key, []).append((number, score))
+        epoch(self, cell, number, score)
+
+    monkeypatch.setattr(GridProgress, "epoch", watched)
+    for workers in (0, 2):
+        told.clear()
+        rows = run(here, f"out{workers}", seeds=1, workers=workers)
+        assert told == {row.key: list(enumerate(row.result.valid_scores)) for row in rows}
+
+
+def test_progress_names_what_trains_in_a_log_and_not_on_request(caplog):
+    cell = cells.Cell("g", "tiny", "SRGNN", "plain", 2020, "", {"valid_metric": "MRR@20"}, key="a")
+    caplog.set_level("INFO")
+    for shown, between in ((True, 3600.0), (False, 0.0)):
+        with closing(GridProgress(shown, between)) as progress:
+            progress.epoch(cell, 0, 0.0412)
+    assert not caplog.messages
+    with closing(GridProgress(True, 0.0)) as progress:
+        progress.epoch(cell, 0, 0.0412)
+        time.sleep(0.01)
+        progress.epoch(cell, 1, 0.05)
+    assert caplog.messages == [
+        "at SRGNN plain, tiny, seed 2020: epoch 0, MRR@20 0.0412 on validation",
+        "at SRGNN plain, tiny, seed 2020: epoch 1, MRR@20 0.0500 on validation, 0.0 s per epoch",
+    ]
+
+
 def test_mistakes_are_named_before_anything_runs(here, monkeypatch):
     seen = counting(monkeypatch)
     for more, said in (
@@ -209,7 +242,7 @@ ORPHAN = """
 import multiprocessing, os, time
 from recbole_llm4sbr.experiment import cells
 
-def slow(settings):
+def slow(settings, on_epoch):
     with open("pid", "w") as handle:
         handle.write(str(os.getpid()))
     time.sleep(60)
@@ -394,7 +427,7 @@ from recbole_llm4sbr.experiment import cells
 def ends_a_second_later(*_):
     threading.Timer(0.5, os._exit, [0]).start()
 
-def writing(settings):
+def writing(settings, on_epoch):
     folder = Path(settings["checkpoint_dir"])
     signal.signal(signal.SIGTERM, ends_a_second_later)
     for number in range(20_000):  # a minute, should nobody stop it

@@ -208,7 +208,7 @@ def test_a_result_that_is_there_outlives_a_member_that_fails_when_it_is_trained_
     given = given | {"atomic_path": str(tmp_path / "atomic"), "llm4sbr": False}
     before = grid(given, ["plain"])
     original = cells.run_cell
-    monkeypatch.setattr(cells, "run_cell", lambda settings: (CellResult("failed", reason="killed"), None))
+    monkeypatch.setattr(cells, "run_cell", lambda *_: (CellResult("failed", reason="killed"), None))
     failed = grid(given, ["plain", "ensemble(plain,plain')"])
     assert failed[0].result == before[0].result and not failed[1].ok
     monkeypatch.setattr(cells, "run_cell", original)

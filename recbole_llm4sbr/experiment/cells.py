@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -64,9 +65,14 @@ class Cell:
 Outcome = tuple[Cell, CellResult, TestRows | None]
 
 
-def run_cell(settings: Mapping[str, Any]) -> tuple[CellResult, TestRows | None]:
+OnEpoch = Callable[[Cell, int, float], None]  # called with a cell, its epoch and that one's score on validation
+
+
+def run_cell(
+    settings: Mapping[str, Any], on_epoch: Callable[[int, float], None] | None = None
+) -> tuple[CellResult, TestRows | None]:
     """Train and test one cell. What goes wrong is the result's reason."""
-    return _recorded(lambda on_test: train(settings, on_test=on_test))
+    return _recorded(lambda on_test: train(settings, on_epoch=on_epoch, on_test=on_test))
 
 
 def run_ensemble_cell(cell: Cell, settings: Mapping[str, Any]) -> tuple[CellResult, TestRows | None]:
@@ -92,12 +98,18 @@ def _recorded(run: Callable[[Callable[[TestRows], None]], RunResult]) -> tuple[C
         return CellResult("failed", reason=f"{type(error).__name__}: {error}", traceback=where), None
 
 
-def _run(cell: Cell, settings: Mapping[str, Any]) -> tuple[CellResult, TestRows | None]:
-    return run_ensemble_cell(cell, settings) if cell.members else run_cell(settings)
+def _run(
+    cell: Cell, settings: Mapping[str, Any], on_epoch: Callable[[int, float], None] | None = None
+) -> tuple[CellResult, TestRows | None]:
+    return run_ensemble_cell(cell, settings) if cell.members else run_cell(settings, on_epoch)
 
 
 def run_cells(
-    cells: Sequence[Cell], workers: int, out: Path, kept: Mapping[str, Path] | None = None
+    cells: Sequence[Cell],
+    workers: int,
+    out: Path,
+    kept: Mapping[str, Path] | None = None,
+    on_epoch: OnEpoch = lambda cell, epoch, score: None,
 ) -> Generator[Outcome, None, None]:
     """Run cells, `workers` at a time, each in a fresh process: its peak memory is its own, and when it is killed the rest go on.
 
@@ -106,15 +118,16 @@ def run_cells(
         workers: 0 runs them one after the other in this process; where they name a `ray_address`, a cluster runs them instead.
         out: folder of the grid; checkpoints go into a folder of this run's own in it, which is removed at the end.
         kept: where the checkpoints of some cells go instead, by key.
+        on_epoch: called for every epoch of every cell, but for those of a cluster.
     """
     with own_folder(out) as folder:
         settings_of = {cell.key: {**cell.settings, "checkpoint_dir": str(folder / cell.key)} for cell in cells}
         if cells and cells[0].settings["ray_address"]:
             outcomes = _on_ray(cells, settings_of)
         elif workers:
-            outcomes = _side_by_side(cells, settings_of, workers)
+            outcomes = _side_by_side(cells, settings_of, workers, on_epoch)
         else:
-            outcomes = ((cell, *_run(cell, settings_of[cell.key])) for cell in cells)
+            outcomes = ((cell, *_run(cell, settings_of[cell.key], partial(on_epoch, cell))) for cell in cells)
         with closing(outcomes):  # ends the cells' processes before their folder is removed
             for cell, result, rows in outcomes:
                 if kept and cell.key in kept and result.ok:
@@ -159,7 +172,7 @@ def _ray_cell(cell: Cell, settings: Mapping[str, Any], threads: int) -> tuple[Ce
 
 
 def _side_by_side(
-    cells: Sequence[Cell], settings_of: Mapping[str, Mapping[str, Any]], workers: int
+    cells: Sequence[Cell], settings_of: Mapping[str, Mapping[str, Any]], workers: int, on_epoch: OnEpoch
 ) -> Generator[Outcome, None, None]:
     # a server with everything imported forks the processes: they start at once
     context: Any = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
@@ -179,13 +192,18 @@ def _side_by_side(
                 running[ours] = cell, process, slot
             for ready in wait(list(running)):
                 assert isinstance(ready, Connection)
-                cell, process, slot = running.pop(ready)
+                cell, process, slot = running[ready]
                 try:
-                    result, rows = ready.recv()
+                    message = ready.recv()
+                    if isinstance(message, _Epoch):
+                        on_epoch(cell, message.number, message.score)
+                        continue
+                    result, rows = message
                 except (EOFError, OSError):
                     process.join()
                     code = process.exitcode
                     result, rows = CellResult("failed", reason=f"its process ended with {code}" + _KILLED * (code == -9)), None
+                del running[ready]
                 ready.close()
                 process.join()
                 slots.append(slot)
@@ -204,6 +222,14 @@ _PATIENCE = 10  # seconds for a process that was told to end
 _KILLED = " (killed; is there enough memory for so many workers?)"
 
 
+@dataclass(frozen=True)
+class _Epoch:
+    """What a cell's process says before it has a result."""
+
+    number: int
+    score: float
+
+
 def _child(parent: Connection, cell: Cell, settings: dict[str, Any], threads: int, slot: int) -> None:
     def leave_with_parent() -> None:
         try:
@@ -216,4 +242,4 @@ def _child(parent: Connection, cell: Cell, settings: dict[str, Any], threads: in
     if torch.cuda.is_available():
         torch.cuda.set_device(slot % torch.cuda.device_count())
     logging.disable(logging.INFO)
-    parent.send(_run(cell, settings))
+    parent.send(_run(cell, settings, lambda number, score: parent.send(_Epoch(number, score))))

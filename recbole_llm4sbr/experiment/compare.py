@@ -27,6 +27,7 @@ from recbole_llm4sbr.data.remembered import of_files
 from recbole_llm4sbr.experiment.cells import Cell, run_cells
 from recbole_llm4sbr.experiment.feature_files import dry_run_of_all, files_for, make_files_of_all
 from recbole_llm4sbr.experiment.keys import result_key, short_hash
+from recbole_llm4sbr.experiment.progress import GridProgress
 from recbole_llm4sbr.experiment.variants import EnsembleName, Variant, make_variant, of_llms, with_controls
 from recbole_llm4sbr.model import model_class
 from recbole_llm4sbr.training.environment import machine
@@ -101,7 +102,8 @@ def compare(
             out / MEMBERS,
             f"; again, since that of an earlier run was not kept: {'; '.join(again)}" if again else "",
         )
-    _run_all(list(trained.values()), workers, out, done, kept)
+    shown = bool(_base(datasets[0], models[0], config_files, given)["show_progress"])
+    _run_all(list(trained.values()), workers, out, done, kept, shown)
     _run_all([_with_members(cell, done, kept) for cell in ensembles], workers, out, done)
     return [done[key] for key in dict.fromkeys(cell.key for cell in cells)]
 
@@ -110,12 +112,19 @@ MEMBERS = "members"  # folder of the checkpoints of members of ensembles
 
 
 def _run_all(
-    cells: Sequence[Cell], workers: int, out: Path, done: dict[str, CellResult], kept: Mapping[str, Path] | None = None
+    cells: Sequence[Cell],
+    workers: int,
+    out: Path,
+    done: dict[str, CellResult],
+    kept: Mapping[str, Path] | None = None,
+    shown: bool = True,
 ) -> None:
-    """Run cells and keep each result as it comes, in `done` and in the folder."""
+    """Run cells and keep each result as it comes, in `done` and in the folder; `shown`: whether epochs are."""
     started = time.perf_counter()
-    with closing(run_cells(cells, workers, out, kept)) as outcomes:
+    progress = GridProgress(shown)
+    with closing(progress), closing(run_cells(cells, workers, out, kept, progress.epoch)) as outcomes:
         for number, (cell, result, rows) in enumerate(outcomes, 1):
+            progress.done(cell)
             if not result.ok and cell.key in done and done[cell.key].ok:
                 log.warning(
                     "%s was trained again as a member and failed (%s); its earlier result stays", cell.label, result.reason
