@@ -354,6 +354,16 @@ def test_importing_recboles_models_leaves_anomaly_detection_as_it_was():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_sklearn_comes_when_recbole_computes_with_it():
+    code = (
+        "import sys\nfrom recbole_llm4sbr.base import recbole\nassert not any(name.startswith('sklearn') for name in sys.modules)\n"
+        "from recbole.evaluator import metrics\nassert metrics.sk_auc([0, 0.5, 1], [0, 1, 1]) == 0.75\n"
+        "assert metrics.mean_absolute_error([1, 2], [2, 4]) == 1.5 and metrics.mean_squared_error([1, 2], [2, 4]) == 2.5\n"
+        "import sklearn.metrics\nassert sklearn.metrics is sys.modules['sklearn.metrics']\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.parametrize("hop", [1, 2])
 def test_gcegnn_has_no_nan_where_an_item_has_no_neighbour(tiny, hop):
     model, _, _ = built(tiny, "GCEGNN", hop=hop)

@@ -12,12 +12,16 @@
 | the first download waits for a process group that does not exist | data/dataset/dataset.py:252 | `data.raw` downloads first | RecBole guards the barrier |
 | checkpoint names have one-second resolution | trainer/trainer.py | a folder per run | RecBole makes them unique |
 | importing the sequential models turns autograd's anomaly detection on for the whole process (2-3 x slower) | model/sequential_recommender/sine.py:25 | `import_models` restores the switch | RecBole drops that line |
+| AUC, MAE and RMSE import sklearn.metrics, and that scipy.stats: a third of the seconds that RecBole and torch take to import | evaluator/metrics.py:29 | `_imported_when_called`: sklearn comes when one of them is computed | RecBole imports it there |
 | pandas 3: `_fill_nan`, `_load_feat`, `_benchmark_presets` go wrong without an error | data/dataset/ | setup.cfg caps pandas below 3 | RecBole supports pandas 3 |
 """
 
 import importlib
+import sys
 import warnings
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +35,26 @@ for _name, _type in (("float", np.float64), ("str", np.str_)):
         setattr(np, _name, _type)
 for _category in (FutureWarning, DeprecationWarning):
     warnings.filterwarnings("ignore", category=_category, module=r"recbole(\.|$)")
+
+
+def _imported_when_called(module: str, *functions: str) -> ModuleType:
+    """A stand-in for a module whose functions import the module itself when they are called."""
+
+    def late(function: str) -> Callable[..., Any]:
+        return lambda *args, **named: getattr(importlib.import_module(module), function)(*args, **named)
+
+    stand_in = ModuleType(module)
+    vars(stand_in).update({function: late(function) for function in functions})
+    return stand_in
+
+
+_SKLEARN = "sklearn.metrics"
+if _SKLEARN not in sys.modules:
+    sys.modules[_SKLEARN] = _imported_when_called(_SKLEARN, "auc", "mean_absolute_error", "mean_squared_error")
+    try:
+        importlib.import_module("recbole.evaluator.metrics")
+    finally:
+        del sys.modules[_SKLEARN]
 
 from recbole.config import Config  # noqa: E402
 from recbole.data.dataset import SequentialDataset  # noqa: E402
