@@ -50,6 +50,8 @@ def test_both_forms_of_an_argument_mean_the_same():
     assert parsed(["--config_files=a.yaml,b.yaml"], "train") == (["a.yaml", "b.yaml"], {})
     assert parsed(["--item_name={title}", "--llm=7"])[1] == {"item_name": "{title}", "llm": "7"}
     assert parsed(["--epochs=3", "--epochs=3.0"])[1] == {"epochs": 3}
+    assert parsed(["--dry_run", "--epochs=3", "--rebuild"])[1] == {"dry_run": True, "epochs": 3, "rebuild": True}
+    assert parsed(["--dry_run", "false"])[1] == {"dry_run": False}
 
 
 def test_a_verbs_own_options_are_no_settings():

@@ -185,9 +185,12 @@ def _split(verb: Verb, arguments: Sequence[str], options: dict[str, Option]) -> 
         if not equals and key in options and options[key].kind == "flag":
             text = "true"
         elif not equals:
-            if not rest or rest[0].startswith("--"):
+            if rest and not rest[0].startswith("--"):
+                text = rest.pop(0)
+            elif key in schema() and schema()[key].types == (bool,):
+                text = "true"
+            else:
                 raise UserError(f"--{key} needs a value, as --{key}=value")
-            text = rest.pop(0)
         if texts.setdefault(key, text) != text and parse_value(texts[key], key) != parse_value(text, key):
             raise UserError(f"--{key} is given twice, as {texts[key]!r} and {text!r}")
     return texts, words
