@@ -157,7 +157,9 @@ def test_every_epoch_of_every_cell_is_told_of_while_it_trains(here, monkeypatch)
         assert told == {row.key: list(enumerate(row.result.valid_scores)) for row in rows}
 
 
-def test_progress_names_what_trains_in_a_log_and_not_on_request(caplog):
+def test_progress_names_what_trains_in_a_log_and_not_on_request(caplog, monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr("recbole_llm4sbr.experiment.progress.time", SimpleNamespace(monotonic=lambda: clock[0]))
     cell = cells.Cell("g", "tiny", "SRGNN", "plain", 2020, "", {"valid_metric": "MRR@20"}, key="a")
     caplog.set_level("INFO")
     for shown, between in ((True, 3600.0), (False, 0.0)):
@@ -166,11 +168,14 @@ def test_progress_names_what_trains_in_a_log_and_not_on_request(caplog):
     assert not caplog.messages
     with closing(GridProgress(True, 0.0)) as progress:
         progress.epoch(cell, 0, 0.0412)
-        time.sleep(0.01)
-        progress.epoch(cell, 1, 0.05)
+        clock[0] += 30.0
+        progress.epoch(cell, 4, 0.05)
+        clock[0] += 110.0
+        progress.epoch(cell, 5, 0.04)
     assert caplog.messages == [
         "at SRGNN plain, tiny, seed 2020: epoch 0, MRR@20 0.0412 on validation",
-        "at SRGNN plain, tiny, seed 2020: epoch 1, MRR@20 0.0500 on validation, 0.0 s per epoch",
+        "at SRGNN plain, tiny, seed 2020: epoch 4, MRR@20 0.0500 on validation, 7.5 s per epoch",
+        "at SRGNN plain, tiny, seed 2020: epoch 5, MRR@20 0.0400 on validation, 28 s per epoch",
     ]
 
 

@@ -15,7 +15,7 @@ validation and test parts is read, and `infer` refuses the folder wherever they 
 
   recbole-llm4sbr finetune --dataset=ml-100k --out=tuned-llm                     the embedded LLM: its prompt of a session -> the next title
   recbole-llm4sbr finetune --dataset=ml-100k --out=tuned-llm --lora_rank=0       all its weights: better, where there is memory for them
-  recbole-llm4sbr infer --dataset=ml-100k --llm=tuned-llm                        and its intents, of its five likeliest titles
+  recbole-llm4sbr infer --dataset=ml-100k --llm=tuned-llm                        and its intents, of its twenty likeliest titles
   recbole-llm4sbr finetune --dataset=ml-100k --encoder=all-minilm-l6-v2 --out=tuned-encoder
   recbole-llm4sbr finetune --dataset=mine --llm=Qwen/Qwen2.5-7B-Instruct --quantize --out=tuned-7b       QLoRA, on a GPU
   recbole-llm4sbr finetune --dataset=mine --out=tuned-llm --dry_run=true         how many examples there are, and how one reads
