@@ -17,7 +17,9 @@ import pytest
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import read_json_lines
 from recbole_llm4sbr.base.metrics import session_metric
+from recbole_llm4sbr.base.settings import load_settings
 from recbole_llm4sbr.cli.main import main
+from recbole_llm4sbr.data.prepare import prepare
 from recbole_llm4sbr.experiment import cells, keys, work
 from recbole_llm4sbr.experiment.compare import compare
 from recbole_llm4sbr.experiment.progress import GridProgress
@@ -49,6 +51,15 @@ def counting(monkeypatch):
 
     monkeypatch.setattr(cells, "run_cell", watched)
     return seen
+
+
+def test_the_report_shows_settings_that_the_files_said_and_nobody_typed(here):
+    prepare(load_settings(dataset="tiny", overrides=here | {"min_session_length": 3}))
+    for _ in range(2):
+        run(here, variants=["plain"], seeds=1, command="recbole-llm4sbr compare --dataset=tiny")
+    assert json.loads(Path("out/grid.json").read_text())["commands"] == [
+        "recbole-llm4sbr compare --dataset=tiny --min_session_length=3"
+    ]
 
 
 def test_a_second_run_trains_only_what_is_missing_and_reports_the_same(here, monkeypatch):

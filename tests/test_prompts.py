@@ -11,6 +11,7 @@ from recbole_llm4sbr.data.folders import dataset_folder
 from recbole_llm4sbr.data.prepare import prepare
 from recbole_llm4sbr.data.rows import SessionRows, read_items, read_sessions
 from recbole_llm4sbr.data.sessions import PARTS
+from recbole_llm4sbr.intent.cleaning import clean
 from recbole_llm4sbr.intent.prompts import PromptTemplate, SessionPrompts, item_names, item_texts
 from recbole_llm4sbr.intent.titles import split_joint
 
@@ -89,6 +90,14 @@ def test_an_empty_column_leaves_no_separator():
 def test_long_names_are_cut_at_a_word():
     assert item_names(items(("i", "alpha beta gamma delta", "")), given(item_name_length=12)) == ["alpha beta"]
     assert item_names(items(("i", "a" * 30, "")), given(item_name_length=12)) == ["a" * 12]
+
+
+def test_a_title_with_double_quotes_comes_back_whole_from_an_answer_in_double_quotes():
+    table = items(("i1", 'The "oak" lamp, 10 cm', ""), ("i2", '"Quoted"', ""), ("i3", "Screen 24”", ""))
+    names = item_names(table, given())
+    assert names == ["The 'oak' lamp, 10 cm", "'Quoted'", "Screen 24'"]
+    assert [clean(f'"{name}" is what I guess.') for name in names] == ["The 'oak' lamp, 10 cm", "Quoted", "Screen 24"]
+    assert item_texts(table, given())[0] == 'The "oak" lamp, 10 cm'
 
 
 def test_an_item_without_a_text_is_an_error_or_an_unknown_item():

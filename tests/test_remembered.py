@@ -51,6 +51,15 @@ def test_what_was_told_is_taken_from_the_files_and_decides_as_it_did(told, recal
     assert (found["encoder"], found["llm_backend"], found["session_rule"]) == (settings["encoder"], "echo", "bucket")
 
 
+def test_that_few_sessions_were_asked_about_is_a_warning(settings_for, given, caplog):
+    settings = settings_for(max_sessions=6)
+    infer(settings, prepare(settings))
+    now = given | {"atomic_path": settings["atomic_path"]}
+    with caplog.at_level("WARNING"):
+        assert load(now, of_files_alone)["max_sessions"] == 6
+    assert "the LLM was asked about 6 sessions only (max_sessions=6)" in caplog.text
+
+
 def test_infer_takes_what_prepare_was_told_and_nothing_of_its_own(told):
     _, now = told
     found = load(now, of_prepared)

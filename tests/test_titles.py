@@ -93,9 +93,9 @@ def test_a_view_that_a_joint_reply_leaves_out_has_no_title():
     assert TitleReader(["long", "short"], 2, [], []).read("long 1: Alien") == [["Alien"], []]
 
 
-def test_titles_of_the_catalogue_that_read_like_refusals_are_titles():
-    titles = ["Sorry", "I can't say", "Unfortunately yours", "None"]
-    assert [clean(title) for title in titles] == [""] * 4
+def test_titles_of_the_catalogue_that_read_like_refusals_or_placeholders_are_titles():
+    titles = ["Sorry", "I can't say", "Unfortunately yours", "None", "Movie 43", "Product 12"]
+    assert [clean(title) for title in titles] == [""] * 6
     for answers, title in product((1, 3), titles):
         assert TitleReader(["long"], answers, [], titles).read(f'1. "{title}"') == [[title]]
     assert TitleReader(["long"], 1, [], titles).read("I can't say which movie they like.") == [[]]

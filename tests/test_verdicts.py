@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 from test_unfinished import as_json, write_grid
 
+from recbole_llm4sbr.base.records import IntentCounts
 from recbole_llm4sbr.base.results import RunResult
 from recbole_llm4sbr.report.answer import answer_figure, answer_table
 from recbole_llm4sbr.report.block import Block, Line
@@ -68,6 +69,14 @@ GROUND = "3 seeds, unfinished: none."
 WITH_CONTROLS = ["plain", "llm4sbr", "session_text", "shuffled", "random", "none"]
 ADDED, WITHOUT = "What the language model added", "With and without intents of a language model"
 SESSION_TEXT = "Intents of session text; no language model was asked"
+
+
+def test_intents_that_were_asked_for_a_part_of_the_sessions_alone_are_called_so():
+    lines = [line(variant) for variant in WITH_CONTROLS]
+    for result in lines[1].results.values():
+        result.infer = IntentCounts(intents=6, no_intent=2, not_asked=992)
+    (sentence,) = sentences(judged(lines, {"plain": "no"}))
+    assert "**no gain beyond chance from the LLM's intents (only 0.8 % of them were asked for)**" in sentence
 
 
 @pytest.mark.parametrize(

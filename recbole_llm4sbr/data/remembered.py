@@ -66,6 +66,11 @@ def _recall(settings: Settings, given: Collection[str], artefacts: Collection[Ar
     changed = {key: value for key, value in found.items() if value != settings.get(key)}
     if changed:
         _say(f"as the files in {str(folder)!r} were made: {printable(show_settings(changed))}")
+    if most := changed.get("max_sessions"):
+        _warn(
+            f"the LLM was asked about {most:,} sessions only (max_sessions={most}): all others have no intent here; "
+            f"`infer --max_sessions=0` asks about the rest"
+        )
     return changed
 
 
@@ -125,3 +130,9 @@ def _take_back(found: dict[str, Any], settings: Settings, made: Mapping[str, Any
 def _say(text: str) -> None:
     """Log a line, once a process."""
     log.info(text)
+
+
+@functools.cache
+def _warn(text: str) -> None:
+    """Log a warning, once a process."""
+    log.warning(text)

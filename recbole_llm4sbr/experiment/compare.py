@@ -5,6 +5,7 @@ of every test session. The key of a cell is a hash of all that its result depend
 """
 
 import logging
+import shlex
 import time
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -79,7 +80,7 @@ def compare(
             print(line)
         return []
     cells = _with_keys(cells)
-    _keep_grid(out / "grid.json", cells, command)
+    _keep_grid(out / "grid.json", cells, command + _taken_over(datasets, models[0], config_files, given) if command else "")
     make_folder(out / "ranks")
     done = read_cell_results(out / "cells.jsonl")
     missing = {cell.key: cell for cell in cells if _is_missing(cell, done, out)}
@@ -186,6 +187,17 @@ def _base(dataset: str, model: str, config_files: Sequence[str], given: Mapping[
         return load_settings(None, dataset, config_files, given, of_files)
     except UserError:
         return load_settings(model, dataset, config_files, given, of_files)
+
+
+def _taken_over(datasets: Sequence[str], model: str, config_files: Sequence[str], given: Mapping[str, Any]) -> str:
+    """What all datasets' files said (`data.remembered`) and nobody typed, as options, with which the command makes the same anywhere."""
+    found: list[dict[str, Any]] = []
+    for dataset in datasets:
+        base = _base(dataset, model, config_files, given)
+        typed = load_settings(base["model"], dataset, config_files, {**given, "model": base["model"]})
+        found.append({key: value for key, value in base.items() if value != typed.get(key)})
+    same = {key: value for key, value in found[0].items() if all(other.get(key) == value for other in found)}
+    return "".join(f" {shlex.quote(f'--{key}={show(value)}')}" for key, value in same.items())
 
 
 @dataclass(frozen=True)

@@ -29,16 +29,17 @@ def clean(raw: str, qualifiers: Sequence[str] = (), titles: Collection[str] = ()
     Args:
         raw: what the LLM said, without `answer_start`.
         qualifiers: the template's qualifiers; an answer that repeats the beginning of one is no answer.
-        titles: of the catalogue, tidied and in small letters; one of these is no refusal, even if it reads like one.
+        titles: of the catalogue, tidied and in small letters; one of these is no refusal or placeholder, even if it reads like one.
 
     >>> clean('1. "Toy Story" is a good choice.'), clean("Sure! My guess is: Heat (1995)"), clean("I'm sorry, I cannot")
     ('Toy Story', 'Heat (1995)', '')
-    >>> clean("Sorry"), clean("Sorry", titles={"sorry"})
-    ('', 'Sorry')
+    >>> clean("Sorry"), clean("Sorry", titles={"sorry"}), clean("Movie 43"), clean("Movie 43", titles={"movie 43"})
+    ('', 'Sorry', '', 'Movie 43')
     """
     text = tidy(raw)
     words = re.findall(r"\w+", text.lower())
-    if not words or _PLACEHOLDER.match(text) or (_REFUSAL.match(text) and text.casefold() not in titles):
+    no_title = _PLACEHOLDER.match(text) or _REFUSAL.match(text)
+    if not words or (no_title and text.casefold() not in titles):
         return ""
     for qualifier in qualifiers:
         asked = re.findall(r"\w+", qualifier.lower())

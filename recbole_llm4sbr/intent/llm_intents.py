@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.facts import answers_as_json, check_beams, deciding, titles_asked
+from recbole_llm4sbr.base.facts import answers_as_json, check_beams, deciding, llm_name, titles_asked
 from recbole_llm4sbr.base.files import make_folder, read_json, write_json
 from recbole_llm4sbr.base.records import IntentCounts
 from recbole_llm4sbr.data.features import Vectors
@@ -89,7 +89,7 @@ def ask_llm(
     store.close()
     if not names:
         raise UserError(
-            f"none of the {asked.prompts:,} answers of {settings['llm']!r} names anything; try another --llm or --prompt"
+            f"none of the {asked.prompts:,} answers of {llm_name(settings)!r} names anything; try another --llm or --prompt"
         )
     counts = IntentCounts(
         prompts=asked.prompts,

@@ -23,6 +23,7 @@ _TITLES = "titles"  # key of a view's titles in JSON
 _LINES = "one on each line, numbered"
 _JOINT_LINES = 'one on each line, after the name and a number, as "{view} 1: ..."'
 _JSON = "as JSON like {example}"
+_SINGLE_QUOTES = str.maketrans(dict.fromkeys('"“”„', "'"))
 _ARTICLES = "The|A|An|Les|Le|La|Los|Las|El|Il|Der|Die|Das|Lo|L'|Un|Une"
 _ARTICLE_LAST = re.compile(rf"^(.*?), ({_ARTICLES})(?=$| \()")
 
@@ -254,9 +255,11 @@ class SessionPrompts(Sequence[Request]):
 
 
 def item_names(items: pd.DataFrame, settings: Mapping[str, Any]) -> list[str]:
-    """What prompts call each item: `item_name`, at most `item_name_length` characters; see `_texts` for errors."""
+    """What prompts call each item: `item_name`, at most `item_name_length` characters, with single quotes for double ones, which would
+    end an answer; see `_texts` for errors.
+    """
     longest = settings["item_name_length"]
-    return [_shorten(name, longest) or UNKNOWN_ITEM for name in _texts(items, settings, "item_name")]
+    return [_shorten(name.translate(_SINGLE_QUOTES), longest) or UNKNOWN_ITEM for name in _texts(items, settings, "item_name")]
 
 
 def item_texts(items: pd.DataFrame, settings: Mapping[str, Any]) -> list[str]:

@@ -1,5 +1,6 @@
 """What a reader must know of a block besides its results: data, intents, protocol, settings, versions, commands. As Markdown."""
 
+from recbole_llm4sbr.base.facts import llm_name
 from recbole_llm4sbr.base.wording import show
 from recbole_llm4sbr.report.block import Block, common_settings
 from recbole_llm4sbr.report.intents import describe_all
@@ -21,7 +22,7 @@ def paragraphs(block: Block) -> list[str]:
     result, common = block.any_result(), common_settings(block)
     asked = common.get("intent_source", "llm") == "llm"
     shown = (key for key in shown_settings() if key in common and (asked or key not in ("llm", "prompt", "control_of")))
-    settings = ", ".join(f"{key} {show(common[key])}" for key in shown)
+    settings = ", ".join(f"{key} {llm_name(result.settings) if key == 'llm' else show(common[key])}" for key in shown)
     versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
     return [
         f"**Intents**: {intents_said(block)}",

@@ -21,7 +21,7 @@ def describe_intents(result: RunResult) -> str:
             "three for the short view). It shows what the fusion does with text, not what an LLM adds."
         )
     text = (
-        f"answers of {settings['llm']}, {counts.prompts:,} prompts, {counts.no_intent:,} of "
+        f"answers of {llm_name(settings)}, {counts.prompts:,} prompts, {counts.no_intent:,} of "
         f"{counts.intents + counts.no_intent:,} intents missing; text encoder {settings['encoder']}"
     )
     if counts.not_asked:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from recbole_llm4sbr.base.wording import percent
 from recbole_llm4sbr.report.ladders import CONTROLS, LLM, PLAIN, SESSION_TEXT, TEXT, Ladder, Rung
 from recbole_llm4sbr.report.statistics import ONE_SEED, UNFINISHED_RUN
 from recbole_llm4sbr.report.unfinished import named_runs
@@ -55,7 +56,7 @@ def finding(ladder: Ladder) -> str:
     if ladder.top is None:
         return "no variant with intents, so nothing to judge"
     of_llm = ladder.top.name == LLM
-    said = "the LLM's intents" if of_llm else "intents of session text"
+    said = f"the LLM's intents{_asked_for(ladder.top)}" if of_llm else "intents of session text"
     asked = "" if of_llm else "no LLM was asked; "
     if ladder.plain is None:
         return f"{asked}no plain model beside {said}: not judged"
@@ -85,6 +86,13 @@ def _better(plain: Rung, ladder: Ladder, said: str, of_llm: bool) -> str:
     if of_llm and SESSION_TEXT not in names:
         return f"{better} and {listed(names)}, but not tested against session text, which needs no LLM: {unknown}"
     return f"{said} help: better than {plain.name} and than every control ({listed(names)})"
+
+
+def _asked_for(top: Rung) -> str:
+    """The share of intents that the LLM was asked for, where that is not all of them."""
+    found = [result.infer for result in top.line.results.values() if result.infer is not None]
+    left_out, intents = sum(each.not_asked for each in found), sum(each.intents + each.no_intent for each in found)
+    return f" (only {percent(intents / (intents + left_out))} of them were asked for)" if left_out else ""
 
 
 def _sentence(ladders: Sequence[Ladder], found: str, llm: str) -> str:
