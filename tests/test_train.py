@@ -3,6 +3,7 @@ import logging
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -71,6 +72,20 @@ def test_checkpoints_hold_plain_types_only_and_foreign_files_are_refused(tiny, t
     for name in ("bad.pth", "other.pth", "missing.pth"):
         with pytest.raises(UserError, match=name):
             read_checkpoint(tmp_path / name)
+
+
+def test_a_run_that_is_interrupted_leaves_no_checkpoint_under_the_name_of_a_finished_one(tiny):
+    def interrupt(epoch, score):
+        raise KeyboardInterrupt
+
+    folder = Path(tiny["checkpoint_dir"])
+    before = set(folder.rglob("*.pth"))
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny | {"epochs": 3}, on_epoch=interrupt)
+    assert [each.name for each in set(folder.rglob("*.pth")) - before] == ["SRGNN.unfinished.pth"]
+    train(tiny, saved=False)
+    result = train(tiny)
+    assert set(folder.rglob("SRGNN.pth")) - before == {Path(result.checkpoint)}
 
 
 def test_recboles_own_resume_continues_from_the_checkpoint(tiny):

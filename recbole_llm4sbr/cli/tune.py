@@ -11,8 +11,9 @@ USAGE = """\
 usage: recbole-llm4sbr tune --model=SRGNN --dataset=ml-100k [--space=file.hyper] [--trials=20] [--key=value ...]
        recbole-llm4sbr tune --paper --model=SRGNN --dataset=ml-100k                  the paper's Figure 7: k of 0, 1, 3, 5
 
-Searches settings of training with Ray Tune. Trials see validation only; data and intents are loaded once and shared by them; none asks an
-LLM. The best setting is written as YAML, trained again and tested once. A search that was killed goes on where it was.
+Searches settings of training with Ray Tune. Trials see validation only; data and intents are loaded once and shared by them, and no trial
+asks an LLM: intents that are missing are asked for once, before the first (--dry_run says how many). The best setting is written as YAML,
+trained again and tested once. A search that was killed goes on where it was.
 """
 MORE = """\
 The space has a line per setting, as in RecBole: `intent_k choice [0,1,3,5]`, `intent_lambda loguniform -5,0` (powers of e),

@@ -77,6 +77,8 @@ def search(
         for key, dimension in read_space(space, how == "grid").items()
     }
     _check(settings, dimensions, given, config_files)
+    if how == "optuna":
+        optuna_search(0)  # a missing package is named before an LLM is asked or data are loaded
     out = make_folder(out)
     if (out / EXPERIMENT).exists() and not is_own(out):
         raise UserError(
@@ -99,8 +101,6 @@ def search(
         return found
     connect(settings["ray_address"], num_cpus=os.cpu_count())
     bigger = bool(SessionConfig(settings)["valid_metric_bigger"])
-    if how == "optuna":
-        optuna_search(0)  # a missing package is named before the data are loaded
     write_json(out / "asked.json", asked)
     mark_own(out)
     outcome = run_trials(settings, Plan(dimensions, trials, how, scheduler, cpus, gpus, bigger), out)

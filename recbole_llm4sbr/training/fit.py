@@ -81,6 +81,7 @@ def fit(
         train_data, valid_data, saved=saved, show_progress=shows_progress(config), callback_fn=remember
     )
     seconds = time.perf_counter() - started
+    trainer.finish()  # type: ignore[attr-defined]
     bigger = config["valid_metric_bigger"]
     fitted = Fitted(
         best_valid_score=float(best_score),

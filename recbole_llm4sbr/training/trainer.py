@@ -18,6 +18,8 @@ from recbole_llm4sbr.training.epochs import EpochLines
 
 log = getLogger(__name__)
 
+_UNFINISHED = ".unfinished.pth"  # ends the name of a checkpoint while its model trains
+
 
 def session_trainer(config: Any, model: torch.nn.Module) -> Trainer:
     """RecBole's trainer for the model, with safe checkpoints, the seconds of each training epoch in `epoch_seconds`, and `ranks`."""
@@ -41,7 +43,7 @@ class _SessionTrainer:
                 SyncBatchNorm.convert_sync_batchnorm(model),  # type: ignore[no-untyped-call]
                 devices,
             )
-        self.saved_model_file = str(Path(config["checkpoint_dir"]) / f"{config['model']}.pth")
+        self.saved_model_file = str(Path(config["checkpoint_dir"]) / f"{config['model']}{_UNFINISHED}")
         self.epoch_seconds: list[float] = []
         self._lines = EpochLines(config, getattr(model, "loss_names", ("loss",)))
         self._rows: list[Tensor] = []
@@ -63,6 +65,13 @@ class _SessionTrainer:
             return optimizer
         given = [{key: group[key] for key in ("params", "lr", "weight_decay")} for group in optimizer.param_groups]
         return kind(given, fused=True)
+
+    def finish(self) -> None:
+        """Training ended: give the best epoch's checkpoint its name. One of an interrupted run keeps another, by which none takes it."""
+        found = Path(self.saved_model_file)
+        self.saved_model_file = str(found).removesuffix(_UNFINISHED) + ".pth"
+        if self.config["local_rank"] == 0 and found.is_file():  # type: ignore[attr-defined]
+            found.replace(self.saved_model_file)
 
     def ranks(self) -> tuple[Tensor, Tensor] | None:
         """Of the last `evaluate`: each row's session id, and its target's rank, 0 beyond the largest `topk`; None without a ranking."""
