@@ -1,6 +1,7 @@
 """`recommend`: sessions by what they hold, against the scores that the model gives the same sessions of its own files."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,12 @@ import torch
 
 from recbole_llm4sbr import Recommender, load_ensemble, load_model
 from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.settings import load_settings
 from recbole_llm4sbr.cli.main import main
+from recbole_llm4sbr.data.prepare import prepare
+from recbole_llm4sbr.recommend.cases import Inspector
 from recbole_llm4sbr.recommend.catalogue import Catalogue
+from recbole_llm4sbr.recommend.ranking import load_rankers
 from recbole_llm4sbr.training.run import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -64,6 +69,23 @@ def test_answers_that_are_held_to_the_catalogue_are_found_again(tiny, tiny_llm):
     test_scores_are_those_of_the_same_sessions_in_the_files(
         tiny, {"llm": tiny_llm, "llm_backend": "transformers", "llm_device": "cpu"} | asked
     )
+
+
+def test_a_model_of_items_without_titles_recommends_by_ids(raw, given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(raw, "raw")
+    Path("raw/tiny/tiny.item").unlink()
+    settings = load_settings(dataset="tiny", overrides=given | {"data_path": "raw", "llm4sbr": False})
+    prepare(settings)
+    checkpoint = train(settings).checkpoint
+    recommender = Recommender.load(checkpoint)
+    known = [token for token, clicked in zip(recommender.catalogue.tokens, recommender.catalogue.clicked) if clicked]
+    found = recommender.recommend([known[:2]], topn=3)
+    assert len(found) == 3
+    assert found["title"].tolist() == found["item"].tolist()
+    inspector = Inspector.of_models(load_rankers([checkpoint]))
+    (case,) = inspector.cases(inspector.draw(1, 1))
+    assert all(item.title == item.token for item in case.items)
 
 
 def test_several_checkpoints_are_an_ensemble(tiny):
@@ -134,7 +156,15 @@ CATALOGUE = Catalogue(
 
 @pytest.mark.parametrize(
     ("text", "number"),
-    [("3", 3), (" 3 ", 3), ("the godfather", 3), ("The  Godfather Part II!", 4), ("part ii", 4), ("the godfahter", 3)],
+    [
+        ("3", 3),
+        (" 3 ", 3),
+        ("the godfather", 3),
+        ("The  Godfather Part II!", 4),
+        ("part ii", 4),
+        ("the godfahter", 3),
+        ("Godfather, The", 3),
+    ],
 )
 def test_items_are_found_by_id_title_part_of_a_title_and_nearly_the_same_letters(text, number):
     assert CATALOGUE.find(text) == number

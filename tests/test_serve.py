@@ -92,7 +92,12 @@ def test_items_are_found_by_what_is_typed(client, models):
         ({"sessions": [["i1"]], "intents": "ask"}, 403),
         ({"sessions": [["i1"]], "model": "../saved/other.pth"}, 404),
         ({"sessions": [["i1" * 200] * 400] * 10}, 413),
+        ({"sessions": [["i1"]], "top": 3}, 422),
         ("not json", 422),
+        ('{"sessions": [["i1"]], "topn": NaN}', 422),
+        ('{"sessions": [["\\ud800"]]}', 422),
+        ('{"sessions": [["i1"]], "model": "\\ud800"}', 422),
+        ('{"sessions": [["i1"]], "\\ud800": 1}', 422),
     ],
 )
 def test_requests_are_bounded_and_refused_with_a_reason(client, body, status):
@@ -125,6 +130,13 @@ def test_a_strange_host_is_refused_and_the_page_runs_no_foreign_code(client):
 def test_a_mistake_is_one_line(capsys, arguments, said):
     assert main(["serve", *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_port_in_use_is_found_before_any_model_is_loaded(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", "--checkpoint=gone.pth", f"--port={port}"]) == 2
+    assert f"cannot listen at 127.0.0.1:{port} (Address already in use)" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

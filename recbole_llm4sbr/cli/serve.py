@@ -1,5 +1,7 @@
 """Verb `serve`: recommendations over HTTP, with a page to try them."""
 
+import socket
+from contextlib import suppress
 from typing import Any
 
 from recbole_llm4sbr.base.errors import UserError
@@ -35,6 +37,7 @@ def run(arguments: Arguments) -> int:
         import uvicorn
     except ImportError:
         raise UserError("serve needs FastAPI and uvicorn: pip install 'recbole-llm4sbr[serve]'") from None
+    address = _bound(options["host"], options["port"])
     settings: dict[str, Any] = dict(arguments.settings)
     named = settings.pop("model", None)
     from recbole_llm4sbr.quick_start import Recommender
@@ -51,8 +54,27 @@ def run(arguments: Arguments) -> int:
     hosts = ["*"] if options["host"] in ("0.0.0.0", "::") else [options["host"], "localhost"]
     print(f"serving {', '.join(models)} at http://{options['host']}:{options['port']}/ (end with Ctrl+C)", flush=True)
     app = create_app(models, hosts, options["allow_ask"])
-    uvicorn.run(app, host=options["host"], port=options["port"], log_level="warning", access_log=False)
+    with suppress(KeyboardInterrupt):
+        uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[address])
     return 0
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket at an address, taken before models are loaded.
+
+    Raises:
+        UserError: it is in use, or none of this machine's.
+    """
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except (OSError, OverflowError) as error:
+        bound.close()
+        raise UserError(
+            f"cannot listen at {host}:{port} ({getattr(error, 'strerror', None) or error}); choose another --port or --host"
+        ) from None
+    return bound
 
 
 def _titles(titles: list[str]) -> list[str]:

@@ -262,6 +262,23 @@ def item_names(items: pd.DataFrame, settings: Mapping[str, Any]) -> list[str]:
     return [_shorten(name.translate(_SINGLE_QUOTES), longest) or UNKNOWN_ITEM for name in _texts(items, settings, "item_name")]
 
 
+def shown_names(items: pd.DataFrame, settings: Mapping[str, Any]) -> dict[str, str]:
+    """What people are shown of each item, by id: its name in prompts; ids where no item has a title, as many models need none."""
+    try:
+        return dict(zip(items["item_id"], item_names(items, {**settings, "missing_item_text": "unknown"})))
+    except UserError:
+        return {token: token for token in items["item_id"]}
+
+
+def article_first(text: str) -> str:
+    """A title with its article at the front.
+
+    >>> article_first("Lion King, The (1994)"), article_first("Heat")
+    ('The Lion King (1994)', 'Heat')
+    """
+    return _ARTICLE_LAST.sub(r"\2 \1", text)
+
+
 def item_texts(items: pd.DataFrame, settings: Mapping[str, Any]) -> list[str]:
     """What the encoder reads of each item: `item_text`; an empty string where `missing_item_text` allows that."""
     return _texts(items, settings, "item_text")
@@ -285,7 +302,7 @@ def _texts(items: pd.DataFrame, settings: Mapping[str, Any], option: str) -> lis
         raise UserError(f"{option}={template!r} names no column of the .item file, as in '{{title}}'")
     values = {column: items[column].fillna("").astype(str).str.strip().tolist() for column in columns}
     if settings["article_last"]:
-        values[columns[0]] = [_ARTICLE_LAST.sub(r"\2 \1", text) for text in values[columns[0]]]
+        values[columns[0]] = [article_first(text) for text in values[columns[0]]]
     empty = [token for token, text in zip(items["item_id"], values[columns[0]]) if not text]
     if len(empty) == len(items):
         raise UserError(

@@ -21,7 +21,7 @@ from recbole_llm4sbr.data.rows import SessionRows, read_items, read_sessions
 from recbole_llm4sbr.data.sessions import PARTS
 from recbole_llm4sbr.intent.llm_intents import Asked, asked_about
 from recbole_llm4sbr.intent.localization import ranges
-from recbole_llm4sbr.intent.prompts import item_names
+from recbole_llm4sbr.intent.prompts import shown_names
 from recbole_llm4sbr.recommend.ranking import Ranker
 
 TOPN = 5  # recommendations, and nearest items at least
@@ -124,7 +124,7 @@ class Inspector:
         counts = PreparedCounts.from_json(prepared.counts).rows
         self._ends = np.cumsum([counts[part] for part in PARTS])
         items = read_items(folder / f"{settings['dataset']}.item")
-        self._titles = dict(zip(items["item_id"], item_names(items, settings)))
+        self._titles = shown_names(items, settings)
 
     @classmethod
     def of_models(cls, rankers: Sequence[Ranker]) -> "Inspector":

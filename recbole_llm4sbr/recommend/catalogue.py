@@ -10,7 +10,7 @@ from typing import Any
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.wording import printable
 from recbole_llm4sbr.data.rows import read_items
-from recbole_llm4sbr.intent.prompts import item_names
+from recbole_llm4sbr.intent.prompts import article_first, shown_names
 from recbole_llm4sbr.model.cold_items import ColdItems
 
 _SHOWN = 5  # candidates in an error
@@ -45,7 +45,7 @@ class Catalogue:
         new: ColdItems | None = None,
         by_text: bool = False,
     ) -> "Catalogue":
-        """Titles are what prompts call the items, from the prepared `.item` file.
+        """Titles are what prompts call the items, from the prepared `.item` file; ids where there are none.
 
         Args:
             settings: of the run.
@@ -54,13 +54,13 @@ class Catalogue:
             new: items that are not in the file.
 
         Raises:
-            UserError: the file is gone, or `item_name` names a column that it does not have.
+            UserError: the file is gone.
         """
         path = folder / f"{settings['dataset']}.item"
         if not path.is_file():
             raise UserError(f"there is no {str(path)!r}, which has the items' titles; run `prepare` again")
         items = read_items(path)
-        names = dict(zip(items["item_id"], item_names(items, settings)))
+        names = shown_names(items, settings)
         names |= dict(zip(new.tokens, new.titles)) if new else {}
         return cls(tokens, [names.get(token, token) for token in tokens], clicked, by_text)
 
@@ -95,7 +95,7 @@ class Catalogue:
         wanted = _plain(text)
         if not wanted:
             raise UserError(f"item {printable(text)!r} is no title; name items by id or title, with semicolons between them")
-        found = self._titled.get(wanted, [])
+        found = self._titled.get(wanted) or self._titled.get(_plain(article_first(text)), [])
         if not found:
             found = [number for title, numbers in self._titled.items() if f" {wanted} " in f" {title} " for number in numbers]
         near = difflib.get_close_matches(wanted, self._titled, _SHOWN, _NEAR) if not found else []

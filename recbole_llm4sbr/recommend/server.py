@@ -4,6 +4,7 @@ Models are those that the command line named; no request names a file. Bodies, s
 the service was started with `--allow_ask`, and only requests for the hosts that it serves are answered.
 """
 
+import json
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from recbole_llm4sbr._version import __version__
 from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.wording import printable
 from recbole_llm4sbr.recommend.recommender import Recommender
 
 MOST_SESSIONS, MOST_ITEMS, MOST_TOPN, MOST_LETTERS = 64, 500, 200, 500
@@ -34,8 +36,9 @@ def create_app(
     """
     try:
         from fastapi import Body, FastAPI, HTTPException, Query
+        from fastapi.exceptions import RequestValidationError
         from fastapi.responses import FileResponse, JSONResponse
-        from pydantic import BaseModel, Field
+        from pydantic import BaseModel, ConfigDict, Field
         from starlette.middleware.trustedhost import TrustedHostMiddleware
     except ImportError:
         raise UserError("serve needs FastAPI and uvicorn: pip install 'recbole-llm4sbr[serve]'") from None
@@ -47,6 +50,7 @@ def create_app(
     class Asked(BaseModel):
         """Sessions to recommend for; items are named by id or title, in click order."""
 
+        model_config = ConfigDict(extra="forbid")
         sessions: Annotated[list[Annotated[list[Item], Field(min_length=1, max_length=MOST_ITEMS)]], Field(min_length=1)]
         topn: Annotated[int, Field(ge=1, le=MOST_TOPN)] = 10
         intents: Literal["stored", "nearest", "none", "ask"] = "stored"
@@ -59,6 +63,12 @@ def create_app(
     @app.exception_handler(UserError)
     def refused(_: Any, error: UserError) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, 422)
+
+    @app.exception_handler(RequestValidationError)
+    def malformed(_: Any, error: RequestValidationError) -> JSONResponse:
+        """As FastAPI's own answer, without what was sent: that may hold what no JSON can (NaN, half a character)."""
+        found = [{key: each[key] for key in ("type", "loc", "msg")} for each in error.errors()]
+        return JSONResponse({"detail": json.loads(printable(json.dumps(found, ensure_ascii=False)))}, 422)
 
     @app.get("/health")
     def health() -> dict[str, Any]:
