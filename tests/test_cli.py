@@ -56,6 +56,7 @@ MISTAKES = [
     (["--dataset=tiny"], {"min_item_count": 1000}, "no session is left"),
     (["--dataset=tiny"], {"time_column": "when"}, "no column 'when'"),
     (["--dataset=tiny"], {"item_text": "{brand}"}, "no text column 'brand'"),
+    (["--dataset=tiny"], {"item_text": "{titel} ({year})"}, "did you mean --item_text='{title} ({year})'?"),
     (["--dataset=tiny"], {"encoder": "./no-such-folder"}, "no such folder"),
     (["--dataset=tiny", "--llm=./no-such-folder"], {"llm_backend": "transformers"}, "no such folder"),
     (["--dataset=tiny", "--views=[sideways]"], {}, "view 'sideways' is unknown"),

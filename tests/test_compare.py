@@ -364,7 +364,9 @@ def test_a_dry_run_of_a_grid_asks_and_trains_nothing(here, monkeypatch, capsys):
     seen = counting(monkeypatch)
     assert run(here | {"dry_run": True}, seeds=1) == []
     assert seen == []
-    assert "prompts" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "models to train: 2" in said
+    assert "prompts" in said
 
 
 def test_config_files_name_model_and_dataset_and_two_spellings_are_refused(here, capsys):

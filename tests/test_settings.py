@@ -22,6 +22,16 @@ def test_the_command_line_wins_over_files_and_files_win_over_our_properties(tmp_
     assert settings["learning_rate"] == 0.001
 
 
+def test_an_unknown_setting_is_named_with_the_file_that_it_stands_in(tmp_path):
+    right, wrong = tmp_path / "right.yaml", tmp_path / "wrong.yaml"
+    right.write_text("intent_k: 1\n")
+    wrong.write_text("intent_kk: 2\n")
+    with pytest.raises(UserError, match=r"wrong.yaml': setting 'intent_kk' does not exist; did you mean 'intent_k'"):
+        load_settings(dataset="ml-100k", config_files=[right, wrong])
+    with pytest.raises(UserError, match=r"^setting 'intent_kkk' does not exist"):
+        load_settings(dataset="ml-100k", config_files=[right], overrides={"intent_kkk": 2})
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [

@@ -88,6 +88,11 @@ def test_a_run_that_is_interrupted_leaves_no_checkpoint_under_the_name_of_a_fini
     assert set(folder.rglob("SRGNN.pth")) - before == {Path(result.checkpoint)}
 
 
+def test_settings_that_a_model_class_refuses_are_a_users_mistake(tiny):
+    with pytest.raises(UserError, match=r"SASRec cannot be made with these settings: The hidden size \(8\) is not a multiple"):
+        train(tiny | {"model": "SASRec", "n_heads": 3, "llm4sbr": False})
+
+
 def test_recboles_own_resume_continues_from_the_checkpoint(tiny):
     from recbole_llm4sbr.model import build_model
     from recbole_llm4sbr.training.trainer import session_trainer

@@ -87,8 +87,9 @@ def load_settings(
         UserError: a missing dataset, an unknown key (the nearest known one is named), a wrong type or choice.
     """
     external: dict[str, Any] = {}
+    of_files: dict[Path, dict[str, Any]] = {}
     for path in config_files:
-        external.update(read_yaml(recipe_path(path)))
+        external.update(of_files.setdefault(recipe_path(path), read_yaml(recipe_path(path))))
     external.update(overrides or {})
     external.update({key: value for key, value in (("model", model), ("dataset", dataset)) if value is not None})
     external.setdefault("model", schema()["model"].default)
@@ -105,7 +106,12 @@ def load_settings(
     if path.is_file():
         settings.update(read_yaml(path))
     settings.update(dataset_file(external))
-    check_keys(external, external["model"])
+    for path, found in of_files.items():
+        try:
+            check_keys(found, external["model"])
+        except UserError as error:
+            raise UserError(f"{str(path)!r}: {error}") from None
+    check_keys(set(external).difference(*of_files.values()), external["model"])
     settings.update(external)
     settings.update(_as_tuned(settings, external))
     if recall is not None:

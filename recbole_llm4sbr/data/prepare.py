@@ -91,6 +91,8 @@ def describe_counts(numbers: PreparedCounts) -> str:
     left_out = (
         f"left out of valid and test: {numbers.unseen_items:,} items that train never saw, {numbers.dropped_clicks:,} clicks"
     )
+    if (short := numbers.sessions - sum(numbers.rows.values())) > 0:
+        left_out += f", and {short:,} sessions that are too short without them"
     if numbers.cold_targets:
         missed = ", ".join(f"{part} {count:,}" for part, count in numbers.cold_targets.items())
         left_out = f"rows whose target train never saw: {missed}, of {numbers.cold_items:,} such items (cold_items=true)"

@@ -146,7 +146,10 @@ def check_columns(settings: Mapping[str, Any], inter_files: Sequence[Path], item
     for option in ("item_name", "item_text"):
         for column in format_columns(option, settings[option]):
             if column not in present:
-                raise UserError(
-                    f"{str(item_file)!r} has no text column {column!r}; it has {', '.join(present)}; "
-                    f"set --{option}, for instance --{option}='{{{present[-1]}}}'"
+                near = difflib.get_close_matches(column, present, n=1)
+                hint = (
+                    f"did you mean --{option}={settings[option].replace(column, near[0])!r}?"
+                    if near
+                    else f"set --{option} to one"
                 )
+                raise UserError(f"{str(item_file)!r} has no text column {column!r}; it has {', '.join(present)}; {hint}")

@@ -304,7 +304,9 @@ def _with_keys(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def _dry_run(cells: Sequence[Cell]) -> Iterator[str]:
-    """What would be asked of the LLM, by dataset."""
+    """How many cells there are, and what would be asked of the LLM, by dataset."""
+    trained = {(cell.dataset, cell.model, cell.variant, cell.seed) for cell in _with_those_of_ensembles(cells)}
+    yield f"models to train: {len(trained)}, those included that are trained already"
     for dataset in dict.fromkeys(cell.dataset for cell in cells):
         yield from dry_run_of_all([cell.settings for cell in _with_those_of_ensembles(cells) if cell.dataset == dataset])
 

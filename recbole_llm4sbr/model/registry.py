@@ -153,12 +153,24 @@ def build_model(config: Any, dataset: Any) -> nn.Module:
     return model
 
 
+def _made(kind: type[nn.Module], config: Any, dataset: Any) -> nn.Module:
+    """A model of a class.
+
+    Raises:
+        UserError: the class refuses the settings, as one whose heads do not divide the hidden size.
+    """
+    try:
+        return kind(config, dataset)
+    except ValueError as error:
+        raise UserError(f"{kind.__name__} cannot be made with these settings: {error}") from error
+
+
 def _build(config: Any, dataset: Any) -> nn.Module:
     kind = model_class(config["given"]["model"])
     if not config["llm4sbr"] and not _trains_as_ours(config, kind):
-        return kind(config, dataset)
+        return _made(kind, config, dataset)
     check_buildable(kind, config)
-    model = kind(config, dataset)
+    model = _made(kind, config, dataset)
     changed = config["llm4sbr"] or is_switched(config) or config["cold_items"]
     if not changed and not has_item_table(model):
         return model  # a class of the user's own, without a table that the adapter could score
