@@ -136,6 +136,42 @@ def test_times_of_every_form_are_the_same_seconds_and_are_named(write, says, cap
     assert f"time: {says}\n" in capsys.readouterr().out
 
 
+def test_times_of_a_form_that_is_given_are_read(capsys):
+    clicks = [("ann", "a", "14.11.2023 22:13:20"), ("ann", "b", "14.11.2023 22:14:20"), ("bob", "c", "01.02.2024 00:00:00")]
+    assert main([*shop(clicks=clicks), "--time_format=%d.%m.%Y %H:%M:%S"]) == 0
+    assert [row[-1] for row in plain("inter")[1:]] == ["1700000000", "1700000060", "1706745600"]
+    assert "dates as %d.%m.%Y %H:%M:%S without a zone, taken as UTC, -> seconds" in capsys.readouterr().out
+    refused([*shop(clicks=clicks), "--time_format=%d/%m/%Y"], capsys, "'14.11.2023 22:13:20' is no time of the form %d/%m/%Y")
+    refused([*shop(clicks=clicks), "--time_format=%Q"], capsys, "--time_format='%Q' is no form of times")
+    refused(shop(clicks=clicks), capsys, "say its form with --time_format")
+
+
+def test_rows_that_cannot_be_read_are_left_out_and_counted_where_that_is_asked_for(capsys):
+    bad = [
+        ("ann", "b", "noon"),
+        ("", "a", 1700000001),
+        ("bob", "NA", 1700000002),
+        ("bob", "", "never"),
+        ("bob", "c", 1700000000000),
+    ]
+    words = shop(clicks=[bad[0], *CLICKS[:2], *bad[1:], *CLICKS[2:]])
+    refused(words, capsys, "--bad_rows=drop")
+    assert main([*words, "--bad_rows=drop"]) == 0
+    assert "left out: 5 of 9 rows, without a readable user 1, item 2, time 2" in capsys.readouterr().out
+    left = plain("inter")
+    assert main([*shop(), "--overwrite=true"]) == 0
+    assert plain("inter") == left
+    refused([*shop(clicks=bad[:1]), "--bad_rows=drop", "--overwrite=true"], capsys, "line 2: timestamp='noon' is not a time")
+
+
+def test_clicks_at_the_very_same_time_are_counted(capsys):
+    days = [("ann", "a", "2024-01-01"), ("ann", "b", "2024-01-01"), ("ann", "c", "2024-01-02"), ("bob", "a", "2024-01-01")]
+    assert main(shop(clicks=days)) == 0
+    assert "25.0 % of the clicks have the very time of an earlier row of their user" in capsys.readouterr().out
+    assert main([*shop(), "--overwrite=true"]) == 0
+    assert "very time" not in capsys.readouterr().out
+
+
 def test_days_and_dates_of_a_data_frame_are_seconds():
     days = ["20240229", "20240301", "20231231", "20240101"]
     by_hand = [19782 * 86400, 19783 * 86400, 19722 * 86400, 19723 * 86400]  # days since 1970-01-01

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.schema import schema
-from recbole_llm4sbr.base.wording import duration, printable
+from recbole_llm4sbr.base.wording import duration, percent, printable
 from recbole_llm4sbr.cli.parsing import Arguments, Option, Verb
 
 if TYPE_CHECKING:
     from recbole_llm4sbr.data.importing import Imported
 
+_TIED = 0.05  # share of clicks at the very time of an earlier one that is worth a line
 USAGE = """\
 usage: recbole-llm4sbr import CLICKS --dataset=NAME [--items=ITEMS] [--user=COLUMN] [--item=COLUMN] [--time=COLUMN] ...
 
@@ -25,9 +26,11 @@ CLICKS has a row per click, ITEMS a row per item: CSV, TSV, JSON lines (.jsonl) 
   recbole-llm4sbr import views.jsonl --items=meta.parquet --dataset=mine --item=asin --items_id=parent_asin
   recbole-llm4sbr import log.csv --dataset=mine --session=visit --user=null         sessions that no user is known of
   recbole-llm4sbr import log.csv --dataset=mine --session=user_id,session_id        sessions that are numbered per user
+  recbole-llm4sbr import log.csv --dataset=mine --time_format='%d.%m.%Y %H:%M' --bad_rows=drop
 
 Columns with usual names (user_id, customerId, product_id, asin, event_time, ts, session_id, title, name, ...) are found, and what was
-found is printed. Times may be ISO 8601 with or without a zone, or numbers of seconds, milliseconds, microseconds or nanoseconds.
+found is printed. Times may be ISO 8601 with or without a zone, or numbers of seconds, milliseconds, microseconds or nanoseconds; others
+need --time_format. A click without a readable time or id is an error that names its line; with --bad_rows=drop such clicks are left out.
 With a session column a session is what it says (session_rule=column); without one, a pause of more than 30 minutes ends a session
 (session_rule=gap, session_gap=1800), which --session_rule and --session_gap of every verb change.
 """
@@ -77,6 +80,16 @@ def describe(found: "Imported", data_path: str) -> Iterator[str]:
         else ""
     )
     yield f"{found.dataset}: {found.clicks:,} clicks{users}{sessions}, {found.items:,} items{titled}{unclicked}"
+    if found.dropped:
+        total = sum(found.dropped.values())
+        roles = ", ".join(f"{role} {count:,}" for role, count in found.dropped.items())
+        yield f"left out: {total:,} of {found.clicks + total:,} rows, without a readable {roles}"
+    if found.tied >= _TIED:
+        whose = "session" if found.users is None else "user"
+        yield (
+            f"{percent(found.tied)} of the clicks have the very time of an earlier row of their {whose}: they are taken in the order of "
+            f"the rows, which a test then tests too"
+        )
     if found.span is not None:
         yield f"from {_date(found.span[0])} to {_date(found.span[1])} UTC"
     yield f"sessions: {_rule(found)}"
@@ -116,6 +129,15 @@ VERB = Verb(
         Option("time", "column of the clicks; null: the rows are in the order of time"),
         Option("session", "column of the clicks, several with commas between them; null: there is none", None, "names"),
         Option("title", "column of the items, or of the clicks without --items; null: there is none"),
+        Option(
+            "time_format", "how times are written, where neither ISO 8601 nor numbers, as '%d.%m.%Y %H:%M' (Python's strptime)"
+        ),
+        Option(
+            "bad_rows",
+            "clicks without a readable time or id: error (the first is named), drop (they are left out and counted)",
+            "error",
+            choices=("error", "drop"),
+        ),
         Option("items_id", "the id's column of the items, where it has another name than in the clicks"),
         Option("data_path", "folder of raw datasets", schema()["data_path"].default),
         Option("overwrite", "replace other files of this dataset", False, "flag"),

@@ -5,7 +5,7 @@ The settings file `<dataset>.yaml` holds what is known of the data afterwards, s
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,7 +21,7 @@ from recbole_llm4sbr.data.cells import as_text, has_control
 from recbole_llm4sbr.data.clicks import id_problem
 from recbole_llm4sbr.data.columns import MOVIES, NONE, PRODUCTS, columns_of_clicks, plain
 from recbole_llm4sbr.data.tables import Table, read_table_of
-from recbole_llm4sbr.data.times import Seconds, to_seconds, written
+from recbole_llm4sbr.data.times import LEAVE_OUT, Seconds, to_seconds, unreadable, written
 
 Source: TypeAlias = str | Path | pd.DataFrame
 
@@ -41,6 +41,8 @@ class Imported:
         clicks, users, items: how many; users are None for a log without.
         sessions: how many sessions the log names; None where they are cut by times.
         span: the first and the last time in seconds; None without times.
+        dropped: rows that were left out, by the role of the column that could not be read.
+        tied: share of the clicks at the very time of an earlier one of their user, or session; their order is that of the rows.
         catalogue: the item texts; None where there are no titles.
         settings: what the dataset's settings file holds.
     """
@@ -57,6 +59,8 @@ class Imported:
     sessions: int | None
     items: int
     span: tuple[float, float] | None
+    dropped: Mapping[str, int]
+    tied: float
     catalogue: Catalogue | None
     settings: Mapping[str, Any]
 
@@ -72,6 +76,8 @@ def import_clicks(
     session: str | Sequence[str] | None = None,
     title: str | None = None,
     items_id: str | None = None,
+    time_format: str | None = None,
+    bad_rows: str = "error",
     data_path: str | Path | None = None,
     overwrite: bool = False,
 ) -> Imported:
@@ -84,6 +90,8 @@ def import_clicks(
         user, item, time, session, title: columns; None: found by their names, "null": there is none. Several session columns where
             sessions are numbered per user. The title is a column of the items where these are given.
         items_id: the id's column in `items`; None: named as in the clicks, or found by its name.
+        time_format: how times are written, in the signs of Python's `strptime`, where they are neither ISO 8601 nor numbers.
+        bad_rows: what becomes of clicks without a readable time or id: `error` refuses the first, `drop` leaves them out and counts them.
         data_path: the folder of raw datasets; None: the default of the setting `data_path`.
         overwrite: replace other files that stand there.
 
@@ -93,14 +101,21 @@ def import_clicks(
     schema()["dataset"].check(dataset)
     if (PROPERTIES / "dataset" / f"{dataset}.yaml").is_file():
         raise UserError(f"dataset={dataset!r} is a dataset whose settings come with this package; choose another --dataset")
+    if bad_rows not in ("error", "drop"):
+        raise UserError(f"bad_rows={bad_rows!r} must be error or drop")
     root = Path(schema()["data_path"].default if data_path is None else data_path)
     check_folder(root, "--data_path")
     table = read_table_of(clicks, "clicks")
     columns, guessed = columns_of_clicks(table, user, item, time, session)
+    dropped: dict[str, int] = {}
+    if bad_rows == "drop":
+        table, dropped = _readable(table, columns, time_format)
     ids = {role: _ids(table, column) for role, column in columns.items() if role not in ("time", "title")}
     _check_sessions(table, columns, ids)
     seconds, times = (
-        to_seconds(table, columns["time"]) if "time" in columns else (None, "none: clicks are in the order of rows")
+        to_seconds(table, columns["time"], time_format)
+        if "time" in columns
+        else (None, "none: clicks are in the order of rows")
     )
     source = table if items is None else read_table_of(items, "items")
     clicked = ids["item"]
@@ -116,7 +131,8 @@ def import_clicks(
         dataset, folder, tuple(sorted(contents)), fresh, columns, guessed, times, len(clicked),
         ids["user"].nunique() if "user" in ids else None,
         len(pd.concat(sessions, axis=1).drop_duplicates()) if sessions else None,
-        clicked.nunique(), None if seconds is None else (float(seconds.min()), float(seconds.max())), catalogue, settings,
+        clicked.nunique(), None if seconds is None else (float(seconds.min()), float(seconds.max())),
+        dropped, _tied(ids, seconds), catalogue, settings,
     )  # fmt: skip
 
 
@@ -128,10 +144,43 @@ def _ids(table: Table, column: str) -> pd.Series:
     """
     texts = as_text(table.frame[column])
     for token in pd.unique(texts):
-        problem = id_problem(token) or ("holds a control character; give it another id" if has_control(token) else "")
-        if problem:
-            table.refuse(int(np.argmax(texts == token)), column, token, problem)
+        if problem := _problem(token):
+            table.refuse(int(np.argmax(texts == token)), column, token, problem + LEAVE_OUT)
     return texts
+
+
+def _problem(token: str) -> str:
+    return id_problem(token) or ("holds a control character; give it another id" if has_control(token) else "")
+
+
+def _readable(table: Table, columns: Mapping[str, str], time_format: str | None) -> tuple[Table, dict[str, int]]:
+    """The rows with readable times and ids, and how many others there were by the role of the first column that is not.
+
+    Where no row is readable all stay, so that the error names the first.
+    """
+    kept, dropped = np.ones(len(table.frame), bool), {}
+    for role, column in columns.items():
+        if role == "title":
+            continue
+        if role == "time":
+            bad = unreadable(table, column, time_format)
+        else:
+            texts = as_text(table.frame[column])
+            bad = texts.isin([token for token in pd.unique(texts) if _problem(token)]).to_numpy()
+        dropped[role] = int((kept & bad).sum())
+        kept &= ~bad
+    if kept.all() or not kept.any():
+        return table, {}
+    rest = table.frame[kept].reset_index(drop=True)  # whose rows are no lines of the file any more
+    return replace(table, frame=rest, text="", separator=""), {role: count for role, count in dropped.items() if count}
+
+
+def _tied(ids: Mapping[str, pd.Series], seconds: Seconds | None) -> float:
+    """Share of the clicks at the very time of an earlier row of the same user, or session where there are no users."""
+    by = ["user"] if "user" in ids else [role for role in ids if role.startswith("session")]
+    if seconds is None or not by:
+        return 0.0
+    return float(pd.DataFrame({**{role: ids[role] for role in by}, "time": seconds}).duplicated().mean())
 
 
 def _check_sessions(table: Table, columns: Mapping[str, str], ids: Mapping[str, pd.Series]) -> None:

@@ -255,19 +255,30 @@ class SessionPrompts(Sequence[Request]):
 
 
 def item_names(items: pd.DataFrame, settings: Mapping[str, Any]) -> list[str]:
-    """What prompts call each item: `item_name`, at most `item_name_length` characters, with single quotes for double ones, which would
-    end an answer; see `_texts` for errors.
+    """What prompts call each item: `item_name`, at most `item_name_length` characters; see `_texts` for errors."""
+    return [prompt_name(name) for name in _names(items, settings)]
+
+
+def prompt_name(name: str) -> str:
+    """A name with single quotes for double ones, which would end an answer.
+
+    >>> prompt_name('The "oak" lamp')
+    "The 'oak' lamp"
     """
-    longest = settings["item_name_length"]
-    return [_shorten(name.translate(_SINGLE_QUOTES), longest) or UNKNOWN_ITEM for name in _texts(items, settings, "item_name")]
+    return name.translate(_SINGLE_QUOTES)
 
 
 def shown_names(items: pd.DataFrame, settings: Mapping[str, Any]) -> dict[str, str]:
-    """What people are shown of each item, by id: its name in prompts; ids where no item has a title, as many models need none."""
+    """What people are shown of each item, by id: its name, all quotes as they are; ids where no item has a title."""
     try:
-        return dict(zip(items["item_id"], item_names(items, {**settings, "missing_item_text": "unknown"})))
+        return dict(zip(items["item_id"], _names(items, {**settings, "missing_item_text": "unknown"})))
     except UserError:
         return {token: token for token in items["item_id"]}
+
+
+def _names(items: pd.DataFrame, settings: Mapping[str, Any]) -> list[str]:
+    longest = settings["item_name_length"]
+    return [_shorten(name, longest) or UNKNOWN_ITEM for name in _texts(items, settings, "item_name")]
 
 
 def article_first(text: str) -> str:

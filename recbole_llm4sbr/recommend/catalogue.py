@@ -45,7 +45,7 @@ class Catalogue:
         new: ColdItems | None = None,
         by_text: bool = False,
     ) -> "Catalogue":
-        """Titles are what prompts call the items, from the prepared `.item` file; ids where there are none.
+        """Titles are the items' names, from the prepared `.item` file; ids where there are none.
 
         Args:
             settings: of the run.

@@ -17,6 +17,7 @@ from recbole_llm4sbr.intent.encoder import Encoder
 from recbole_llm4sbr.intent.infer import localized
 from recbole_llm4sbr.intent.llm_intents import Intents, ask_llm, known_answers
 from recbole_llm4sbr.intent.localization import ItemIndex
+from recbole_llm4sbr.intent.prompts import prompt_name
 from recbole_llm4sbr.intent.session_text import session_text
 from recbole_llm4sbr.model import SessionIntents
 from recbole_llm4sbr.model.cold_items import trained_part
@@ -56,11 +57,11 @@ class IntentLookup:
     Args:
         loaded: the model, its settings and its data.
         intents: the part of the model that holds intents.
-        titles: what prompts call each item, by its number.
+        titles: what people are shown of each item, by its number.
     """
 
     def __init__(self, loaded: Loaded, intents: SessionIntents, titles: Sequence[str]) -> None:
-        self._loaded, self._intents, self._titles = loaded, intents, titles
+        self._loaded, self._intents, self._titles = loaded, intents, list(map(prompt_name, titles))
         self._settings: Mapping[str, Any] = {**loaded.config["given"], "max_sessions": 0, "llm_refresh": False}
         # the controls say nothing of a session
         self._own = self._settings["intent_source"] not in ("none", "random", "shuffled")
