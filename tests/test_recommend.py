@@ -219,6 +219,28 @@ def test_the_command_writes_what_the_class_returns(trained, tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
+def test_unknown_items_are_left_out_of_a_file_where_that_is_asked_for(trained, tmp_path, monkeypatch, capsys, caplog):
+    monkeypatch.chdir(tmp_path)
+    known = [
+        token
+        for token, clicked in zip(*(vars(Recommender.load(trained).catalogue)[name] for name in ("tokens", "clicked")))
+        if clicked
+    ]
+    sessions = [[known[0], "gone", known[1]], ["gone", "lost"], [known[2]]]
+    Path("sessions.jsonl").write_text("\ufeff" + "\n".join(map(json.dumps, sessions)) + "\n")
+    command = ["recommend", f"--checkpoint={trained}", "--file=sessions.jsonl", "--topn=2"]
+    assert main(command) == 2
+    assert "session '1': item 'gone' is neither an id nor a title" in capsys.readouterr().err
+    assert main([*command, "--unknown=drop"]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert [row["session"] for row in found] == ["1", "1", "3", "3"]
+    expected = Recommender.load(trained).recommend([known[:2], known[2:3]], topn=2)
+    assert [row["item"] for row in found] == expected["item"].tolist()
+    assert "left out: 3 items that the model does not know, and 1 sessions that hold no other" in caplog.text
+    Path("sessions.jsonl").write_text('["gone"]\n')
+    assert main([*command, "--unknown=drop"]) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -1,15 +1,22 @@
 """Verb `recommend`: the best items for sessions that nobody has seen."""
 
 import json
+import logging
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import make_folder, write_whole
 from recbole_llm4sbr.base.wording import printable
 from recbole_llm4sbr.cli.parsing import Arguments, Option, Verb
+
+if TYPE_CHECKING:
+    from recbole_llm4sbr.quick_start import Recommender
+
+log = logging.getLogger(__name__)
 
 USAGE = """\
 usage: recbole-llm4sbr recommend --checkpoint=FILE --items="Toy Story; Aladdin" [--topn=10] [--key=value ...]
@@ -17,7 +24,8 @@ usage: recbole-llm4sbr recommend --checkpoint=FILE --items="Toy Story; Aladdin" 
 
 Ranks the items of a trained model for any session of items that training has seen. Items are named by id or title; a misspelt title is
 understood where only one is near. A file has one session per line, as ["i1", "i2"] or {"session": "s1", "items": ["i1", "i2"]}; the
-answer has one line per session and item: session, rank, item, title, score, intents.
+answer has one line per session and item: session, rank, item, title, score, intents. With --unknown=drop a file may hold items that the
+model does not know.
 
   recbole-llm4sbr recommend --checkpoint=saved/SRGNN-ml-100k/SRGNN.pth --items="Toy Story; Aladdin; Babe"
   recbole-llm4sbr recommend --checkpoint=a.pth,b.pth --weights=valid --file=sessions.jsonl --out=answers.jsonl
@@ -44,6 +52,8 @@ def run(arguments: Arguments) -> int:
     from recbole_llm4sbr.quick_start import Recommender
 
     recommender = Recommender.load(options["checkpoint"], options["weights"], [named] if named else [], **settings)
+    if options["unknown"] == "drop":
+        names, sessions = _known_alone(recommender, names, sessions)
     pieces = (
         recommender.recommend(sessions[at : at + _BATCH], options["topn"], options["intents"], names[at : at + _BATCH])
         for at in range(0, len(sessions), _BATCH)
@@ -57,6 +67,28 @@ def run(arguments: Arguments) -> int:
     else:
         _write_lines(pieces, sys.stdout)
     return 0
+
+
+def _known_alone(recommender: "Recommender", names: list[str], sessions: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """The sessions without the items that the model does not know, and without those that hold no other; how many is logged.
+
+    Raises:
+        UserError: no session holds an item that it knows.
+    """
+    known = set()
+    for text in {item for items in sessions for item in items}:
+        with suppress(UserError):
+            recommender.catalogue.find(text)
+            known.add(text)
+    kept = [[item for item in items if item in known] for items in sessions]
+    lost, clicks = sum(not items for items in kept), sum(map(len, sessions)) - sum(map(len, kept))
+    if lost == len(sessions):
+        raise UserError(f"no session holds an item that the model knows; the first is {sessions[0][0]!r}")
+    if clicks:
+        log.warning(
+            "left out: %s items that the model does not know, and %s sessions that hold no other", f"{clicks:,}", f"{lost:,}"
+        )
+    return [name for name, items in zip(names, kept) if items], [items for items in kept if items]
 
 
 def split_items(text: str) -> list[str]:
@@ -77,7 +109,7 @@ def read_sessions(path: str) -> tuple[list[str], list[list[str]]]:
     if not Path(path).is_file():
         raise UserError(f"there is no file {path!r}")
     names, sessions = [], []
-    with open(path, encoding="utf-8", errors="replace") as lines:
+    with open(path, encoding="utf-8-sig", errors="replace") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -133,6 +165,12 @@ VERB = Verb(
             choices=("ask", "stored", "nearest", "none"),
         ),
         Option("weights", "of several checkpoints: equal, valid, or a number for each, as [0.3,0.7]", "equal", "value"),
+        Option(
+            "unknown",
+            "items that the model does not know: error (the first is named), drop (they are left out and counted)",
+            "error",
+            choices=("error", "drop"),
+        ),
         Option("out", "write JSON lines to this file"),
     ),
 )
