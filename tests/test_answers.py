@@ -242,6 +242,9 @@ def test_answers_of_one_model_that_were_decoded_otherwise_are_exported_and_dropp
     with pytest.raises(UserError, match=r"holds no answers of a model named like 'm'.* and decoding like 'top_p'"):
         store.export(tmp_path / "out.jsonl", "m", "t", "top_p")
     assert store.export(tmp_path / "out.jsonl", "m", "t", "greedy") == 2
+    with store.writing():
+        store.source("m", {"greedy": True, "max_new_tokens": 99}, "t")  # of an attempt that failed
+    assert store.export(tmp_path / "out.jsonl", "m", "t", "greedy") == 2
     assert read_answers(tmp_path / "out.jsonl")[0]["decoding"] == {"sampling": "greedy"}
     assert (store.drop("m", "", "likeliest"), len(store)) == (1, 2)
 

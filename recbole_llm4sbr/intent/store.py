@@ -267,6 +267,10 @@ class AnswerStore:
 
     def _one_source(self, model: str, template: str, decoding: str) -> tuple[int, str, str, str]:
         sources = self._sources(model, template, decoding)
+        # an attempt that failed at once leaves a source without an answer
+        sources = [
+            each for each in sources if self.rows("SELECT 1 FROM answers WHERE source = ? LIMIT 1", each[:1])
+        ] or sources[:1]
         if len(sources) > 1:
             raise UserError(
                 "more than one kind of answers fits: "
