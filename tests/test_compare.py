@@ -16,6 +16,7 @@ import pytest
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import read_json_lines
+from recbole_llm4sbr.base.grids import read_cell_results
 from recbole_llm4sbr.base.metrics import session_metric
 from recbole_llm4sbr.base.settings import load_settings
 from recbole_llm4sbr.cli.main import main
@@ -28,6 +29,7 @@ from recbole_llm4sbr.report.comparisons import by_session
 from recbole_llm4sbr.report.page import report
 from recbole_llm4sbr.report.reading import read_grids
 from recbole_llm4sbr.report.tables import tables_of
+from recbole_llm4sbr.training.ensemble import run_ensemble
 
 
 @pytest.fixture
@@ -358,6 +360,19 @@ def test_a_recbole_variant_that_recbole_does_not_have_is_a_failed_cell(here):
     rows = run(here, models=["TAGNN"], variants=["plain", "recbole"], seeds=1)
     assert [row.status for row in rows] == ["ok", "failed"]
     assert "TAGNN" in rows[1].reason
+
+
+def test_checkpoints_are_kept_where_that_is_asked_for_and_the_best_on_validation_is_named(here, capsys):
+    command = ["compare", "--dataset=tiny", "--variants=plain,none", "--seeds=1", "--workers=0", "--out=out", *arguments(here)]
+    assert main([*command, "--keep"]) == 0
+    said = capsys.readouterr().out
+    results = [each.result for each in read_cell_results(Path("out/cells.jsonl")).values()]
+    best = max(results, key=lambda each: each.best_valid_score)
+    assert f"best on validation, tiny: {best.checkpoint} (SRGNN, seed 2020)" in said
+    for each in results:
+        assert run_ensemble([each.checkpoint]).test_result == each.test_result
+    assert main([*command, "--keep"]) == 0  # nothing is trained again
+    assert len(list(Path("out/checkpoints").iterdir())) == len(Path("out/cells.jsonl").read_text().splitlines()) == 2
 
 
 def test_a_dry_run_of_a_grid_asks_and_trains_nothing(here, monkeypatch, capsys):

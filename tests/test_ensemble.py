@@ -219,10 +219,10 @@ def test_a_lost_checkpoint_of_a_member_is_trained_again_and_a_failed_member_is_s
     monkeypatch.chdir(tmp_path)
     given = given | {"atomic_path": str(tmp_path / "atomic"), "llm4sbr": False}
     first = grid(given, ["plain", "ensemble(plain,plain')"])
-    for path in Path("out/members").iterdir():
+    for path in Path("out/checkpoints").iterdir():
         path.unlink()
     again = grid(given, ["ensemble(plain,plain')+weights=valid"])
-    assert len(list(Path("out/members").iterdir())) == 2
+    assert len(list(Path("out/checkpoints").iterdir())) == 2
     assert again[0].ok and first[1].result.test_result == again[1].result.test_result
     with pytest.raises(UserError, match="two of its members are one model"):
         grid(given, ["ensemble(plain,w/o LLM)"])

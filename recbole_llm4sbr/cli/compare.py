@@ -3,13 +3,16 @@
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.schema import read_yaml
 from recbole_llm4sbr.cli.parsing import Arguments, Option, Verb, names_in
 from recbole_llm4sbr.cli.report import write_report
 from recbole_llm4sbr.experiment.variants import ABLATIONS, read_variants
+
+if TYPE_CHECKING:
+    from recbole_llm4sbr.base.grids import CellResult
 
 ABOUT = """
 Trains and tests every cell of a grid as `train` does, on the same files and with the same settings, selects on validation, tests once,
@@ -42,6 +45,9 @@ _GRID = (
         least=0,
     ),
     Option("out", "folder of the grid; the next grid in it adds to its report", "comparison"),
+    Option(
+        "keep", "keep the checkpoint of every model that is trained, in OUT/checkpoints; cells.jsonl names them", False, "flag"
+    ),
 )
 _MORE = "With --ray_address a Ray cluster runs the cells; with --intent_source=session_text no LLM is asked at all."
 
@@ -75,17 +81,38 @@ def _run(arguments: Arguments, groups: Mapping[str, Sequence[str]]) -> int:
     if llms and "llm" in settings:
         raise UserError("--llm and --llms are both given; use one of them")
     results = compare(
-        groups, models, datasets, seeds, settings, out, options["workers"], arguments.config_files, arguments.command, llms
+        groups,
+        models,
+        datasets,
+        seeds,
+        settings,
+        out,
+        options["workers"],
+        arguments.config_files,
+        arguments.command,
+        llms,
+        options["keep"],
     )
     if not results:  # a dry run
         return 0
     if any(result.ok for result in results):
         write_report([out], out, str(Path(out) / "report.html"))
+    if options["keep"]:
+        _say_best(results)
     failed = sum(not result.ok for result in results)
     if failed:
         where = Path(out) / "cells.jsonl"
         print(f"{failed} of {len(results)} cells failed; the reasons stand in the report and in {where}", file=sys.stderr)
     return 1 if failed == len(results) else 0
+
+
+def _say_best(results: Sequence["CellResult"]) -> None:
+    """Name, of each dataset, the kept checkpoint of the best score on validation."""
+    found = [result.result for result in results if result.result is not None and result.result.checkpoint]
+    for dataset in dict.fromkeys(each.settings["dataset"] for each in found):
+        own = [each for each in found if each.settings["dataset"] == dataset]
+        best = max(own, key=lambda each: each.best_valid_score if each.valid_score_bigger else -each.best_valid_score)
+        print(f"best on validation, {dataset}: {best.checkpoint} ({best.settings['model']}, seed {best.settings['seed']})")
 
 
 def _one_or_many(arguments: Arguments, settings: dict[str, Any], name: str, usual: Any) -> list[str]:

@@ -47,6 +47,7 @@ def compare(
     config_files: Sequence[str] = (),
     command: str = "",
     llms: Sequence[str] = (),
+    keep: bool = False,
 ) -> list[CellResult]:
     """Run what is missing of a grid.
 
@@ -62,6 +63,7 @@ def compare(
         config_files: settings files for every cell.
         command: what was typed, for the report.
         llms: names of LLMs; each variant that reads an LLM's intents is run with those of each.
+        keep: whether the checkpoint of every cell that is trained stays, in `<out>/checkpoints`; without it those of ensembles' members.
 
     Returns:
         The results of the grid's cells; none for a dry run.
@@ -85,13 +87,14 @@ def compare(
     done = read_cell_results(out / "cells.jsonl")
     missing = {cell.key: cell for cell in cells if _is_missing(cell, done, out)}
     ensembles = [cell for cell in missing.values() if cell.members]
-    kept = {member.key: out / MEMBERS / f"{member.key}.pth" for cell in ensembles for member in cell.members}
     trained = {key: cell for key, cell in missing.items() if not cell.members}
+    wanted = [*(member.key for cell in ensembles for member in cell.members), *(trained if keep else ())]
+    kept = {key: out / CHECKPOINTS / f"{key}.pth" for key in wanted}
     for member in (each for cell in ensembles for each in cell.members):
         if not kept[member.key].is_file() or _is_missing(member, done, out):
             trained.setdefault(member.key, member)
     if kept:
-        make_folder(out / MEMBERS)
+        make_folder(out / CHECKPOINTS)
     log.info(
         "%s cells, %s of them distinct, %s to run; results in %s", len(cells), len({c.key for c in cells}), len(missing), out
     )
@@ -100,7 +103,7 @@ def compare(
         log.info(
             "%s further models are trained as members of ensembles; their checkpoints are kept in %s%s",
             len(extra),
-            out / MEMBERS,
+            out / CHECKPOINTS,
             f"; again, since that of an earlier run was not kept: {'; '.join(again)}" if again else "",
         )
     shown = bool(_base(datasets[0], models[0], config_files, given)["show_progress"])
@@ -109,7 +112,7 @@ def compare(
     return [done[key] for key in dict.fromkeys(cell.key for cell in cells)]
 
 
-MEMBERS = "members"  # folder of the checkpoints of members of ensembles
+CHECKPOINTS = "checkpoints"  # folder of those that are kept
 
 
 def _run_all(
@@ -135,6 +138,8 @@ def _run_all(
                 with write_whole(out / "ranks" / f"{cell.key}.npz", "wb") as handle:
                     np.savez_compressed(handle, **vars(rows))
             done[cell.key] = replace(result, key=cell.key, machine=machine())
+            if result.result is not None and kept and cell.key in kept:
+                done[cell.key] = replace(done[cell.key], result=replace(result.result, checkpoint=str(kept[cell.key])))
             append_json_line(out / "cells.jsonl", done[cell.key].to_json())
             left = (time.perf_counter() - started) / number * (len(cells) - number)
             log.info("[%s/%s] %s: %s; %s left", number, len(cells), cell.label, _outcome(result), duration(left))
