@@ -21,7 +21,7 @@ from recbole_llm4sbr.base.metrics import session_metric
 from recbole_llm4sbr.base.settings import load_settings
 from recbole_llm4sbr.cli.main import main
 from recbole_llm4sbr.data.prepare import prepare
-from recbole_llm4sbr.experiment import cells, keys, work
+from recbole_llm4sbr.experiment import cells, work
 from recbole_llm4sbr.experiment.compare import compare
 from recbole_llm4sbr.experiment.progress import GridProgress
 from recbole_llm4sbr.experiment.variants import ABLATIONS, read_variants
@@ -29,6 +29,7 @@ from recbole_llm4sbr.report.comparisons import by_session
 from recbole_llm4sbr.report.page import report
 from recbole_llm4sbr.report.reading import read_grids
 from recbole_llm4sbr.report.tables import tables_of
+from recbole_llm4sbr.training import keys
 from recbole_llm4sbr.training.ensemble import run_ensemble
 
 

@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(arguments)
     except KeyboardInterrupt:
         print(
-            "interrupted; the same command goes on from what was finished; a model that was in training starts anew",
+            "interrupted; run the same command again to go on",
             file=sys.stderr,
         )
         return 130

@@ -27,11 +27,11 @@ from recbole_llm4sbr.data.checks import RunFiles, settled
 from recbole_llm4sbr.data.remembered import of_files
 from recbole_llm4sbr.experiment.cells import Cell, run_cells
 from recbole_llm4sbr.experiment.feature_files import dry_run_of_all, files_for, make_files_of_all
-from recbole_llm4sbr.experiment.keys import result_key, short_hash
 from recbole_llm4sbr.experiment.progress import GridProgress
 from recbole_llm4sbr.experiment.variants import EnsembleName, Variant, make_variant, of_llms, with_controls
 from recbole_llm4sbr.model import model_class
 from recbole_llm4sbr.training.environment import machine
+from recbole_llm4sbr.training.keys import result_key, short_hash
 
 log = logging.getLogger(__name__)
 

@@ -30,11 +30,11 @@ from recbole_llm4sbr.base.wording import show_settings
 from recbole_llm4sbr.data.checks import RunFiles, settled
 from recbole_llm4sbr.data.remembered import of_files
 from recbole_llm4sbr.experiment.feature_files import dry_run_of_all, make_files_of_all
-from recbole_llm4sbr.experiment.keys import checksums_of
 from recbole_llm4sbr.experiment.ray_search import EXPERIMENT, Plan, optuna_search, run_trials
 from recbole_llm4sbr.experiment.space import Dimension, read_space
 from recbole_llm4sbr.training.config import SessionConfig, check_runnable
 from recbole_llm4sbr.training.environment import machine
+from recbole_llm4sbr.training.keys import checksums_of
 from recbole_llm4sbr.training.run import train
 
 log = logging.getLogger(__name__)

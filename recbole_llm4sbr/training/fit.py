@@ -19,6 +19,7 @@ from recbole_llm4sbr.model import SessionIntents, build_model
 from recbole_llm4sbr.model.cold_items import trained_part
 from recbole_llm4sbr.model.training_graphs import training_sessions
 from recbole_llm4sbr.training.config import SessionConfig
+from recbole_llm4sbr.training.resuming import Past, TrainingState
 from recbole_llm4sbr.training.trainer import session_trainer
 
 log = getLogger(__name__)
@@ -52,7 +53,12 @@ class TestRows:
 
 
 def fit(
-    config: SessionConfig, train_data: Any, valid_data: Any, saved: bool, on_epoch: Callable[[int, float], None] | None = None
+    config: SessionConfig,
+    train_data: Any,
+    valid_data: Any,
+    saved: bool,
+    on_epoch: Callable[[int, float], None] | None = None,
+    state: TrainingState | None = None,
 ) -> tuple[Any, Fitted]:
     """Build the model and train it with RecBole's Trainer; the test part is not seen.
 
@@ -61,6 +67,7 @@ def fit(
         train_data, valid_data: RecBole's dataloaders.
         saved: whether checkpoints are written.
         on_epoch: called with the epoch and its validation score.
+        state: where the state between epochs is kept; training goes on from the one that is there.
 
     Returns:
         The trainer, and what training found: validation, seconds, losses and the number of parameters.
@@ -69,14 +76,16 @@ def fit(
     model = build_model(config, train_data.dataset).to(config["device"])
     getLogger(RECBOLE).info(model)
     trainer = session_trainer(config, model)
-    scores: dict[int, float] = {}
+    past = state.restore(trainer, train_data) if state else Past({}, 0.0)
+    scores, started = past.scores, time.perf_counter() - past.seconds
 
     def remember(epoch: int, score: float) -> None:
         scores[epoch] = float(score)
+        if state:
+            state.keep(trainer, train_data, epoch, Past(scores, time.perf_counter() - started))
         if on_epoch:
             on_epoch(epoch, float(score))
 
-    started = time.perf_counter()
     best_score, best_valid = trainer.fit(
         train_data, valid_data, saved=saved, show_progress=shows_progress(config), callback_fn=remember
     )

@@ -13,7 +13,6 @@ import torch
 from torch.multiprocessing.spawn import spawn
 
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.files import make_folder
 from recbole_llm4sbr.base.recbole import data_preparation, init_seed
 from recbole_llm4sbr.base.records import IntentCounts, PreparedCounts
 from recbole_llm4sbr.base.results import RunResult, Tested
@@ -28,7 +27,9 @@ from recbole_llm4sbr.training.dataset import SessionDataset
 from recbole_llm4sbr.training.environment import peak_memory_mb, versions
 from recbole_llm4sbr.training.epochs import say_head
 from recbole_llm4sbr.training.fit import TestRows, fit, look_at_test, shows_progress
+from recbole_llm4sbr.training.keys import result_key, short_hash
 from recbole_llm4sbr.training.logs import run_log
+from recbole_llm4sbr.training.resuming import TrainingState, run_folder
 from recbole_llm4sbr.training.trainer import plain
 
 OnEpoch = Callable[[int, float], None]
@@ -80,9 +81,10 @@ def train(
     run_name = (
         f"{class_name(settings['model'])}-{settings['dataset']}-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6:06d}"
     )
-    folder = make_folder(Path(settings["checkpoint_dir"]) / run_name)
-    here = {**settings, "checkpoint_dir": str(folder)}
-    tested = _train_here(here, saved, on_epoch, on_test) if settings["nproc"] == 1 else _train_on_many(here, saved)
+    with run_folder(Path(settings["checkpoint_dir"]), run_name, _key(settings, files) if saved else "") as (folder, state):
+        here = {**settings, "checkpoint_dir": str(folder)}
+        alone = settings["nproc"] == 1
+        tested = _train_here(here, saved, on_epoch, on_test, state) if alone else _train_on_many(here, saved)
     return RunResult(
         **vars(tested),
         prepare=PreparedCounts.from_json(files.prepared.counts),
@@ -92,8 +94,23 @@ def train(
     )
 
 
+def _key(settings: Mapping[str, Any], files: RunFiles) -> str:
+    """Of all that the bits of a run depend on, so that it may go on with what a killed one left; "" for one that never goes on.
+
+    That is one of several processes, and one of a model class of the user's own, whose code may have changed meanwhile.
+    """
+    if settings["nproc"] > 1 or ":" in settings["model"]:
+        return ""
+    device = [torch.cuda.is_available(), settings.get("gpu_id"), settings.get("use_gpu")]
+    return short_hash([result_key(settings, files), torch.__version__, device])
+
+
 def _train_here(
-    settings: Mapping[str, Any], saved: bool, on_epoch: OnEpoch | None = None, on_test: OnTest | None = None
+    settings: Mapping[str, Any],
+    saved: bool,
+    on_epoch: OnEpoch | None = None,
+    on_test: OnTest | None = None,
+    state: TrainingState | None = None,
 ) -> Tested:
     """Train and test in this process."""
     named = {key: settings.get(key) for key in ("dataset", "state")}
@@ -102,7 +119,7 @@ def _train_here(
         for each in (config, dataset):
             getLogger(RECBOLE).info(each)
         say_head(config, settings, train_data)
-        trainer, fitted = fit(config, train_data, valid_data, saved, on_epoch)
+        trainer, fitted = fit(config, train_data, valid_data, saved, on_epoch, state)
         if not config["single_spec"]:
             torch.distributed.barrier()  # the first process writes the checkpoint that all of them read next
         test = trainer.evaluate(test_data, load_best_model=saved, show_progress=shows_progress(config))
