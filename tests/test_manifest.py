@@ -5,6 +5,7 @@ import json
 import shutil
 from collections import Counter
 
+import numpy as np
 import pytest
 from conftest import file_of
 
@@ -13,9 +14,12 @@ from recbole_llm4sbr.base import files
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import sha256_file
 from recbole_llm4sbr.data.checks import check_run_files
+from recbole_llm4sbr.data.features import Localized, SessionLines
 from recbole_llm4sbr.data.manifest import Manifest, setting_differences
 from recbole_llm4sbr.data.prepare import prepare
 from recbole_llm4sbr.intent.infer import infer
+from recbole_llm4sbr.training.loading import load_model
+from recbole_llm4sbr.training.run import train
 
 
 def test_a_manifest_says_what_was_written_and_comes_back_equal(tmp_path):
@@ -129,6 +133,36 @@ def test_a_view_that_is_added_changes_no_other_views_checksum(settings_for):
     both = infer(settings_for(), prepared).intents.views
     assert set(both) == {"long", "short"}
     assert both["long"] == first["long"] == infer(settings, prepared).intents.views["long"]
+
+
+def test_a_views_checksum_is_that_of_the_answers_by_session():
+    def checksums(names, rows, sims=0.5, sets=None):
+        found = Localized(np.array([[0, 1]]), np.full((1, 2), sims, np.float32), {"long": np.zeros(2, np.int32)})
+        return SessionLines(["s1", "s2"], {"long": np.array(rows, np.int32)}, ["a", "b"], found, sets).checksums(names)
+
+    first = checksums(["Alien", "Heat"], [1, 0])
+    assert first == checksums(["Alien", "Heat"], [1, 0], 0.5001)  # the last digit depends on what else is compared
+    assert first == checksums(["Alien", "Babe", "Heat"], [2, 0])  # another view has one answer more
+    assert first != checksums(["Alien", "Heat"], [0, 1])
+    assert first != checksums(["Alien", "Heat"], [1, -1])
+    several = checksums(["Alien", "Heat"], [0, 1], sets=np.array([[0, 1], [1, -1]], np.int32))
+    assert several != checksums(["Alien", "Heat"], [0, 1], sets=np.array([[1, 0], [1, -1]], np.int32))
+    assert checksums([], [1, 0]) != checksums([], [1, -1])
+
+
+def test_a_checkpoint_outlives_a_view_that_is_added_and_no_other_answers(settings_for):
+    settings = settings_for(views=["long"])
+    infer(settings, prepare(settings))
+    result = train(settings)
+    infer(settings_for(), prepare(settings))
+    loaded = load_model(result.checkpoint)
+    assert loaded.config["views"] == ["long"]
+    manifest = file_of(settings, "infer.json")
+    made = json.loads(manifest.read_text())
+    made["views"]["long"] = "0" * 64
+    manifest.write_text(json.dumps(made))
+    with pytest.raises(UserError, match=r"was trained on another tiny\.sessemb, view long"):
+        load_model(result.checkpoint)
 
 
 def test_other_weights_in_an_encoders_folder_are_noticed(settings_for, tiny_encoder, tmp_path):

@@ -50,13 +50,17 @@ def settled(settings: Mapping[str, Any], prepared: Manifest) -> Settings:
 
 
 def run_checksums(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Checksums of the files that a run reads, by name, as their manifests say; nothing is checked."""
+    """Checksums of the files that a run reads, by name, and of its views of the intents, as their manifests say; nothing is checked."""
     folder = dataset_folder(settings)
     paths = [folder / PREPARED]
     paths += [folder / ITEMS] if uses_item_texts(settings) else []
-    paths += [intents_folder(folder, settings) / INTENTS] if uses_intents(settings) else []
-    made = [Manifest.read(path) for path in paths]
-    return {name: checksum for each in made if each is not None for name, checksum in each.files.items()}
+    found = {name: each for path in paths if (made := Manifest.read(path)) is not None for name, each in made.files.items()}
+    made = Manifest.read(intents_folder(folder, settings) / INTENTS) if uses_intents(settings) else None
+    if made is not None:  # a view that was added since is none of the run's
+        found |= {
+            f"{settings['dataset']}.sessemb, view {view}": made.views[view] for view in settings["views"] if view in made.views
+        }
+    return found
 
 
 def check_prepared(settings: Mapping[str, Any]) -> Manifest:

@@ -99,27 +99,34 @@ class SessionLines:
         for token in self._ids:
             yield "\t".join([token, *map(next, cells)]) + "\n"
 
-    def checksums(self) -> dict[str, str]:
-        """A SHA-256 of each view's items and similarities by session id: what training reads of it."""
+    def checksums(self, names: Sequence[str]) -> dict[str, str]:
+        """A SHA-256 of each view's intents by session id.
+
+        Of what an LLM said, not of the similarities that were found for it: their last digit depends on which intents are compared at
+        once, so that it may change when a view is added.
+
+        Args:
+            names: of the intents, by their numbers; empty where they have none, and follow from the sessions and the items alone.
+        """
         found = {}
         for view in self._intents:
             digest = hashlib.sha256()
-            for token, cell in zip(self._ids, self._cells(view)):
-                digest.update(f"{token}\t{cell}\n".encode())
+            for token, cell in zip(self._ids, self._titles(view, [text.encode().hex() for text in names])):
+                digest.update(f"{token}\t{cell if names else bool(cell)}\n".encode())
             found[view] = digest.hexdigest()
         return found
 
-    def _titles(self, view: str) -> Iterator[str]:
-        """The ids of each session's intent, as text."""
+    def _titles(self, view: str, names: Sequence[str] = ()) -> Iterator[str]:
+        """The ids of each session's intent, or their names where there are some, as text."""
         column = self._intents[view]
         for first in range(0, len(column), _CHUNK):
             numbers = column[first : first + _CHUNK]
             if self._sets is None:
-                yield from (f"i{number}" if number >= 0 else "" for number in numbers.tolist())
+                yield from (_id(number, names) if number >= 0 else "" for number in numbers.tolist())
                 continue
             distinct, which = np.unique(numbers, return_inverse=True)
             texts = [
-                " ".join(f"i{number}" for number in titles if place >= 0 and number >= 0)
+                " ".join(_id(number, names) for number in titles if place >= 0 and number >= 0)
                 for place, titles in zip(distinct.tolist(), self._sets[distinct].tolist())
             ]
             yield from (texts[place] for place in which.tolist())
@@ -136,3 +143,8 @@ class SessionLines:
                 )
             ]
             yield from (texts[place] for place in which.tolist())
+
+
+def _id(number: int, names: Sequence[str]) -> str:
+    """What an intent is called."""
+    return names[number] if names else f"i{number}"

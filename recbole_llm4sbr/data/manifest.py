@@ -35,7 +35,7 @@ class Manifest:
         models: identity of the LLM and the encoder, by option.
         files: checksums of the files by name.
         counts: what they hold.
-        views: of intents: a checksum of each view's part, so that adding a view does not change the others.
+        views: of intents: a checksum of each view's intents, so that adding a view does not change the others.
         format, version: of the files, and of the package that wrote them.
     """
 

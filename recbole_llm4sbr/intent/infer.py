@@ -105,7 +105,7 @@ def infer(settings: Mapping[str, Any], prepared: Manifest | None = None) -> Infe
         {"prepared": prepared.files, "items": items.files},
         model_identities(settings, "encoder", "llm"),
         counts=counts.of_files(),
-        views=lines.checksums(),
+        views=lines.checksums(intents.names),
     ).write(_files(settings["dataset"], lines, intents.vectors if asking else None, intents.names))
     (here / REFRESH).unlink(missing_ok=True)
     counts = replace(counts, seconds=round(time.perf_counter() - started, 1))
