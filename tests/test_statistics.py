@@ -55,6 +55,19 @@ def test_sums_in_another_order_are_no_difference():
     assert improvement(a[None], b[None]) == (0, 0, 0)
 
 
+def test_runs_that_collapse_make_an_interval_without_bound_and_no_verdict():
+    rng = np.random.default_rng(1)
+    collapsed, usual = (
+        (rng.random((2, 300)) < np.array([one, other])[:, None]) + 0.0 for one, other in ((0.003, 0.6), (0.05, 0.05))
+    )
+    for a, b in ((collapsed, usual), (usual, collapsed)):
+        _, low, high = improvement(a, b)
+        assert low >= -100  # no metric falls by more
+        assert high > 0 > low
+        assert verdict(low, high, 1e-9, 2) == "no"
+    assert improvement(collapsed, usual)[2] == math.inf
+
+
 def test_no_difference_is_no_effect():
     a = np.array([[0.0, 1.0, 0.5]])
     assert paired_p(a[0], a[0]) == 1

@@ -6,6 +6,18 @@ import numpy.typing as npt
 PER_SESSION = ("hit", "mrr", "ndcg")  # RecBole's metrics that have a value for each session
 
 
+NO_SHARES = ("averagepopularity", "shannonentropy")  # RecBole's metrics that are no share of anything
+
+
+def shown_by(metric: str) -> float:
+    """What a metric's value is multiplied by to be read: 100 for a share in percent, 1 for what is none.
+
+    >>> shown_by("Hit@20"), shown_by("AveragePopularity@10")
+    (100.0, 1.0)
+    """
+    return 1.0 if metric.lower().partition("@")[0] in NO_SHARES else 100.0
+
+
 def session_metric(rank: npt.NDArray[np.int32], name: str) -> npt.NDArray[np.float64]:
     """A metric of each row, as RecBole defines it for one relevant item.
 

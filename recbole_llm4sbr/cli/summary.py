@@ -12,10 +12,13 @@ def summary(result: RunResult) -> str:
     kind = f"LLM4SBR({settings['model']})" if settings["llm4sbr"] else f"{settings['model']}, plain"
     kind = f"ensemble of {len(result.members)} models" if result.members else kind + tower_said(settings)
     columns = result.metric_names()
-    lines = ["", f"{kind} on {settings['dataset']}", " " * 6 + "".join(f"{column:>9}" for column in columns)]
+    wide = [max(9, len(column) + 2) for column in columns]
+    head = "".join(f"{column:>{width}}" for column, width in zip(columns, wide))
+    lines = ["", f"{kind} on {settings['dataset']}", " " * 6 + head]
     for part, values in (("valid", result.best_valid_result), ("test", result.test_result)):
         numbers = (values.get(column.lower()) for column in columns)
-        lines.append(f"{part:6}" + "".join(f"{'-' if number is None else format(number, '.4f'):>9}" for number in numbers))
+        cells = ("-" if number is None else f"{number:.4f}" for number in numbers)
+        lines.append(f"{part:6}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, wide)))
     lines += _by_clicks(result, columns)
     lines.append(
         f"sessions {counts.sessions:,}, items ranked {counts.catalogue:,}, clicks {counts.clicks:,}; rows "

@@ -20,6 +20,7 @@ from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.facts import deciding, intents_of, llm_name, uses_intents
 from recbole_llm4sbr.base.files import append_json_line, make_folder, read_json, write_json, write_whole
 from recbole_llm4sbr.base.grids import CellResult, GridEntry, read_cell_results
+from recbole_llm4sbr.base.metrics import shown_by
 from recbole_llm4sbr.base.model_names import canonical_model
 from recbole_llm4sbr.base.settings import Settings, load_settings
 from recbole_llm4sbr.base.wording import duration, show
@@ -351,7 +352,7 @@ def _outcome(cell: CellResult) -> str:
     if cell.result is None:
         return f"failed ({cell.reason})"
     result = cell.result
-    score = 100 * result.test_result.get(result.valid_metric.lower(), float("nan"))
+    score = shown_by(result.valid_metric) * result.test_result.get(result.valid_metric.lower(), float("nan"))
     unfinished = f"; {result.advice()}" if result.unfinished else ""
     seconds = duration(result.seconds_training)
     return f"{result.valid_metric} {score:.2f} on test, best epoch {result.best_epoch}, {seconds}{unfinished}"

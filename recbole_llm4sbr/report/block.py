@@ -1,6 +1,7 @@
 """What a report reads: lines of a grid, a variant of a model each, and the blocks that they stand in; what is tested against what."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from recbole_llm4sbr.base.grids import Search
-from recbole_llm4sbr.base.metrics import is_per_session, session_metric
+from recbole_llm4sbr.base.metrics import is_per_session, session_metric, shown_by
 from recbole_llm4sbr.base.names import ENSEMBLE, control_of_ensemble
 from recbole_llm4sbr.base.results import RunResult
 
@@ -28,6 +29,7 @@ class Line:
         ranks: test rows by seed: session, rank, length, head, intent, and clicks but in files of versions that did not count them.
         reasons: why a seed's run failed.
         name: of the variant as tables and figures show it: a long one is cut, and no other variant of the block has it.
+        keys: of its cells.
     """
 
     group: str
@@ -38,6 +40,7 @@ class Line:
     ranks: dict[int, dict[str, npt.NDArray[Any]]] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
     name: str = ""
+    keys: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         """Show the variant as it is unless told otherwise."""
@@ -59,11 +62,11 @@ class Line:
         return sorted(seed for seed, result in self.results.items() if result.unfinished)
 
     def scores(self, metric: str) -> list[float]:
-        """A metric of the test in percent, by seed."""
-        return [100 * float(result.test_result.get(metric.lower(), np.nan)) for result in self.results.values()]
+        """A metric of the test by seed, in percent where it is a share."""
+        return [shown_by(metric) * float(result.test_result.get(metric.lower(), np.nan)) for result in self.results.values()]
 
     def mean(self, metric: str) -> str:
-        """The mean of a metric of the test in percent, and of several seeds their standard deviation, as it is read."""
+        """The mean of `scores`, and of several seeds their standard deviation, as it is read."""
         scores = self.scores(metric)
         said = f"{np.mean(scores):.2f}"
         return said if len(scores) < 2 else f"{said} ± {np.std(scores, ddof=1):.2f}"
@@ -130,6 +133,13 @@ class Block:
         """The lines of a group that have a result."""
         return [line for line in self.lines if line.group == group and line.results]
 
+    @property
+    def valid_metrics(self) -> list[str]:
+        """The metrics that select epochs, the one of most runs first."""
+        results = [result for line in self.lines for result in line.results.values()]
+        results += [search.best.result for search in self.searches if search.best is not None]
+        return [metric for metric, _ in Counter(result.valid_metric for result in results).most_common()]
+
     def any_result(self) -> RunResult:
         """A result, for what all have in common; one that used intents where there is one."""
         results = [result for line in self.lines for result in line.results.values()]
@@ -151,7 +161,7 @@ class Block:
                 references = [_reference(others)]
                 references += _compared(line, others)
             for reference in references:
-                if reference is not line:
+                if reference is not line and not (line.keys and line.keys == reference.keys):  # the very same runs
                     found.setdefault(frozenset((id(line), id(reference))), (line, reference))
         return list(found.values())
 

@@ -20,13 +20,14 @@ def counts_table(block: Block) -> Table:
 def paragraphs(block: Block) -> list[str]:
     """Who made the intents, the protocol with the settings that all runs share, and what ran it."""
     result, common = block.any_result(), common_settings(block)
+    selecting = " or ".join(block.valid_metrics)
     asked = common.get("intent_source", "llm") == "llm"
     shown = (key for key in shown_settings() if key in common and (asked or key not in ("llm", "prompt", "control_of")))
     settings = ", ".join(f"{key} {llm_name(result.settings) if key == 'llm' else show(common[key])}" for key in shown)
     versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
     return [
         f"**Intents**: {intents_said(block)}",
-        f"**Protocol**: the epoch is selected on validation by {result.valid_metric}, tested once, every session ranks the whole "
+        f"**Protocol**: the epoch is selected on validation by {selecting}, tested once, every session ranks the whole "
         f"catalogue; within a table all models and variants have the same settings and budget but for what makes the variant. Of all "
         f"tables here: {settings}.",
         f"**Made by** {' and '.join(block.machines)}; {versions}; with",

@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from recbole_llm4sbr.base.facts import llm_name
+from recbole_llm4sbr.base.facts import engine, llm_name
 from recbole_llm4sbr.base.names import ENSEMBLE, split_changes
 from recbole_llm4sbr.report.block import Block, Line, is_llm4sbr, is_plain_with_text
 from recbole_llm4sbr.report.comparisons import Comparison
 from recbole_llm4sbr.report.statistics import ONE_SEED, UNFINISHED_RUN
 
-PLAIN, TEXT, SESSION_TEXT, LLM = "plain", "plain with text", "session text", "LLM"
+PLAIN, TEXT, SESSION_TEXT, ECHO, LLM = "plain", "plain with text", "session text", "echo", "LLM"
 CONTROLS = {"none": "no intents", "random": "random vectors", "shuffled": "exchanged intents", "session_text": SESSION_TEXT}
 
 
@@ -18,7 +18,7 @@ class Rung:
     """A line of a ladder, and what it is there.
 
     Attributes:
-        name: `PLAIN`, `TEXT`, one of `CONTROLS`, or `LLM`.
+        name: `PLAIN`, `TEXT`, one of `CONTROLS`, `ECHO`, or `LLM`.
         line: which.
     """
 
@@ -113,22 +113,29 @@ def ladders_of(block: Block, tests: Mapping[str, Sequence[Comparison]]) -> list[
 
 def _metric(block: Block, tests: Mapping[str, Sequence[Comparison]]) -> str:
     """The metric that selects the epoch, where it is tested; else the first that is."""
-    usual = block.any_result().valid_metric
+    usual = block.valid_metrics[0]
     tested = [each.metric for found in tests.values() for each in found]
     return next((metric for metric in tested if metric.lower() == usual.lower()), tested[0] if tested else usual)
 
 
 def _source(line: Line) -> str:
-    """Whose intents of a session's own a line reads: `llm` or `session_text`; "" where none."""
+    """Whose intents of a session's own a line reads, as a rung is called: an LLM's, those of `echo`, or session text; "" where none."""
     source = str(line.settings.get("intent_source", "")) if line.settings.get("llm4sbr") else ""
-    return source if source in ("llm", "session_text") else ""
+    if source == "llm":
+        return ECHO if engine(line.settings) == "echo" else LLM
+    return SESSION_TEXT if source == "session_text" else ""
 
 
 def _tops(lines: Iterable[Line]) -> list[Rung]:
     """The lines of a model whose intents are judged: LLM4SBR, of each LLM, by that name; else the nearest to it that is there."""
     with_intents = [line for line in lines if _source(line)]
     chosen = [line for line in with_intents if is_llm4sbr(line.variant)] or sorted(with_intents, key=_distance)[:1]
-    return [Rung(LLM if _source(line) == "llm" else SESSION_TEXT, line) for line in chosen]
+    return [Rung(_source(line), line) for line in chosen]
+
+
+def _same(line: Line, other: Line) -> bool:
+    """Whether two lines are one, or are the very same runs."""
+    return line is other or bool(line.keys and line.keys == other.keys)
 
 
 def _distance(line: Line) -> tuple[bool, bool]:
@@ -151,6 +158,6 @@ def _below(lines: Sequence[Line], top: Rung | None) -> list[Rung]:
     match = is_llm4sbr(top.line.variant)
     suffix = match[1] or "" if match else ""
     for variant, name in CONTROLS.items():
-        own = [line for line in lines if line.variant in (variant + suffix, variant) and line is not top.line]
+        own = [line for line in lines if line.variant in (variant + suffix, variant) and not _same(line, top.line)]
         rungs += [Rung(name, max(own, key=lambda line: len(line.variant)))] if own else []
     return rungs

@@ -86,6 +86,7 @@ def _read_grid(folder: Path, blocks: dict[tuple[str, str], Block], folder_of: di
         if line is None:
             line = Line(*place, entry.about)
             block.lines.append(line)
+        line.keys.add(entry.key)
         cell = cells.get(entry.key)
         if cell is None:
             line.reasons[entry.seed] = "not run yet"

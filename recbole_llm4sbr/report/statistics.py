@@ -43,7 +43,8 @@ def improvement(a: Numbers, b: Numbers, resamples: int = RESAMPLES, seed: int = 
         seed: of its draws.
 
     Returns:
-        Improvement, lower and upper end. nan where the mean of `a` is 0; the interval is nan with a single session.
+        Improvement, lower and upper end, inf where resamples of `a` have no hit at all. nan where the mean of `a` is 0; the interval is
+        nan with a single session.
     """
     before, after = float(a.mean()), float(b.mean())
     if before == 0:
@@ -57,10 +58,13 @@ def improvement(a: Numbers, b: Numbers, resamples: int = RESAMPLES, seed: int = 
     drawn = (np.bincount(rng.integers(rows, size=rows), minlength=rows) for _ in range(resamples))
     means = np.stack([weights @ both / rows for weights in drawn])  # of each run in each resample
     x, y = (_resampled_seeds(each, rng) for each in (means[:, : len(a)], means[:, len(a) :]))
+    y = np.maximum(y, 0)  # no metric is negative, which a widened mean may be
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = np.where(x > 0, 100 * (y / x - 1), np.nan)  # resamples in which `a` has no hit at all have none
-    low, high = np.round(np.nanpercentile(ratios, [2.5, 97.5]), _DIGITS)
-    return percent, float(low), float(high)
+        # where `a` has no hit at all the improvement on it has no bound, or is none where `b` has none either
+        ratios = np.where(x > 0, 100 * (y / x - 1), np.where(y > 0, np.inf, 0.0))
+    ends = np.percentile(ratios, [2.5, 97.5], method="linear" if np.isfinite(ratios).all() else "nearest")
+    low, high = np.round(ends, _DIGITS).tolist()
+    return percent, low, high
 
 
 def _resampled_seeds(means: Numbers, rng: np.random.Generator) -> Numbers:

@@ -31,8 +31,9 @@ def topic(ladders: Sequence[Ladder]) -> str:
     if of_llm:
         controlled = any(rung.name in CONTROLS.values() for ladder in of_llm for rung, _ in ladder.controls)
         return WHAT_THE_LLM_ADDED if controlled else "With and without intents of a language model"
-    if any(ladder.top for ladder in ladders):
-        return "Intents of session text; no language model was asked"
+    if tops := {ladder.top.name for ladder in ladders if ladder.top}:
+        said = "Intents of session text" if tops == {SESSION_TEXT} else "Intents"
+        return f"{said}; no language model was asked"
     return "No intents"
 
 
@@ -56,7 +57,7 @@ def finding(ladder: Ladder) -> str:
     if ladder.top is None:
         return "no variant with intents, so nothing to judge"
     of_llm = ladder.top.name == LLM
-    said = f"the LLM's intents{_asked_for(ladder.top)}" if of_llm else "intents of session text"
+    said = f"the LLM's intents{_asked_for(ladder.top)}" if of_llm else f"intents of {ladder.top.name}"
     asked = "" if of_llm else "no LLM was asked; "
     if ladder.plain is None:
         return f"{asked}no plain model beside {said}: not judged"
