@@ -9,6 +9,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from test_contract import ADAPTED, built
 
+from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.records import PreparedCounts
 from recbole_llm4sbr.base.settings import load_settings
 from recbole_llm4sbr.data.checks import PREPARED, settled
@@ -268,6 +269,27 @@ def test_a_class_of_ones_own_is_masked_too_when_it_is_plain(tiny, tmp_path, monk
     assert (
         type(built(tiny, "models_without_a_mask:Mine", **own | {"repeatable": True})[0]).__name__ == "Mine"
     )  # its loss may be its own
+
+
+def test_a_class_with_scores_or_a_loss_of_its_own_is_not_replaced(tiny, tmp_path, monkeypatch, caplog):
+    (tmp_path / "models_of_their_own.py").write_text(
+        "import torch\nfrom recbole.model.sequential_recommender import GRU4Rec\n"
+        "class Biased(GRU4Rec):\n    def full_sort_predict(self, batch):\n"
+        "        return super().full_sort_predict(batch) + torch.arange(self.n_items) / self.n_items\n"
+        "class Penal(GRU4Rec):\n    def calculate_loss(self, batch):\n"
+        "        return super().calculate_loss(batch) + 1000 * self.item_embedding.weight.pow(2).sum()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    own = {"repeatable": False, "dropout_prob": 0.3, "num_layers": 1}
+    for name, ways in (("Biased", "scores and loss"), ("Penal", "loss")):
+        model, *_ = built(tiny, f"models_of_their_own:{name}", **own, llm4sbr=False)
+        assert type(model).__name__ == name
+        assert f"{name} is trained with the session's items as candidates" in caplog.text
+        assert f"its {ways} are not the adapter's" in caplog.text
+    with pytest.raises(UserError, match=r"Biased cannot be wrapped: its full_sort_predict is not the product"):
+        built(tiny, "models_of_their_own:Biased", **own, llm4sbr=True)
+    built(tiny, "models_of_their_own:Penal", **own, llm4sbr=True)
+    assert "Penal is trained by cross-entropy over the catalogue here, and not by its own calculate_loss" in caplog.text
 
 
 def test_a_grid_and_a_search_under_auto_are_those_under_what_it_stands_for(given, tmp_path, monkeypatch):

@@ -22,6 +22,23 @@ def test_the_command_line_wins_over_files_and_files_win_over_our_properties(tmp_
     assert settings["learning_rate"] == 0.001
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("eval_args", {"mode": "uni100"}, "every session ranks the whole catalogue here"),
+        ("eval_args", {"split": {"RS": [8, 1, 1]}}, "--split"),
+        ("eval_args", {"order": "RO"}, "--split"),
+        ("eval_neg_sample_args", {"distribution": "uniform", "sample_num": 100}, "ranks the whole catalogue"),
+        ("user_inter_num_interval", "[5,inf)", "--min_session_length"),
+        ("benchmark_filename", ["a", "b", "c"], "--split"),
+    ],
+)
+def test_settings_of_recbole_that_would_have_no_effect_are_refused(key, value, says):
+    with pytest.raises(UserError, match=f"{key}=.* would have no effect.*{says}"):
+        load(**{key: value})
+    load(eval_args={"mode": "full", "group_by": "user", "order": "TO"})
+
+
 def test_an_unknown_setting_is_named_with_the_file_that_it_stands_in(tmp_path):
     right, wrong = tmp_path / "right.yaml", tmp_path / "wrong.yaml"
     right.write_text("intent_k: 1\n")

@@ -93,6 +93,51 @@ def test_settings_that_a_model_class_refuses_are_a_users_mistake(tiny):
         train(tiny | {"model": "SASRec", "n_heads": 3, "llm4sbr": False})
 
 
+def test_a_plain_model_of_recbole_is_trained_against_sampled_items_and_no_other_is(tiny):
+    plain = tiny | {"llm4sbr": False, "loss_type": "BPR"}
+    gru = {"model": "GRU4Rec", "num_layers": 1, "dropout_prob": 0.1}
+    losses = [train(tiny | {"llm4sbr": False} | gru | more).train_losses for more in ({}, {"loss_type": "BPR"})]
+    assert losses[0][0] > 3 * losses[1][0]  # log of the number of items, and log 2
+    for changed in ({}, gru | {"llm4sbr": True}, gru | {"session_dropout": 0.5}):
+        with pytest.raises(UserError, match="is trained by cross-entropy over the catalogue here"):
+            train(plain | changed)
+
+
+def test_bert4rec_trains_through_a_batch_in_which_nothing_is_masked(tiny):
+    layers = {
+        "n_layers": 1,
+        "n_heads": 1,
+        "inner_size": 8,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-12,
+        "initializer_range": 0.02,
+    }
+    bert = layers | {
+        "model": "BERT4Rec",
+        "llm4sbr": False,
+        "mask_ratio": 0.2,
+        "hidden_dropout_prob": 0.1,
+        "attn_dropout_prob": 0.1,
+    }
+    result = train(tiny | bert | {"train_batch_size": 1, "epochs": 2})
+    assert all(loss > 0 for loss in result.train_losses)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"learning_rate": 1e30}, "the loss is nan"),
+        (
+            {"model": "GRU4RecF", "selected_features": ["year"]},
+            r"'year' is not loaded; add --load_col='\{item: \[item_id, year\]\}'",
+        ),
+    ],
+)
+def test_training_that_cannot_go_on_says_what_to_change(tiny, changed, says):
+    with pytest.raises(UserError, match=says):
+        train(tiny | {"llm4sbr": False} | changed)
+
+
 def test_recboles_own_resume_continues_from_the_checkpoint(tiny):
     from recbole_llm4sbr.model import build_model
     from recbole_llm4sbr.training.trainer import session_trainer

@@ -12,6 +12,7 @@
 | the first download waits for a process group that does not exist | data/dataset/dataset.py:252 | `data.raw` downloads first | RecBole guards the barrier |
 | checkpoint names have one-second resolution | trainer/trainer.py | a folder per run | RecBole makes them unique |
 | importing the sequential models turns autograd's anomaly detection on for the whole process (2-3 x slower) | model/sequential_recommender/sine.py:25 | `import_models` restores the switch | RecBole drops that line |
+| BERT4Rec's loss of a batch in which nothing is masked, as of one row, is 0/0 | model/sequential_recommender/bert4rec.py:197, 212 | `model.registry` makes it 0 | RecBole guards the quotient |
 | AUC, MAE and RMSE import sklearn.metrics, and that scipy.stats: a third of the seconds that RecBole and torch take to import | evaluator/metrics.py:29 | `_imported_when_called`: sklearn comes when one of them is computed | RecBole imports it there |
 | pandas 3: `_fill_nan`, `_load_feat`, `_benchmark_presets` go wrong without an error | data/dataset/ | setup.cfg caps pandas below 3 | RecBole supports pandas 3 |
 """

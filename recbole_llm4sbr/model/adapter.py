@@ -22,7 +22,7 @@ from recbole_llm4sbr.model.fearec import FEARecContrast
 from recbole_llm4sbr.model.packed_gru import pack_gru
 from recbole_llm4sbr.model.text_items import TextItems
 
-_REMEDY = "write it as a SessionRecommender (docs/backbones.md), or train it plain with --llm4sbr=false"
+REMEDY = "write it as a SessionRecommender (docs/backbones.md), or train it plain with --llm4sbr=false"
 # Models of RecBole that cannot be adapted, and why.
 REFUSED = {
     "HGN": "its score has three parts",
@@ -82,12 +82,13 @@ def check_adaptable(model: type) -> None:
         UserError: the class is in `REFUSED`, or its `forward` needs more than a session's clicks and length.
     """
     name = model.__name__
-    if name in REFUSED and model.__module__.startswith("recbole."):
-        raise UserError(f"{name} cannot be wrapped: {REFUSED[name]}; {_REMEDY}")
+    of_recbole = (kind.__name__ for kind in model.__mro__ if kind.__module__.startswith("recbole."))
+    if refused := next((each for each in of_recbole if each in REFUSED), None):
+        raise UserError(f"{name} cannot be wrapped: {REFUSED[refused]}; {REMEDY}")
     needed = list(inspect.signature(model.forward).parameters)[1:]  # type: ignore[attr-defined]
     if missing := [argument for argument in needed if argument not in (*_SEQUENCE, *_LENGTH)]:
         raise UserError(
-            f"{name} cannot be wrapped: its forward() needs {', '.join(missing)}, which a session does not have; {_REMEDY}"
+            f"{name} cannot be wrapped: its forward() needs {', '.join(missing)}, which a session does not have; {REMEDY}"
         )
 
 
@@ -115,7 +116,7 @@ class AdaptedRecommender(SessionRecommender):
         name = type(model).__name__
         check_adaptable(type(model))
         if not has_item_table(model):
-            raise UserError(f"{name} cannot be wrapped: it has no item_embedding table; {_REMEDY}")
+            raise UserError(f"{name} cannot be wrapped: it has no item_embedding table; {REMEDY}")
         self.model = model
         quicken_dropout(model)
         for part in model.modules():
@@ -203,6 +204,46 @@ class AdaptedRecommender(SessionRecommender):
             fields = (self.ITEM_SEQ, self.ITEM_SEQ_LEN, self.USER_ID)
             return self._contrast(embeddings.global_emb, *(interaction[field] for field in fields))
         return self._adaptation.penalty(self.model) if self._adaptation.penalty else None
+
+
+_TRIED = 32  # training rows
+
+
+def own_ways(kind: type[nn.Module], config: Any, dataset: Any) -> list[str]:
+    """What a class does otherwise than the adapter would in its place, tried on a few training rows: `scores`, `loss`.
+
+    The scores are those of its `full_sort_predict`. Its loss should be their cross-entropy, all items being candidates, and what the
+    adapter knows of the model of RecBole that it extends.
+
+    Args:
+        kind: of the user's own, one that `check_adaptable` lets pass.
+        config: RecBole's config.
+        dataset: RecBole's dataset of the training part.
+
+    Raises:
+        UserError: the class has no item table.
+    """
+    device = config["device"]
+    rows = dataset.inter_feat[:_TRIED].to(device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+        model = kind(config, dataset).to(device).eval()
+        adapted = AdaptedRecommender(config, dataset, model).to(device).eval()
+        own = model.full_sort_predict(rows).view(len(rows), -1)  # type: ignore[operator]
+        try:
+            loss = model.calculate_loss(rows)  # type: ignore[operator]
+        except (KeyError, IndexError):  # it is trained against sampled items, which these rows do not have
+            loss = torch.tensor(torch.nan, device=device)
+        if config["similarity"] == "cosine":  # what is switched is not tried
+            adapted.temperature = None
+        scores = adapted.full_sort_predict(rows).view(len(rows), -1)
+        expected = nn.functional.cross_entropy(own, rows[config["ITEM_ID_FIELD"]])
+        if adapted._adaptation.penalty:
+            expected = expected + adapted._adaptation.penalty(model)
+    total = torch.stack([*loss]).sum() if isinstance(loss, tuple) else loss
+    seen = torch.isfinite(scores)  # the others are padding and what is no candidate
+    alike = own.shape == scores.shape and torch.allclose(own[seen], scores[seen], rtol=1e-3, atol=1e-4)
+    ways = [] if alike else ["scores"]
+    return ways if torch.allclose(total, expected, rtol=1e-3) else [*ways, "loss"]
 
 
 class CORE(AdaptedRecommender):

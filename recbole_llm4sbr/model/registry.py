@@ -11,7 +11,7 @@ from torch import nn
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.model_names import plain_name
 from recbole_llm4sbr.base.recbole import MODELS, import_models
-from recbole_llm4sbr.model.adapter import AdaptedRecommender, check_adaptable, has_item_table
+from recbole_llm4sbr.model.adapter import REMEDY, AdaptedRecommender, check_adaptable, has_item_table, own_ways
 from recbole_llm4sbr.model.backbones import BACKBONES
 from recbole_llm4sbr.model.baselines import BASELINES, UntrainedRecommender
 from recbole_llm4sbr.model.cold_items import trained_part
@@ -67,7 +67,7 @@ def is_switched(settings: Any) -> bool:
     )
 
 
-def _trains_as_ours(config: Any, kind: type[nn.Module]) -> bool:
+def _trains_as_ours(config: Any, kind: type[nn.Module], dataset: Any) -> bool:
     """Whether a plain model that is not ours is trained through the adapter, which leaves padding and candidates out that RecBole counts.
 
     Not where its class is named by RecBole's module, as the variant `recbole` does, where it is trained against sampled items, where it
@@ -77,10 +77,13 @@ def _trains_as_ours(config: Any, kind: type[nn.Module]) -> bool:
         return True
     if config["given"]["model"].startswith("recbole.") or config["loss_type"] == "BPR":
         return False
-    if config["repeatable"] and not kind.__module__.startswith("recbole."):
+    own = not kind.__module__.startswith("recbole.")
+    if config["repeatable"] and own:
         return False
     try:
         check_adaptable(kind)
+        if own and (ways := own_ways(kind, config, dataset)):
+            raise UserError(f"its {' and '.join(ways)} are not the adapter's")
     except UserError as error:
         if not config["repeatable"]:
             log.warning(
@@ -153,27 +156,65 @@ def build_model(config: Any, dataset: Any) -> nn.Module:
     return model
 
 
+def _check_own(kind: type[nn.Module], config: Any, dataset: Any) -> None:
+    """Refuse to enhance or switch a class of the user's own whose scores the adapter would replace; warn where it replaces its loss.
+
+    Raises:
+        UserError: names both ways to go on.
+    """
+    ways = own_ways(kind, config, dataset)
+    if "scores" in ways:
+        raise UserError(
+            f"{kind.__name__} cannot be wrapped: its full_sort_predict is not the product of what forward() returns and item_embedding, so "
+            f"that it would be another model than the plain one; {REMEDY}"
+        )
+    if "loss" in ways:
+        log.warning("%s is trained by cross-entropy over the catalogue here, and not by its own calculate_loss", kind.__name__)
+
+
 def _made(kind: type[nn.Module], config: Any, dataset: Any) -> nn.Module:
     """A model of a class.
 
     Raises:
         UserError: the class refuses the settings, as one whose heads do not divide the hidden size.
     """
+    fields = config["selected_features"] or []
+    if missing := [each for each in fields if each not in dataset.field2type]:
+        raise UserError(
+            f"{kind.__name__} reads selected_features={fields}, and {missing[0]!r} is not loaded; add "
+            f"--load_col='{{item: [item_id, {', '.join(fields)}]}}', columns of the .item file"
+        )
     try:
-        return kind(config, dataset)
+        model: nn.Module = kind(config, dataset)
     except ValueError as error:
         raise UserError(f"{kind.__name__} cannot be made with these settings: {error}") from error
+    return _with_loss_of_any_batch(model) if isinstance(getattr(model, "MASK_INDEX", None), str) else model
+
+
+def _with_loss_of_any_batch(model: Any) -> nn.Module:
+    """RecBole's BERT4Rec, whose loss of a batch in which nothing is masked is no longer 0/0 but 0."""
+    own = model.calculate_loss
+
+    def calculate_loss(batch: Any) -> torch.Tensor:
+        masked = bool((batch[model.MASK_INDEX] > 0).any())
+        loss: torch.Tensor = own(batch) if masked else 0 * model.item_embedding.weight.sum()
+        return loss
+
+    model.calculate_loss = calculate_loss
+    return model  # type: ignore[no-any-return]
 
 
 def _build(config: Any, dataset: Any) -> nn.Module:
     kind = model_class(config["given"]["model"])
-    if not config["llm4sbr"] and not _trains_as_ours(config, kind):
+    if not config["llm4sbr"] and not _trains_as_ours(config, kind, dataset):
         return _made(kind, config, dataset)
     check_buildable(kind, config)
     model = _made(kind, config, dataset)
     changed = config["llm4sbr"] or is_switched(config) or config["cold_items"]
     if not changed and not has_item_table(model):
         return model  # a class of the user's own, without a table that the adapter could score
+    if not isinstance(model, SessionRecommender) and not kind.__module__.startswith("recbole."):
+        _check_own(kind, config, dataset)
     backbone = model if isinstance(model, SessionRecommender) else AdaptedRecommender(config, dataset, model)
     if config["items"] == "text":
         project_from_text(backbone, config, dataset)

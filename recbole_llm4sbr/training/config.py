@@ -11,8 +11,9 @@ from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.facts import check_intent_k, uses_intents
 from recbole_llm4sbr.base.files import check_folder
 from recbole_llm4sbr.base.recbole import Config
-from recbole_llm4sbr.base.settings import inherited_defaults
-from recbole_llm4sbr.model import check_buildable, check_stock, model_class
+from recbole_llm4sbr.base.settings import inherited_defaults, recbole_defaults
+from recbole_llm4sbr.model import SessionRecommender, check_buildable, check_stock, model_class
+from recbole_llm4sbr.model.registry import is_switched
 
 _OF_MANY = ("local_rank", "world_size", "offset")  # settings of one of several training processes
 
@@ -34,6 +35,9 @@ class SessionConfig(Config):  # type: ignore[misc]
         try:
             given = inherited_defaults(model) | dict(settings) | file_settings(settings)
             given["repeatable"] = True  # RecBole takes no other for sequential models
+            loss = given.get("loss_type") or recbole_defaults(settings["model"]).get("loss_type")
+            if loss == "BPR" and not given.get("train_neg_sample_args"):
+                given["train_neg_sample_args"] = {"distribution": "uniform", "sample_num": 1}  # as RecBole has it
             super().__init__(model=model, dataset=settings["dataset"], config_dict=given)
         except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
             raise UserError(f"RecBole refuses these settings: {error}") from None
@@ -94,6 +98,17 @@ def check_runnable(settings: Mapping[str, Any]) -> None:
     if hasattr(model, "check_settings"):
         model.check_settings(config)
     check_stock(model, config)
+    if isinstance(config["reg_weight"], list) and config["weight_decay"]:
+        raise UserError(
+            f"{settings['model']} has weights of its own for penalties, reg_weight={config['reg_weight']}, beside which RecBole knows no "
+            f"weight_decay; add --weight_decay=0"
+        )
+    changed = settings["llm4sbr"] or is_switched(settings) or issubclass(model, SessionRecommender)
+    if config["loss_type"] == "BPR" and changed:
+        raise UserError(
+            f"loss_type=BPR: {settings['model']} is trained by cross-entropy over the catalogue here; only RecBole's own plain models, "
+            f"without switches, are trained against sampled items; leave loss_type out"
+        )
     check_folder(settings["checkpoint_dir"], "checkpoint_dir")
     for name in ("log", "log_tensorboard"):  # RecBole's, in the working folder
         check_folder(name, "the folder of logs")

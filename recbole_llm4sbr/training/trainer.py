@@ -101,6 +101,17 @@ class _SessionTrainer:
             scores[rows, 0], scores[rows, target[lost]] = -torch.inf, -torch.inf
         return interaction, scores, row, target
 
+    def _check_nan(self, loss: Tensor) -> None:
+        """End training with a next step where a loss is no number.
+
+        Raises:
+            UserError: it is nan.
+        """
+        if torch.isnan(loss):
+            raise UserError(
+                "the loss is nan, so that nothing is learned any more; lower --learning_rate, or set --clip_grad_norm"
+            )
+
     def _train_epoch(self, train_data: Any, epoch: int, *args: Any, **kwargs: Any) -> Any:
         if every := self.config["learning_rate_step"]:  # type: ignore[attr-defined]
             for group in self.optimizer.param_groups:  # type: ignore[attr-defined]
