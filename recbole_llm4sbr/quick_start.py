@@ -33,7 +33,7 @@ __all__ = [
 
 
 def run_recbole_llm4sbr(
-    model: str | None = None,
+    model: str | type | None = None,
     dataset: str | None = None,
     config_file_list: Iterable[str] | None = None,
     config_dict: Mapping[str, Any] | None = None,
@@ -42,7 +42,7 @@ def run_recbole_llm4sbr(
     """Walk the whole line; every step whose result is already there, made with the same settings, is skipped.
 
     Args:
-        model: a native backbone, a sequential model of RecBole, or `package.module:Class`.
+        model: a native backbone, a sequential model of RecBole, or `package.module:Class`, or such a class.
         dataset: name of a RecBole atomic dataset.
         config_file_list: YAML files of settings.
         config_dict: settings that win over the files.

@@ -161,7 +161,11 @@ def test_rows_that_cannot_be_read_are_left_out_and_counted_where_that_is_asked_f
     left = plain("inter")
     assert main([*shop(), "--overwrite=true"]) == 0
     assert plain("inter") == left
-    refused([*shop(clicks=bad[:1]), "--bad_rows=drop", "--overwrite=true"], capsys, "line 2: timestamp='noon' is not a time")
+    refused(
+        [*shop(clicks=bad[:1]), "--bad_rows=drop", "--overwrite=true"],
+        capsys,
+        "no row is readable: time (timestamp) 1 of 1 are not",
+    )
 
 
 def test_clicks_at_the_very_same_time_are_counted(capsys):
@@ -170,6 +174,13 @@ def test_clicks_at_the_very_same_time_are_counted(capsys):
     assert "25.0 % of the clicks have the very time of an earlier row of their user" in capsys.readouterr().out
     assert main([*shop(), "--overwrite=true"]) == 0
     assert "very time" not in capsys.readouterr().out
+
+
+def test_an_items_first_title_that_is_not_empty_counts(capsys):
+    words = shop()
+    write_csv("items.csv", ("item_id", "title"), [("a", ""), ("b", "Vase"), ("a", "Lamp"), ("a", "Old lamp"), ("c", "")])
+    assert main(words) == 0
+    assert dict(row[:2] for row in plain("item")[1:]) == {"a": "Lamp", "b": "Vase", "c": ""}
 
 
 def test_days_and_dates_of_a_data_frame_are_seconds():

@@ -39,6 +39,12 @@ def test_settings_of_recbole_that_would_have_no_effect_are_refused(key, value, s
     load(eval_args={"mode": "full", "group_by": "user", "order": "TO"})
 
 
+def test_a_class_may_be_given_for_its_name():
+    from recbole.model.sequential_recommender import NARM
+
+    assert load_settings(NARM, "ml-100k")["model"] == "recbole.model.sequential_recommender.narm:NARM"
+
+
 def test_an_unknown_setting_is_named_with_the_file_that_it_stands_in(tmp_path):
     right, wrong = tmp_path / "right.yaml", tmp_path / "wrong.yaml"
     right.write_text("intent_k: 1\n")

@@ -291,6 +291,7 @@ def test_a_search_says_at_its_end_that_its_best_is_unfinished_and_writes_it_for_
     values = given | {"model": "SRGNN", "dataset": "tiny", "atomic_path": tiny["atomic_path"]}
     found = tune.search(values, "out", "my.hyper", how="grid")
     assert [trial.unfinished for trial in found.trials] == [True, False]
+    assert [trial.epochs_seen for trial in found.trials] == [1, 1]
     assert found.best.result.unfinished
     told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("tune: the best")]
     assert told == [

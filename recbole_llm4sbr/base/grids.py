@@ -84,7 +84,7 @@ class Trial(Record):
         setting: what was drawn.
         score: best on validation; None where it failed.
         error: why it failed.
-        epochs_seen: reports that it made.
+        epochs_seen: epochs that it trained; of one that was stopped early those that were validated.
         best_epoch, epochs, seconds_training, parameters, best_valid_result: as in `Fitted`, None where it was stopped early.
         unfinished: as in `RunResult`; a trial that the scheduler stopped early is not.
         private_mb, peak_mb: memory of its own, and the most of its process.

@@ -64,7 +64,7 @@ def parse_value(text: str, key: str = "") -> Any:
 
 
 def load_settings(
-    model: str | None = None,
+    model: str | type | None = None,
     dataset: str | None = None,
     config_files: Iterable[str | Path] = (),
     overrides: Mapping[str, Any] | None = None,
@@ -73,8 +73,8 @@ def load_settings(
     """Merge and check all settings: ours < the model's < the dataset's < `dataset_file` < `config_files` < `overrides`.
 
     Args:
-        model: name of a model, in any case and with or without hyphens, or `package.module:Class`; may also stand in a file or in
-            `overrides`. The settings have the name as the class has it.
+        model: name of a model, in any case and with or without hyphens, `package.module:Class`, or a class; may also stand in a file or
+            in `overrides`. The settings have the name as the class has it.
         dataset: name of a dataset, likewise.
         config_files: YAML files or names of shipped recipes, later ones win.
         overrides: settings that win over all files (the command line).
@@ -95,6 +95,8 @@ def load_settings(
     external.setdefault("model", schema()["model"].default)
     if not external.get("dataset"):
         raise UserError("no dataset was named; add --dataset=NAME (for instance ml-100k, which comes with RecBole)")
+    if isinstance(kind := external["model"], type):  # RecBole's Config takes a class too
+        external["model"] = f"{kind.__module__}:{kind.__qualname__}"
     for key in ("model", "dataset"):
         external[key] = str(external[key])
     external["model"] = canonical_model(external["model"])

@@ -72,32 +72,34 @@ def read_catalogue(
     ids = as_text(table.frame[id_column]).str.strip()
     known = pd.unique(clicked)
     is_known = ids.isin(set(known))
-    first = ~ids.duplicated() & is_known
-    further = pd.Series(False, ids.index)
+    texts = as_text(table.frame[title_column])
+    filled = texts.str.strip() != ""
+    order = np.argsort(~filled, kind="stable")  # an item's first row with a title, else its first
+    chosen = pd.Series(False, ids.index)
+    chosen.iloc[order] = ~ids.iloc[order].duplicated().to_numpy()
+    first, further = chosen & is_known, pd.Series(False, ids.index)
     if own:
-        further = ~ids.duplicated() & ~is_known & _can_stand(ids, as_text(table.frame[title_column]))
-    else:  # an item's first title that is not empty
-        titles = as_text(table.frame[title_column])
-        filled = (titles.str.strip() != "") & is_known
-        first = filled & ~ids.where(filled).duplicated()
+        further = chosen & ~is_known & _can_stand(ids, texts)
+    else:
+        first &= filled
     if not first.any():
         table.refuse(0, id_column, ids[0], "and all other ids stand for no clicked item; name the id's column with --items_id")
-    chosen = np.flatnonzero((first | further).to_numpy())
-    titles = one_line(as_text(table.frame[title_column].iloc[chosen]))
-    heads, columns = ["item_id:token", "title:token_seq"], [ids.iloc[chosen].tolist(), titles]
+    rows_chosen = np.flatnonzero((first | further).to_numpy())
+    titles = one_line(texts.iloc[rows_chosen])
+    heads, columns = ["item_id:token", "title:token_seq"], [ids.iloc[rows_chosen].tolist(), titles]
     kept: dict[str, str] = {}
     left_out = []
     for column in table.columns if own else ():
         if column in (id_column, title_column):
             continue
-        values = table.frame[column].iloc[chosen]
-        texts = one_line(as_text(values))
-        if any(isinstance(value, dict) for value in values) or not 0 < max(map(len, texts)) <= SHORT:
+        values = table.frame[column].iloc[rows_chosen]
+        cells = one_line(as_text(values))
+        if any(isinstance(value, dict) for value in values) or not 0 < max(map(len, cells)) <= SHORT:
             left_out.append(column)
             continue
         kept[column] = column_name(column, ["item_id", "title", *kept.values()])
         heads.append(f"{kept[column]}:token")
-        columns.append(texts)
+        columns.append(cells)
     titled = sum(map(bool, titles)) - int(further.sum())
     rows = [tuple(heads), *zip(*columns)]
     repeated = int(ids[is_known & ids.duplicated()].nunique()) if own else _retitled(ids, table, title_column)

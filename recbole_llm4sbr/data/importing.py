@@ -156,7 +156,8 @@ def _problem(token: str) -> str:
 def _readable(table: Table, columns: Mapping[str, str], time_format: str | None) -> tuple[Table, dict[str, int]]:
     """The rows with readable times and ids, and how many others there were by the role of the first column that is not.
 
-    Where no row is readable all stay, so that the error names the first.
+    Raises:
+        UserError: there is no such row.
     """
     kept, dropped = np.ones(len(table.frame), bool), {}
     for role, column in columns.items():
@@ -169,7 +170,12 @@ def _readable(table: Table, columns: Mapping[str, str], time_format: str | None)
             bad = texts.isin([token for token in pd.unique(texts) if _problem(token)]).to_numpy()
         dropped[role] = int((kept & bad).sum())
         kept &= ~bad
-    if kept.all() or not kept.any():
+    if not kept.any():
+        counts = ", ".join(f"{role} ({columns[role]}) {count:,}" for role, count in dropped.items() if count)
+        raise UserError(
+            f"{table.name}: no row is readable: {counts} of {len(kept):,} are not; leave --bad_rows out to see the first"
+        )
+    if kept.all():
         return table, {}
     rest = table.frame[kept].reset_index(drop=True)  # whose rows are no lines of the file any more
     return replace(table, frame=rest, text="", separator=""), {role: count for role, count in dropped.items() if count}

@@ -137,7 +137,7 @@ def _outcome(result: Any, keys: Sequence[str]) -> Trial:
         {key: result.config[key] for key in keys},
         None if error else metrics.get("score"),
         error,
-        metrics.get("training_iteration", 0),
+        metrics.get("epochs") or metrics.get("training_iteration", 0),  # one that ends reports once more
         **kept,
     )
 

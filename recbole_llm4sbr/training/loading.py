@@ -147,6 +147,6 @@ def _check_trusted(named: str, asked: Sequence[str | None], checkpoint: str | Pa
     if not colon or module.split(".")[0] in _KNOWN_PACKAGES or named in asked:
         return
     raise UserError(
-        f"{str(checkpoint)!r} names the model class {named!r}, whose module would be imported and run; if you trust it, say so with "
-        f"load_model(..., model={named!r})"
+        f"{str(checkpoint)!r} names the model class {named!r}, whose module would be imported and run; if you trust it, say so: "
+        f"--model={named}, or in Python load_model(..., model={named!r}) and classes=[{named!r}] elsewhere"
     )
