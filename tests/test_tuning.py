@@ -19,6 +19,7 @@ from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import PROPERTIES, is_own, mark_own, read_json
 from recbole_llm4sbr.base.settings import load_settings
 from recbole_llm4sbr.cli.main import main
+from recbole_llm4sbr.experiment import tune
 from recbole_llm4sbr.experiment.shared_data import dataloaders, share
 from recbole_llm4sbr.experiment.space import read_space
 from recbole_llm4sbr.model import IntentFiles, SessionIntents, build_model
@@ -312,3 +313,12 @@ def test_a_strangers_search_is_not_gone_on_with(tiny, given, tmp_path, monkeypat
     assert not Path("ran").exists()
     pickle.loads((Path("out/ray") / "tuner.pkl").read_bytes())
     assert Path("ran").exists()  # it is dangerous indeed
+
+
+def test_a_missing_optuna_is_named_before_anything_is_asked_or_made(given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    monkeypatch.setattr(tune, "make_files_of_all", lambda *_: pytest.fail("files were made"))
+    with pytest.raises(UserError, match=r"needs the package optuna"):
+        tune.search(given | {"dataset": "tiny", "atomic_path": "atomic"}, "out", how="optuna")
+    assert not Path("out").exists()
