@@ -12,6 +12,7 @@ from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.facts import deciding
 from recbole_llm4sbr.base.settings import load_settings
 from recbole_llm4sbr.cli.main import main
+from recbole_llm4sbr.data import remembered
 from recbole_llm4sbr.data.prepare import prepare
 from recbole_llm4sbr.data.remembered import of_files, of_files_alone, of_prepared
 from recbole_llm4sbr.intent.infer import infer
@@ -52,6 +53,7 @@ def test_what_was_told_is_taken_from_the_files_and_decides_as_it_did(told, recal
 
 
 def test_that_few_sessions_were_asked_about_is_a_warning(settings_for, given, caplog):
+    remembered._warn.cache_clear()  # it is said once a process
     settings = settings_for(max_sessions=6)
     infer(settings, prepare(settings))
     now = given | {"atomic_path": settings["atomic_path"]}

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, their checksums, and where `properties/` stands."""
+"""Files that appear whole or not at all, their checksums, folders that belong to one process, and where `properties/` stands."""
 
 import contextlib
 import glob
@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import FileLock, Timeout
+
 from recbole_llm4sbr.base.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -22,6 +24,7 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 # A wheel carries properties/ inside the package; a checkout and an editable install have it beside the package.
 PROPERTIES = _PACKAGE / "properties" if (_PACKAGE / "properties").is_dir() else _PACKAGE.parent / "properties"
 
+OWNER = "owner.lock"  # the lock of a folder that belongs to one process, see `owned`
 _MARK = ".made-here"
 _STALE = 600  # seconds after which a temporary file may be a killed run's
 
@@ -78,6 +81,19 @@ def _remove_stale(path: Path) -> None:
             pid = int(left.name.rsplit(".", 2)[1])
             if time.time() - left.stat().st_mtime > _STALE and not alive(pid):
                 left.unlink()
+
+
+def owned(folder: Path) -> FileLock | None:
+    """The lock of a folder that belongs to one process, which the system unlocks when that process ends, however it ends.
+
+    None where its owner lives, on this host or on another that shares the file system, or where the file system has no locks.
+    """
+    lock = FileLock(folder / OWNER)
+    try:
+        lock.acquire(timeout=0)
+    except (Timeout, OSError, NotImplementedError):
+        return None
+    return lock
 
 
 def alive(pid: int) -> bool:

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
+
+from recbole_llm4sbr.base.files import OWNER, owned
 
 _PREFIX = "work-"
-_LOCK = "owner.lock"  # locked by the grid that made the folder; the system unlocks it when that process ends, however it ends
 
 
 @contextmanager
@@ -22,7 +23,7 @@ def own_folder(out: Path) -> Iterator[Path]:
         if _was_killed(left):
             shutil.rmtree(left, ignore_errors=True)
     new = Path(tempfile.mkdtemp(prefix=f".new-{_PREFIX}", dir=out))
-    lock = FileLock(new / _LOCK)
+    lock = FileLock(new / OWNER)
     lock.acquire()
     folder = new.rename(out / new.name.removeprefix(".new-"))  # other grids see it when it is locked
     try:
@@ -34,10 +35,8 @@ def own_folder(out: Path) -> Iterator[Path]:
 
 def _was_killed(folder: Path) -> bool:
     """Whether a grid made the folder and its process lives no longer, on this host or on another that shares the file system."""
-    if not (folder / _LOCK).is_file():
+    if not (folder / OWNER).is_file():
         return False
-    try:
-        with FileLock(folder / _LOCK, timeout=0):
-            return True
-    except (Timeout, OSError, NotImplementedError):  # held by its grid, or a file system without locks
-        return False
+    if lock := owned(folder):
+        lock.release()
+    return lock is not None

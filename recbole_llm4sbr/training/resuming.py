@@ -11,13 +11,11 @@ from typing import Any
 
 import numpy
 import torch
-from filelock import FileLock, Timeout
 
-from recbole_llm4sbr.base.files import make_folder, write_whole
+from recbole_llm4sbr.base.files import OWNER, make_folder, owned, write_whole
 
 log = getLogger(__name__)
 
-_LOCK = "owner.lock"  # locked by the run whose folder it is; the system unlocks it when that process ends, however it ends
 _PAUSE = 30.0  # seconds between two states at least
 _SHARE = 0.05  # of the time may go into writing them
 
@@ -103,15 +101,15 @@ def run_folder(parent: Path, name: str, key: str) -> Iterator[tuple[Path, Traini
         yield make_folder(parent / name), None
         return
     for left in sorted(parent.glob(f"*/{_name(key)}")):
-        if lock := _locked(left.parent):
+        if lock := owned(left.parent):
             break
     else:
         left = make_folder(parent / name) / _name(key)
-        lock = _locked(left.parent)
+        lock = owned(left.parent)
     try:
         yield left.parent, TrainingState(left) if lock else None
         left.unlink(missing_ok=True)
-        (left.parent / _LOCK).unlink(missing_ok=True)
+        (left.parent / OWNER).unlink(missing_ok=True)
     finally:
         if lock:
             lock.release()
@@ -119,16 +117,6 @@ def run_folder(parent: Path, name: str, key: str) -> Iterator[tuple[Path, Traini
 
 def _name(key: str) -> str:
     return f"training-{key}.pth"
-
-
-def _locked(folder: Path) -> FileLock | None:
-    """The lock of a run's folder; None where its run lives, or where the file system has no locks."""
-    lock = FileLock(folder / _LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except (Timeout, OSError, NotImplementedError):
-        return None
-    return lock
 
 
 def _random_numbers(device: torch.device) -> dict[str, Any]:

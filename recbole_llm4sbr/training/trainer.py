@@ -69,6 +69,8 @@ class _SessionTrainer:
     def finish(self) -> None:
         """Training ended: give the best epoch's checkpoint its name. One of an interrupted run keeps another, by which none takes it."""
         found = Path(self.saved_model_file)
+        if not found.name.endswith(_UNFINISHED):  # one that RecBole's `resume_checkpoint` named
+            return
         self.saved_model_file = str(found).removesuffix(_UNFINISHED) + ".pth"
         if self.config["local_rank"] == 0 and found.is_file():  # type: ignore[attr-defined]
             found.replace(self.saved_model_file)
