@@ -1,6 +1,7 @@
 """The grid of `compare` and `ablate`, and the report that is made of it."""
 
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -16,7 +17,7 @@ import pytest
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import read_json_lines
-from recbole_llm4sbr.base.grids import read_cell_results
+from recbole_llm4sbr.base.grids import CellResult, read_cell_results
 from recbole_llm4sbr.base.metrics import session_metric
 from recbole_llm4sbr.base.settings import load_settings
 from recbole_llm4sbr.cli.main import main
@@ -29,7 +30,7 @@ from recbole_llm4sbr.report.comparisons import by_session
 from recbole_llm4sbr.report.page import report
 from recbole_llm4sbr.report.reading import read_grids
 from recbole_llm4sbr.report.tables import tables_of
-from recbole_llm4sbr.training import keys
+from recbole_llm4sbr.training import keys, resuming
 from recbole_llm4sbr.training.ensemble import run_ensemble
 
 
@@ -430,15 +431,75 @@ def test_a_grid_removes_its_own_folder_and_no_other(here):
     assert (mine / "thesis.txt").read_text() == "mine"
 
 
-def test_what_a_killed_grid_left_goes_with_the_next_one(tmp_path):
+def test_what_a_killed_grid_left_goes_with_the_next_one_but_for_what_can_go_on(tmp_path):
     code = "import os, sys\nfrom pathlib import Path\nfrom recbole_llm4sbr.experiment.work import own_folder\n"
-    code += "with own_folder(Path(sys.argv[1])) as folder:\n    print(folder, flush=True)\n    os.kill(os.getpid(), 9)\n"
+    code += "with own_folder(Path(sys.argv[1])) as folder:\n    print(folder, flush=True)\n"
+    code += (
+        "    for run in ('a/0/training-1.pth', 'a/1/SRGNN.unfinished.pth', 'b/0/training-2.pth', 'c/0/SRGNN.unfinished.pth'):\n"
+    )
+    code += "        (folder / run).parent.mkdir(parents=True)\n        (folder / run).write_text(run)\n"
+    code += "    os.kill(os.getpid(), 9)\n"
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
     left = Path(done.stdout.strip())
-    assert left.is_dir()
-    with work.own_folder(tmp_path):
-        assert not left.exists()
-    assert list(tmp_path.iterdir()) == []
+    assert (left / "c/0/SRGNN.unfinished.pth").is_file()
+
+    def files(folder):
+        return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.suffix == ".pth")
+
+    for _ in range(2):  # it has one of the cells and does not come to its end either
+        with work.own_folder(tmp_path, {"a", "c"}) as folder:
+            assert files(folder) == ["a/0/training-1.pth"]
+            assert files(left) == ["b/0/training-2.pth"]
+    with work.own_folder(tmp_path, {"a", "b"}) as folder:
+        assert files(folder) == ["a/0/training-1.pth", "b/0/training-2.pth"]
+        for cell in "ab":
+            (folder / cell / "0").rename(tmp_path / cell)  # as if it were done
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_a_cell_goes_on_where_it_was_interrupted(here, monkeypatch, caplog):
+    monkeypatch.setattr(resuming, "_PAUSE", 0.0)
+    monkeypatch.setattr(resuming, "_SHARE", float("inf"))
+    here = here | {"epochs": 4}
+    (whole,) = run(here, "whole", variants=["llm4sbr"], seeds=1)
+    told, epoch = [], GridProgress.epoch
+
+    def watched(self, cell, number, score):
+        told.append(number)
+        if told == [0, 1]:
+            raise KeyboardInterrupt
+        epoch(self, cell, number, score)
+
+    monkeypatch.setattr(GridProgress, "epoch", watched)
+    with pytest.raises(KeyboardInterrupt):
+        run(here, variants=["llm4sbr"], seeds=1)
+    assert [row.status for row in run(here, variants=["plain"], seeds=1)] == ["ok"]  # other cells leave its state alone
+    told.clear()
+    with caplog.at_level("INFO"):
+        (row,) = run(here, variants=["plain", "llm4sbr"], seeds=1)[1:]
+    assert told == [2, 3]
+    assert "cells that go on where they were interrupted: 1" in caplog.text
+    assert (row.result.train_losses, row.result.valid_scores) == (whole.result.train_losses, whole.result.valid_scores)
+    assert row.result.test_result == whole.result.test_result
+    assert not list(Path("out").glob("work-*"))
+
+
+def test_a_cell_whose_process_is_killed_keeps_its_state_and_one_that_fails_does_not(here, monkeypatch):
+    def training(settings, on_epoch):
+        state = Path(settings["checkpoint_dir"]) / "run" / "training-1.pth"
+        state.parent.mkdir(parents=True)
+        state.touch()
+        if settings["seed"] == 2020:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return CellResult("failed", reason="no numbers"), None
+
+    monkeypatch.setattr(cells, "run_cell", training)
+    fork = multiprocessing.get_context("fork")  # the processes train as this one says
+    monkeypatch.setattr(cells, "multiprocessing", SimpleNamespace(get_context=lambda kind: fork))
+    monkeypatch.setattr(fork, "set_forkserver_preload", lambda modules: None, raising=False)
+    rows = run(here, variants=["plain"], workers=1)
+    assert [row.reason.split(" (")[0] for row in rows] == ["its process ended with -9", "no numbers"]
+    assert [state.parent.parent.name for state in Path("out").glob("work-*/*/run/training-1.pth")] == [rows[0].key]
 
 
 def test_a_running_grid_keeps_its_folder_when_the_clock_is_set(tmp_path, monkeypatch):

@@ -101,7 +101,10 @@ def _recorded(run: Callable[[Callable[[TestRows], None]], RunResult]) -> tuple[C
 def _run(
     cell: Cell, settings: Mapping[str, Any], on_epoch: Callable[[int, float], None] | None = None
 ) -> tuple[CellResult, TestRows | None]:
-    return run_ensemble_cell(cell, settings) if cell.members else run_cell(settings, on_epoch)
+    result, rows = run_ensemble_cell(cell, settings) if cell.members else run_cell(settings, on_epoch)
+    if not result.ok:  # what failed by itself starts anew, what was killed goes on
+        shutil.rmtree(settings["checkpoint_dir"], ignore_errors=True)
+    return result, rows
 
 
 def run_cells(
@@ -113,14 +116,16 @@ def run_cells(
 ) -> Generator[Outcome, None, None]:
     """Run cells, `workers` at a time, each in a fresh process: its peak memory is its own, and when it is killed the rest go on.
 
+    A cell that a killed process left in the middle of its training goes on from its last state.
+
     Args:
         cells: distinct ones.
         workers: 0 runs them one after the other in this process; where they name a `ray_address`, a cluster runs them instead.
-        out: folder of the grid; checkpoints go into a folder of this run's own in it, which is removed at the end.
+        out: folder of the grid; checkpoints and states go into a folder of this run's own in it (`own_folder`).
         kept: where the checkpoints of some cells go instead, by key.
         on_epoch: called for every epoch of every cell, but for those of a cluster.
     """
-    with own_folder(out) as folder:
+    with own_folder(out, {cell.key for cell in cells}) as folder:
         settings_of = {cell.key: {**cell.settings, "checkpoint_dir": str(folder / cell.key)} for cell in cells}
         if cells and cells[0].settings["ray_address"]:
             outcomes = _on_ray(cells, settings_of)
@@ -132,7 +137,8 @@ def run_cells(
             for cell, result, rows in outcomes:
                 if kept and cell.key in kept and result.ok:
                     next((folder / cell.key).rglob("*.pth")).replace(kept[cell.key])
-                shutil.rmtree(folder / cell.key, ignore_errors=True)
+                if result.ok:
+                    shutil.rmtree(folder / cell.key, ignore_errors=True)
                 yield cell, result, rows
 
 

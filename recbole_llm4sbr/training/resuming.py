@@ -115,6 +115,11 @@ def run_folder(parent: Path, name: str, key: str) -> Iterator[tuple[Path, Traini
             lock.release()
 
 
+def has_state(folder: Path) -> bool:
+    """Whether the run of a folder was killed and can go on."""
+    return any(folder.glob(_name("*")))
+
+
 def _name(key: str) -> str:
     return f"training-{key}.pth"
 
