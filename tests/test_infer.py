@@ -150,6 +150,16 @@ def test_session_text_needs_no_llm_and_is_the_mean_of_the_items(settings_for):
         infer(settings | {"intent_k": 0})
 
 
+def test_an_llm_that_does_not_load_leaves_no_folder(settings_for, tmp_path):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text('{"model_type": "llama"}')
+    settings = settings_for(llm_backend="transformers", llm=str(tmp_path / "broken"))
+    prepare(settings)
+    with pytest.raises(UserError, match="cannot load the model"):
+        infer(settings)
+    assert [path.name for path in dataset_folder(settings).iterdir() if path.is_dir()] == []
+
+
 def test_infer_without_prepare_says_so(settings_for):
     with pytest.raises(UserError, match="run `recbole-llm4sbr prepare"):
         infer(settings_for())

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from recbole_llm4sbr.base.errors import NotYet, UserError
+from recbole_llm4sbr.base.files import make_folder
 from recbole_llm4sbr.intent.backends.openai import OpenAIBackend
 from recbole_llm4sbr.intent.backends.openai_batch import Batch, BatchEndpoint
 from recbole_llm4sbr.intent.batch_maker import BatchMaker, temporary_file
@@ -46,6 +47,7 @@ def ask_in_batches(questions: Questions, failures: Path, max_failure_rate: float
     """
     counts, rows, backend = questions.counts, BatchRows(questions.store), openai_backend(questions)
     questions.log_counts()
+    make_folder(failures.parent)
     failures.unlink(missing_ok=True)
     if len(questions.missing):
         started = time.perf_counter()

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.facts import answers_as_json, check_beams, deciding, llm_name, titles_asked
-from recbole_llm4sbr.base.files import make_folder, read_json, write_json
+from recbole_llm4sbr.base.files import check_folder, make_folder, read_json, write_json
 from recbole_llm4sbr.base.records import IntentCounts
 from recbole_llm4sbr.data.features import Vectors
 from recbole_llm4sbr.data.folders import dataset_folder, intents_folder
@@ -79,7 +79,8 @@ def ask_llm(
     store = AnswerStore(folder.parent / STORE)
     titles = _titles(settings)
     questions = _questions(settings, store, rows, titles, since)
-    failures, rate = make_folder(intents_folder(folder, settings)) / FAILURES, settings["max_failure_rate"]
+    failures, rate = intents_folder(folder, settings) / FAILURES, settings["max_failure_rate"]
+    check_folder(failures.parent, "--atomic_path")  # made with the first file in it: an LLM that does not load leaves none
     if settings["llm_batch"]:
         asked = batches.ask_in_batches(questions, failures, rate, settings["llm_batch_wait"])
     else:

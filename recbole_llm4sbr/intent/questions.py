@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.files import make_folder
 from recbole_llm4sbr.base.wording import duration, printable
 from recbole_llm4sbr.intent.backends import LLMBackend, Request
 from recbole_llm4sbr.intent.progress import Progress
@@ -267,6 +268,7 @@ class FailureLog:
     def add(self, key: bytes, reason: str, request: Request) -> None:
         """Write one down."""
         if self.handle is None:
+            make_folder(self.path.parent)
             self.handle = open(self.path, "w", encoding="utf-8")  # noqa: SIM115  (closed in __exit__)
         self.handle.write(json.dumps({"reason": reason, "prompt": request.user, "key": key.hex()}, ensure_ascii=False) + "\n")
         self.handle.flush()
