@@ -417,6 +417,21 @@ def test_what_was_tested_on_other_sessions_is_taken_out_with_its_reason(here):
     report(["out"], "out", "out/report.html")
 
 
+def test_the_protocol_names_what_decides_and_nothing_else(here):
+    def protocol(out):
+        report([out], out, None)
+        return next(line for line in Path(out, "tiny.md").read_text().splitlines() if line.startswith("**Protocol**"))
+
+    run(here, "by_window", seeds=1)
+    said = protocol("by_window")
+    assert [each for each in ("session_gap 600", "llm echo", "fusion gate", "intent_k 5") if f", {each}" not in said] == []
+    assert [each for each in ("items id", "llm_beams", "control_of", "cold_items") if each in said] == []
+    run(here | {"session_rule": "user", "atomic_path": "by_user"}, "by_user", seeds=1, variants=["plain"])
+    said = protocol("by_user")
+    assert "session_rule user" in said
+    assert [each for each in ("session_gap", "prompt", "llm", "views", "fusion", "intent_k") if f", {each}" in said] == []
+
+
 def test_a_grid_removes_its_own_folder_and_no_other(here):
     mine = Path("out/work")
     mine.mkdir(parents=True)

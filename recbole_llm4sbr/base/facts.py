@@ -159,18 +159,7 @@ def deciding(settings: Mapping[str, Any], *artefacts: Artefact) -> dict[str, Any
     The prompt template stands there with its whole content, an address without what may be secret in it, and a local engine under one
     name, since local engines share their answers. Keys of RecBole that the schema does not name decide training.
     """
-    facts = {"intents_of": intents_of, "engine": engine, "several_answers": several_answers, "reads_intents": reads_intents,
-             "uses_intents": uses_intents}  # fmt: skip
-
-    def lookup(key: str) -> Any:
-        return facts[key](settings) if key in facts else settings.get(key)
-
-    known = schema() | model_schema(class_name(settings["model"]))
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        setting = known.get(key)
-        if "training" in artefacts if setting is None else _decides(setting, artefacts) and setting.active(lookup):
-            found[key] = value
+    found = {key: settings[key] for key in deciding_keys(settings, *artefacts)}
     if "prompt" in found:
         found["prompt"] = template_content(found["prompt"], settings["views"], titles_asked(settings) > 1)
     if "llm_backend" in found:
@@ -178,6 +167,29 @@ def deciding(settings: Mapping[str, Any], *artefacts: Artefact) -> dict[str, Any
     if "llm_url" in found:
         found["llm_url"] = address(found["llm_url"])
     return found
+
+
+def deciding_keys(settings: Mapping[str, Any], *artefacts: Artefact) -> list[str]:
+    """The names of the settings on which artefacts depend."""
+    facts = {"intents_of": intents_of, "engine": engine, "several_answers": several_answers, "reads_intents": reads_intents,
+             "uses_intents": uses_intents}  # fmt: skip
+
+    def lookup(key: str) -> Any:
+        return facts[key](settings) if key in facts else settings.get(key)
+
+    known = schema() | model_schema(class_name(settings["model"]))
+    return [
+        key
+        for key in settings
+        if ("training" in artefacts if key not in known else _decides(known[key], artefacts) and known[key].active(lookup))
+    ]
+
+
+def artefacts_of(settings: Lookup) -> list[Artefact]:
+    """What a training run makes and reads, beside its session files."""
+    items: list[Artefact] = ["items"] if uses_item_texts(settings) else []
+    intents: list[Artefact] = ["intents"] if uses_intents(settings) else []
+    return ["training", *items, *intents]
 
 
 def _decides(setting: Setting, artefacts: Iterable[Artefact]) -> bool:

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from recbole_llm4sbr.base.facts import artefacts_of, deciding_keys
 from recbole_llm4sbr.base.grids import Search
 from recbole_llm4sbr.base.metrics import is_per_session, session_metric, shown_by
 from recbole_llm4sbr.base.names import ENSEMBLE, control_of_ensemble
 from recbole_llm4sbr.base.results import RunResult
+from recbole_llm4sbr.base.schema import schema
 
 CONTROLS = ("session_text", "shuffled", "random", "none")
 REFERENCES = ("plain", "w/o LLM", "llm4sbr")  # what the variants of a group are tested against: the first of these that it has
@@ -242,9 +244,20 @@ def _cold_buckets(
 
 def common_settings(block: Block, group: str | None = None) -> dict[str, Any]:
     """Settings that all runs of a block, or of one group of it, share."""
+    first, *others = _all_settings(block, group)
+    return {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
+
+
+def deciding_settings(block: Block, group: str | None = None) -> set[str]:
+    """The names of the settings on which some run of a block, or of one group of it, depends."""
+    unsaid = {key: setting.default for key, setting in schema().items()}  # by runs of versions that did not have them
+    found = [unsaid | each for each in _all_settings(block, group)]
+    return {key for each in found for key in deciding_keys(each, "prepared", *artefacts_of(each))}
+
+
+def _all_settings(block: Block, group: str | None) -> list[dict[str, Any]]:
     lines = block.lines if group is None else block.of(group)
     found = [result.settings for line in lines for result in line.results.values()]
     if group is None:
         found += [search.best.result.settings for search in block.searches if search.best is not None]
-    first, *others = found
-    return {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
+    return found

@@ -2,7 +2,7 @@
 
 from recbole_llm4sbr.base.facts import llm_name
 from recbole_llm4sbr.base.wording import show
-from recbole_llm4sbr.report.block import Block, common_settings
+from recbole_llm4sbr.report.block import Block, common_settings, deciding_settings
 from recbole_llm4sbr.report.intents import describe_all
 from recbole_llm4sbr.report.table import Table
 from recbole_llm4sbr.report.tables import shown_settings
@@ -21,8 +21,8 @@ def paragraphs(block: Block) -> list[str]:
     """Who made the intents, the protocol with the settings that all runs share, and what ran it."""
     result, common = block.any_result(), common_settings(block)
     selecting = " or ".join(block.valid_metrics)
-    asked = common.get("intent_source", "llm") == "llm"
-    shown = (key for key in shown_settings() if key in common and (asked or key not in ("llm", "prompt", "control_of")))
+    deciding = deciding_settings(block)
+    shown = (key for key in shown_settings() if key in common and key in deciding)
     settings = ", ".join(f"{key} {llm_name(result.settings) if key == 'llm' else show(common[key])}" for key in shown)
     versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
     return [

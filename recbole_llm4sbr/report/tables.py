@@ -10,7 +10,7 @@ from recbole_llm4sbr.base.names import ENSEMBLE
 from recbole_llm4sbr.base.results import RunResult
 from recbole_llm4sbr.base.schema import schema
 from recbole_llm4sbr.base.wording import show, show_settings
-from recbole_llm4sbr.report.block import Block, Line, buckets_of, common_settings, main_metrics, metrics_of
+from recbole_llm4sbr.report.block import Block, Line, buckets_of, common_settings, deciding_settings, main_metrics, metrics_of
 from recbole_llm4sbr.report.comparisons import Comparison, compared
 from recbole_llm4sbr.report.intents import quality_table
 from recbole_llm4sbr.report.searches import search_tables, search_titles
@@ -71,7 +71,9 @@ def _metrics_table(block: Block, group: str, lines: Sequence[Line], metrics: Seq
     units = f"in percent ({' and '.join(counted)}: as it is)" if counted else "in percent"
     how = f"Test, {units}, the whole catalogue ranked; {_seeds(seeds)}; {bold}."
     usual, here = common_settings(block), common_settings(block, group)
-    own = ", ".join(f"{key} {show(here[key])}" for key in shown_settings() if key in here and key not in usual)
+    counting = deciding_settings(block, group)
+    shown = (key for key in shown_settings() if key in here and key not in usual and key in counting)
+    own = ", ".join(f"{key} {show(here[key])}" for key in shown)
     how += f" Of this table: {own}." if own else ""
     return marked(Table(group, how, ["model", "variant", *metrics], rows, 2, best), lines)
 

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recbole_llm4sbr._version import __version__
-from recbole_llm4sbr.base.facts import deciding, uses_intents, uses_item_texts
-from recbole_llm4sbr.base.schema import Artefact
+from recbole_llm4sbr.base.facts import artefacts_of, deciding, uses_intents, uses_item_texts
 from recbole_llm4sbr.data.checks import RunFiles
 from recbole_llm4sbr.data.manifest import Checksums
 
@@ -31,10 +30,7 @@ def file_checksums(settings: Mapping[str, Any], files: RunFiles) -> dict[str, Ch
 
 def result_key(settings: Mapping[str, Any], files: RunFiles) -> str:
     """Of a training run: the settings that decide it and what it reads, the files that it reads, this package's version."""
-    decided: list[Artefact] = ["training"]
-    decided += ["items"] if uses_item_texts(settings) else []
-    decided += ["intents"] if uses_intents(settings) else []
-    return short_hash([deciding(settings, *decided), file_checksums(settings, files), __version__])
+    return short_hash([deciding(settings, *artefacts_of(settings)), file_checksums(settings, files), __version__])
 
 
 def short_hash(value: Any) -> str:
