@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from recbole_llm4sbr.base.metrics import session_metric
-from recbole_llm4sbr.report.block import Block, Line
+from recbole_llm4sbr.report.block import Block, Line, main_lines
 from recbole_llm4sbr.report.statistics import holm, improvement, paired_p, verdict
 
 
@@ -209,3 +209,22 @@ def test_every_pair_is_tested_once_and_a_changed_plain_model_is_still_the_refere
     assert pairs("plain+seed=3", "plain", "concat")[-1] == ("concat", "plain")
     ensembles = ["ensemble(plain,llm4sbr)", "ensemble(plain,plain')"]
     assert pairs("plain", *ensembles) == [tuple(ensembles)]
+
+
+def test_a_model_is_looked_at_where_it_has_the_most_seeds():
+    lines = [
+        Line(group, model, variant, "", dict.fromkeys(range(seeds)))
+        for group, model, variant, seeds in (
+            ("settings", "SRGNN", "plain", 1),
+            ("settings", "NARM", "plain", 1),
+            ("controls", "SRGNN", "plain", 3),
+            ("controls", "SRGNN", "llm4sbr", 2),  # one of its runs failed
+            ("Table 4", "SRGNN", "llm4sbr", 3),
+        )
+    ]
+    looked_at = main_lines(Block("d", "temporal", lines))
+    assert [(line.group, line.model, line.variant) for line in looked_at] == [
+        ("settings", "NARM", "plain"),
+        ("controls", "SRGNN", "plain"),
+        ("controls", "SRGNN", "llm4sbr"),
+    ]

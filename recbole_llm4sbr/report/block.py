@@ -198,6 +198,15 @@ def is_plain_with_text(variant: str) -> bool:
     return variant.partition("+")[0] in ("plain-text-init", "LLM2Seq") or bool(changed)
 
 
+def main_lines(block: Block) -> list[Line]:
+    """What is looked at most closely: of each model the first group in which it has as many seeds as in any."""
+    found = [line for group in block.groups for line in block.of(group)]
+    most = {model: max(len(line.results) for line in found if line.model == model) for model in {line.model for line in found}}
+    whole = [line for line in found if len(line.results) == most[line.model]]
+    first = {line.model: line.group for line in reversed(whole)}
+    return [line for line in found if line.group == first[line.model]]
+
+
 def _reference(lines: Sequence[Line]) -> Line:
     """What the variants of a model are tested against: the first of `REFERENCES` that is there, as it is or with changed settings."""
     for name in REFERENCES:

@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 
 from recbole_llm4sbr.base.metrics import is_per_session
 from recbole_llm4sbr.base.names import ENSEMBLE
-from recbole_llm4sbr.report.block import Block, Line, main_metrics
+from recbole_llm4sbr.report.block import Block, Line, main_lines, main_metrics
 from recbole_llm4sbr.report.figure import Figure
 from recbole_llm4sbr.report.search_figures import figures_of_search
 from recbole_llm4sbr.report.searches import search_titles
@@ -30,7 +30,7 @@ def figures_of(block: Block) -> Iterator[Figure]:
         yield from figures_of_search(search, title)
     if not block.groups:
         return
-    main = block.of(block.groups[0])
+    main = main_lines(block)
     metrics = main_metrics(main)
     metric = next(iter(main[0].results.values())).valid_metric
     models, names = _names(main)

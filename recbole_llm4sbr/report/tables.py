@@ -10,7 +10,16 @@ from recbole_llm4sbr.base.names import ENSEMBLE
 from recbole_llm4sbr.base.results import RunResult
 from recbole_llm4sbr.base.schema import schema
 from recbole_llm4sbr.base.wording import show, show_settings
-from recbole_llm4sbr.report.block import Block, Line, buckets_of, common_settings, deciding_settings, main_metrics, metrics_of
+from recbole_llm4sbr.report.block import (
+    Block,
+    Line,
+    buckets_of,
+    common_settings,
+    deciding_settings,
+    main_lines,
+    main_metrics,
+    metrics_of,
+)
 from recbole_llm4sbr.report.comparisons import Comparison, compared
 from recbole_llm4sbr.report.intents import quality_table
 from recbole_llm4sbr.report.searches import search_tables, search_titles
@@ -37,7 +46,7 @@ def tables_of(block: Block, tests: Mapping[str, Sequence[Comparison]] | None = N
     for search, title in zip(block.searches, search_titles(block.searches)):
         tables += [replace(table, section=title) for table in search_tables(search)]
     if block.groups:
-        main = block.of(block.groups[0])
+        main = main_lines(block)
         tested = [metric for metric in main_metrics(main) if is_per_session(metric)]
         if tested and all(line.ranks for line in main):
             tables.append(_buckets_table(main, tested))
@@ -161,8 +170,9 @@ def _variants_table(block: Block) -> Table:
             usual = common_settings(block, line.group)
             settings = next(iter(line.results.values())).settings
             changed = {key: value for key, value in settings.items() if key not in usual and _of_a_variant(key)}
-            said = show_settings(changed, digits=6)
-            whole = f": {line.variant}" if line.variant.startswith(ENSEMBLE) and line.name != line.variant else ""
+            is_ensemble = line.variant.startswith(ENSEMBLE)  # its members have settings
+            said = "" if is_ensemble else show_settings(changed, digits=6)
+            whole = f": {line.variant}" if is_ensemble and line.name != line.variant else ""
             rows.setdefault(line.variant, [line.name, line.about + whole, said])
     how = "What each variant is, and its settings where those of its table differ from each other."
     return Table("Variants", how, ["variant", "what it is", "settings"], list(rows.values()), 3)
