@@ -14,10 +14,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import read_json_lines
-from recbole_llm4sbr.base.grids import CellResult, read_cell_results
+from recbole_llm4sbr.base.grids import read_cell_results
 from recbole_llm4sbr.base.metrics import session_metric
 from recbole_llm4sbr.base.settings import load_settings
 from recbole_llm4sbr.cli.main import main
@@ -465,7 +466,12 @@ def test_what_a_killed_grid_left_goes_with_the_next_one_but_for_what_can_go_on(t
         with work.own_folder(tmp_path, {"a", "c"}) as folder:
             assert files(folder) == ["a/0/training-1.pth"]
             assert files(left) == ["b/0/training-2.pth"]
+    (left / "owner.lock").unlink(missing_ok=True)  # as some versions of filelock leave it
     with work.own_folder(tmp_path, {"a", "b"}) as folder:
+        assert files(folder) == ["a/0/training-1.pth", "b/0/training-2.pth"]
+        (folder / "c" / "0").mkdir(parents=True)
+        (folder / "c" / "0" / "training-3.pth").touch()
+    with work.own_folder(tmp_path, {"a", "b"}, {"c"}) as folder:  # c was finished elsewhere
         assert files(folder) == ["a/0/training-1.pth", "b/0/training-2.pth"]
         for cell in "ab":
             (folder / cell / "0").rename(tmp_path / cell)  # as if it were done
@@ -493,28 +499,46 @@ def test_a_cell_goes_on_where_it_was_interrupted(here, monkeypatch, caplog):
     with caplog.at_level("INFO"):
         (row,) = run(here, variants=["plain", "llm4sbr"], seeds=1)[1:]
     assert told == [2, 3]
-    assert "cells that go on where they were interrupted: 1" in caplog.text
+    assert "interrupted cells with a state to go on from: 1" in caplog.text
     assert (row.result.train_losses, row.result.valid_scores) == (whole.result.train_losses, whole.result.valid_scores)
     assert row.result.test_result == whole.result.test_result
     assert not list(Path("out").glob("work-*"))
 
 
-def test_a_cell_whose_process_is_killed_keeps_its_state_and_one_that_fails_does_not(here, monkeypatch):
-    def training(settings, on_epoch):
+def test_a_checkpoint_that_is_kept_is_that_of_the_run(here, monkeypatch):
+    original = cells.train
+
+    def beside_another(settings, **more):
+        other = Path(settings["checkpoint_dir"]) / "SRGNN-tiny-20200101-000000-000001"  # its run has another key
+        other.mkdir(parents=True)
+        for name in ("SRGNN.unfinished.pth", "training-1.pth"):
+            (other / name).touch()
+        return original(settings, **more)
+
+    monkeypatch.setattr(cells, "train", beside_another)
+    (row,) = run(here, variants=["plain"], seeds=1, keep=True)
+    assert row.result.checkpoint == f"out/checkpoints/{row.key}.pth"
+    assert "state_dict" in torch.load(row.result.checkpoint, weights_only=True)
+    assert not list(Path("out").glob("work-*"))
+
+
+def test_a_cell_whose_process_is_killed_or_lacks_memory_keeps_its_state_and_one_that_fails_does_not(here, monkeypatch):
+    def training(settings, **_):
         state = Path(settings["checkpoint_dir"]) / "run" / "training-1.pth"
         state.parent.mkdir(parents=True)
         state.touch()
         if settings["seed"] == 2020:
             os.kill(os.getpid(), signal.SIGKILL)
-        return CellResult("failed", reason="no numbers"), None
+        raise MemoryError if settings["seed"] == 2021 else UserError("no numbers")
 
-    monkeypatch.setattr(cells, "run_cell", training)
+    monkeypatch.setattr(cells, "train", training)
     fork = multiprocessing.get_context("fork")  # the processes train as this one says
     monkeypatch.setattr(cells, "multiprocessing", SimpleNamespace(get_context=lambda kind: fork))
     monkeypatch.setattr(fork, "set_forkserver_preload", lambda modules: None, raising=False)
-    rows = run(here, variants=["plain"], workers=1)
-    assert [row.reason.split(" (")[0] for row in rows] == ["its process ended with -9", "no numbers"]
-    assert [state.parent.parent.name for state in Path("out").glob("work-*/*/run/training-1.pth")] == [rows[0].key]
+    rows = run(here, variants=["plain"], seeds=3, workers=1)
+    assert [row.reason.split(" (")[0] for row in rows] == ["its process ended with -9", "MemoryError: ", "no numbers"]
+    left = {state.parent.parent.name for state in Path("out").glob("work-*/*/run/training-1.pth")}
+    assert left == {row.key for row in rows[:2]}
 
 
 def test_a_running_grid_keeps_its_folder_when_the_clock_is_set(tmp_path, monkeypatch):

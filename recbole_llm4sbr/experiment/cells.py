@@ -7,7 +7,7 @@ import shutil
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -72,7 +72,7 @@ def run_cell(
     settings: Mapping[str, Any], on_epoch: Callable[[int, float], None] | None = None
 ) -> tuple[CellResult, TestRows | None]:
     """Train and test one cell. What goes wrong is the result's reason."""
-    return _recorded(lambda on_test: train(settings, on_epoch=on_epoch, on_test=on_test))
+    return _recorded(lambda on_test: train(settings, on_epoch=on_epoch, on_test=on_test), settings["checkpoint_dir"])
 
 
 def run_ensemble_cell(cell: Cell, settings: Mapping[str, Any]) -> tuple[CellResult, TestRows | None]:
@@ -83,17 +83,26 @@ def run_ensemble_cell(cell: Cell, settings: Mapping[str, Any]) -> tuple[CellResu
     here = {key: settings[key] for key in ("atomic_path", "checkpoint_dir", "show_progress")}
     classes = [each.settings["model"] for each in cell.members]
     names = [f"{each.model} {each.variant}, seed {each.seed}" for each in cell.members]
-    return _recorded(lambda on_test: run_ensemble(checkpoints, cell.weights, results, names, on_test, classes, **here))
+    return _recorded(
+        lambda on_test: run_ensemble(checkpoints, cell.weights, results, names, on_test, classes, **here),
+        settings["checkpoint_dir"],
+    )
 
 
-def _recorded(run: Callable[[Callable[[TestRows], None]], RunResult]) -> tuple[CellResult, TestRows | None]:
-    """The result of a run and its test rows; what goes wrong is the result's reason."""
+def _recorded(run: Callable[[Callable[[TestRows], None]], RunResult], folder: str) -> tuple[CellResult, TestRows | None]:
+    """The result of a run and its test rows; what goes wrong is the result's reason.
+
+    A run that failed for want of memory or for a file goes on from its state the next time, as one that was killed does; after another
+    error its `folder` is removed, and it starts anew.
+    """
     tested: list[TestRows] = []
     try:
-        return CellResult("ok", replace(run(tested.append), checkpoint=None)), tested[0] if tested else None
-    except UserError as error:
-        return CellResult("failed", reason=str(error)), None
+        return CellResult("ok", run(tested.append)), tested[0] if tested else None
     except Exception as error:
+        if not isinstance(error, OSError | MemoryError | torch.OutOfMemoryError):
+            shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, UserError):
+            return CellResult("failed", reason=str(error)), None
         where = traceback.format_exc(limit=-3)
         return CellResult("failed", reason=f"{type(error).__name__}: {error}", traceback=where), None
 
@@ -101,10 +110,7 @@ def _recorded(run: Callable[[Callable[[TestRows], None]], RunResult]) -> tuple[C
 def _run(
     cell: Cell, settings: Mapping[str, Any], on_epoch: Callable[[int, float], None] | None = None
 ) -> tuple[CellResult, TestRows | None]:
-    result, rows = run_ensemble_cell(cell, settings) if cell.members else run_cell(settings, on_epoch)
-    if not result.ok:  # what failed by itself starts anew, what was killed goes on
-        shutil.rmtree(settings["checkpoint_dir"], ignore_errors=True)
-    return result, rows
+    return run_ensemble_cell(cell, settings) if cell.members else run_cell(settings, on_epoch)
 
 
 def run_cells(
@@ -113,6 +119,7 @@ def run_cells(
     out: Path,
     kept: Mapping[str, Path] | None = None,
     on_epoch: OnEpoch = lambda cell, epoch, score: None,
+    done: Collection[str] = (),
 ) -> Generator[Outcome, None, None]:
     """Run cells, `workers` at a time, each in a fresh process: its peak memory is its own, and when it is killed the rest go on.
 
@@ -124,8 +131,9 @@ def run_cells(
         out: folder of the grid; checkpoints and states go into a folder of this run's own in it (`own_folder`).
         kept: where the checkpoints of some cells go instead, by key.
         on_epoch: called for every epoch of every cell, but for those of a cluster.
+        done: keys of cells that have a result; states that killed grids left of them are removed.
     """
-    with own_folder(out, {cell.key for cell in cells}) as folder:
+    with own_folder(out, {cell.key for cell in cells}, done) as folder:
         settings_of = {cell.key: {**cell.settings, "checkpoint_dir": str(folder / cell.key)} for cell in cells}
         if cells and cells[0].settings["ray_address"]:
             outcomes = _on_ray(cells, settings_of)
@@ -135,10 +143,11 @@ def run_cells(
             outcomes = ((cell, *_run(cell, settings_of[cell.key], partial(on_epoch, cell))) for cell in cells)
         with closing(outcomes):  # ends the cells' processes before their folder is removed
             for cell, result, rows in outcomes:
-                if kept and cell.key in kept and result.ok:
-                    next((folder / cell.key).rglob("*.pth")).replace(kept[cell.key])
-                if result.ok:
+                if result.result is not None:
+                    if kept and cell.key in kept:
+                        Path(str(result.result.checkpoint)).replace(kept[cell.key])
                     shutil.rmtree(folder / cell.key, ignore_errors=True)
+                    result = replace(result, result=replace(result.result, checkpoint=None))
                 yield cell, result, rows
 
 
@@ -153,22 +162,28 @@ def _on_ray(cells: Sequence[Cell], settings_of: Mapping[str, Mapping[str, Any]])
         raise UserError(
             f"a cell of {needs['num_cpus']} CPUs does not fit Ray's {resources.get('CPU', 0):.0f}; lower --ray_cpus_per_worker"
         )
-    task = ray.remote(max_retries=0, max_calls=1, **needs)(_ray_cell)
+    remote = ray.remote(max_retries=0, max_calls=1, **needs)(_ray_cell)
     waiting = {}
-    for cell in cells:
-        paths = {key: str(Path(settings_of[cell.key][key]).resolve()) for key in ("data_path", "atomic_path", "checkpoint_dir")}
-        there = replace(cell, trained=tuple((path.resolve(), result) for path, result in cell.trained))
-        there = replace(there, settings={**cell.settings, **paths})
-        waiting[task.remote(there, {**settings_of[cell.key], **paths}, needs["num_cpus"])] = cell
-    while waiting:
-        (ready,), _ = ray.wait(list(waiting))
-        cell = waiting.pop(ready)
-        try:
-            result, rows = ray.get(ready)
-        except ray.exceptions.RayError as error:
-            result = CellResult("failed", reason=f"lost on the cluster: {' '.join(str(error).split())[:300]}")
-            rows = None
-        yield cell, result, rows
+    try:
+        for cell in cells:
+            paths = {
+                key: str(Path(settings_of[cell.key][key]).resolve()) for key in ("data_path", "atomic_path", "checkpoint_dir")
+            }
+            there = replace(cell, trained=tuple((path.resolve(), result) for path, result in cell.trained))
+            there = replace(there, settings={**cell.settings, **paths})
+            waiting[remote.remote(there, {**settings_of[cell.key], **paths}, needs["num_cpus"])] = cell
+        while waiting:
+            (ready,), _ = ray.wait(list(waiting))
+            cell = waiting.pop(ready)
+            try:
+                result, rows = ray.get(ready)
+            except ray.exceptions.RayError as error:
+                result = CellResult("failed", reason=f"lost on the cluster: {' '.join(str(error).split())[:300]}")
+                rows = None
+            yield cell, result, rows
+    finally:
+        for task in waiting:
+            ray.cancel(task, force=True)
 
 
 def _ray_cell(cell: Cell, settings: Mapping[str, Any], threads: int) -> tuple[CellResult, TestRows | None]:

@@ -127,7 +127,8 @@ def _run_all(
     """Run cells and keep each result as it comes, in `done` and in the folder; `shown`: whether epochs are."""
     started = time.perf_counter()
     progress = GridProgress(shown)
-    with closing(progress), closing(run_cells(cells, workers, out, kept, progress.epoch)) as outcomes:
+    finished = {key for key, result in done.items() if result.ok}
+    with closing(progress), closing(run_cells(cells, workers, out, kept, progress.epoch, finished)) as outcomes:
         for number, (cell, result, rows) in enumerate(outcomes, 1):
             progress.done(cell)
             if not result.ok and cell.key in done and done[cell.key].ok:

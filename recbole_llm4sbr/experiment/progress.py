@@ -26,7 +26,7 @@ class GridProgress:
     def __init__(self, shown: bool = True, between: float = _BETWEEN) -> None:
         self._shown, self._between = shown, between
         self._at: dict[str, str] = {}
-        self._started: dict[str, float] = {}
+        self._started: dict[str, tuple[float, int]] = {}  # when each was first told of, and its epoch then
         self._logged = time.monotonic()
         terminal = shown and sys.stderr.isatty()
         self._line: Any = tqdm(bar_format="{desc}", leave=False, dynamic_ncols=True) if terminal else None
@@ -40,8 +40,8 @@ class GridProgress:
             score: by `valid_metric`, on validation.
         """
         now = time.monotonic()
-        since = self._started.setdefault(cell.key, now)
-        seconds = (now - since) / number if number else 0.0
+        since, first = self._started.setdefault(cell.key, (now, number))
+        seconds = (now - since) / (number - first) if number > first else 0.0
         rate = f", {duration(seconds) if seconds >= 10 else f'{seconds:.1f} s'} per epoch" if seconds else ""
         metric = cell.settings["valid_metric"]
         self._at[cell.key] = f"{cell.label}: epoch {number}, {metric} {score:.4f} on validation{rate}"

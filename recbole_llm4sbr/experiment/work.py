@@ -14,49 +14,59 @@ from recbole_llm4sbr.training.resuming import has_state
 
 log = getLogger(__name__)
 
-_PREFIX = "work-"
+_PREFIX, _MARK = "work-", ".grid"  # of its name; a file in it, since some versions of filelock remove theirs
 
 
 @contextmanager
-def own_folder(out: Path, keys: Collection[str] = ()) -> Iterator[Path]:
+def own_folder(out: Path, keys: Collection[str] = (), done: Collection[str] = ()) -> Iterator[Path]:
     """A new folder in `out`, removed at the end but for the states of runs that did not come to theirs.
 
-    Of folders that killed grids left, the states of this grid's cells move into the new one, those of other cells stay, and the rest
-    is removed. Folders of grids that still run, and whatever else stands in `out`, are left alone.
+    Of folders that killed grids left, the states of this grid's cells move into the new one, those of other cells without a result
+    stay, and the rest is removed. Folders of grids that still run, and whatever else stands in `out`, are left alone.
 
     Args:
         out: folder of the grid.
         keys: of the grid's cells, which train in `<folder>/<key>/<run>`.
+        done: of cells that have a result.
     """
     new = Path(tempfile.mkdtemp(prefix=f".new-{_PREFIX}", dir=out))
+    (new / _MARK).touch()
     lock = FileLock(new / OWNER)
     lock.acquire()
     folder = new.rename(out / new.name.removeprefix(".new-"))  # other grids see it when it is locked
     try:
-        for left in sorted(out.glob(f"{_PREFIX}*")):
+        for left in sorted(out.glob(f"{_PREFIX}*/"), key=_last_state, reverse=True):
             if left != folder:
-                _take_over(left, folder, keys)
+                _take_over(left, folder, keys, done)
         if there := sum(1 for _ in folder.glob("*/")):
-            log.info("cells that go on where they were interrupted: %s", there)
+            log.info("interrupted cells with a state to go on from: %s", there)
         yield folder
     finally:
         _remove_all_but_states(folder)
         lock.release()
 
 
-def _take_over(left: Path, folder: Path, keys: Collection[str]) -> None:
+def _take_over(left: Path, folder: Path, keys: Collection[str], done: Collection[str]) -> None:
     """Move the cells of a killed grid into `folder`; nothing, where no grid made `left` or its process lives, here or on another host."""
-    if not (left / OWNER).is_file() or not (lock := owned(left)):
+    if not any((left / name).is_file() for name in (_MARK, OWNER)) or not (lock := owned(left)):
         return
     try:
         _remove_all_but_states(left)
-        for cell in [each for each in left.glob("*/") if each.name in keys]:
-            if not (folder / cell.name).exists():
+        for cell in left.glob("*/"):
+            if cell.name in keys and not (folder / cell.name).exists():
                 cell.rename(folder / cell.name)
-            shutil.rmtree(cell, ignore_errors=True)
+            elif cell.name in keys or cell.name in done:
+                shutil.rmtree(cell, ignore_errors=True)
         _remove_all_but_states(left)
+        if left.is_dir():
+            log.info("%s keeps the states of interrupted cells that are not among these; they may be deleted", left)
     finally:
         lock.release()
+
+
+def _last_state(folder: Path) -> float:
+    """When the last state in a folder was written."""
+    return max((path.stat().st_mtime for run in folder.glob("*/*/") if has_state(run) for path in run.iterdir()), default=0.0)
 
 
 def _remove_all_but_states(folder: Path) -> None:

@@ -80,7 +80,9 @@ def ask_llm(
     titles = _titles(settings)
     questions = _questions(settings, store, rows, titles, since)
     failures, rate = intents_folder(folder, settings) / FAILURES, settings["max_failure_rate"]
-    check_folder(failures.parent, "--atomic_path")  # made with the first file in it: an LLM that does not load leaves none
+    check_folder(
+        failures.parent, "the folder of intents"
+    )  # made with the first file in it: an LLM that does not load leaves none
     if settings["llm_batch"]:
         asked = batches.ask_in_batches(questions, failures, rate, settings["llm_batch_wait"])
     else:

@@ -216,12 +216,14 @@ def _on_hub(name: str) -> str:
     except GatedRepoError:
         raise UserError(f"the model {name!r} asks for a login: accept its terms on the hub and set HF_TOKEN") from None
     except (RepositoryNotFoundError, HFValidationError):
-        raise UserError(f"there is no folder {name!r} here, and no model of that name on the hub; {advice}") from None
+        raise UserError(
+            f"there is no folder {name!r} here, and no model of that name on the hub (of a private one, set HF_TOKEN); {advice}"
+        ) from None
     except Exception as error:  # of whatever HTTP client the hub's library uses
-        if isinstance(cached := try_to_load_from_cache(name, "config.json"), str):
-            log.info("the model hub does not answer; %s comes from its cache here", name)
-            return str(Path(cached).parent)
         reason = " ".join(str(error).split())[:300]
+        if isinstance(cached := try_to_load_from_cache(name, "config.json"), str):
+            log.info("the model hub does not give %s (%s); it comes from the hub's cache here", name, reason)
+            return str(Path(cached).parent)
         raise UserError(
             f"there is no folder {name!r} here, and the hub does not give a model of that name ({reason}); {advice}"
         ) from None

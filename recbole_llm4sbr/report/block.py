@@ -199,12 +199,8 @@ def is_plain_with_text(variant: str) -> bool:
 
 
 def main_lines(block: Block) -> list[Line]:
-    """What is looked at most closely: of each model the first group in which it has as many seeds as in any."""
-    found = [line for group in block.groups for line in block.of(group)]
-    most = {model: max(len(line.results) for line in found if line.model == model) for model in {line.model for line in found}}
-    whole = [line for line in found if len(line.results) == most[line.model]]
-    first = {line.model: line.group for line in reversed(whole)}
-    return [line for line in found if line.group == first[line.model]]
+    """What is looked at most closely: the first group of those with the most seeds."""
+    return max((block.of(group) for group in block.groups), key=lambda lines: max(len(line.results) for line in lines))
 
 
 def _reference(lines: Sequence[Line]) -> Line:
@@ -253,20 +249,23 @@ def _cold_buckets(
 
 def common_settings(block: Block, group: str | None = None) -> dict[str, Any]:
     """Settings that all runs of a block, or of one group of it, share."""
-    first, *others = _all_settings(block, group)
+    first, *others = [result.settings for result in _all_results(block, group)]
     return {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
 
 
 def deciding_settings(block: Block, group: str | None = None) -> set[str]:
-    """The names of the settings on which some run of a block, or of one group of it, depends."""
+    """The names of the settings on which some run of a block, or of one group of it, depends; of ensembles, whose members differ, all."""
     unsaid = {key: setting.default for key, setting in schema().items()}  # by runs of versions that did not have them
-    found = [unsaid | each for each in _all_settings(block, group)]
-    return {key for each in found for key in deciding_keys(each, "prepared", *artefacts_of(each))}
+    found: set[str] = set()
+    for result in _all_results(block, group):
+        settings = unsaid | result.settings
+        found |= set(settings) if result.members else set(deciding_keys(settings, "prepared", *artefacts_of(settings)))
+    return found
 
 
-def _all_settings(block: Block, group: str | None) -> list[dict[str, Any]]:
+def _all_results(block: Block, group: str | None) -> list[RunResult]:
     lines = block.lines if group is None else block.of(group)
-    found = [result.settings for line in lines for result in line.results.values()]
+    found = [result for line in lines for result in line.results.values()]
     if group is None:
-        found += [search.best.result.settings for search in block.searches if search.best is not None]
+        found += [search.best.result for search in block.searches if search.best is not None]
     return found
