@@ -66,7 +66,10 @@ def _take_over(left: Path, folder: Path, keys: Collection[str], done: Collection
 
 def _last_state(folder: Path) -> float:
     """When the last state in a folder was written."""
-    return max((path.stat().st_mtime for run in folder.glob("*/*/") if has_state(run) for path in run.iterdir()), default=0.0)
+    try:
+        return max((path.stat().st_mtime for path in folder.glob("*/*/*.pth")), default=0.0)
+    except OSError:  # a grid that runs has just replaced a file
+        return 0.0
 
 
 def _remove_all_but_states(folder: Path) -> None:
