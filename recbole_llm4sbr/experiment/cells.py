@@ -144,10 +144,11 @@ def run_cells(
         with closing(outcomes):  # ends the cells' processes before their folder is removed
             for cell, result, rows in outcomes:
                 if result.result is not None:
-                    if kept and cell.key in kept:
-                        Path(str(result.result.checkpoint)).replace(kept[cell.key])
+                    checkpoint = (kept or {}).get(cell.key)
+                    if checkpoint and result.result.checkpoint:
+                        Path(result.result.checkpoint).replace(checkpoint)
                     shutil.rmtree(folder / cell.key, ignore_errors=True)
-                    result = replace(result, result=replace(result.result, checkpoint=None))
+                    result = replace(result, result=replace(result.result, checkpoint=str(checkpoint) if checkpoint else None))
                 yield cell, result, rows
 
 

@@ -140,8 +140,6 @@ def _run_all(
                 with write_whole(out / "ranks" / f"{cell.key}.npz", "wb") as handle:
                     np.savez_compressed(handle, **vars(rows))
             done[cell.key] = replace(result, key=cell.key, machine=machine())
-            if result.result is not None and kept and cell.key in kept:
-                done[cell.key] = replace(done[cell.key], result=replace(result.result, checkpoint=str(kept[cell.key])))
             append_json_line(out / "cells.jsonl", done[cell.key].to_json())
             left = (time.perf_counter() - started) / number * (len(cells) - number)
             log.info("[%s/%s] %s: %s; %s left", number, len(cells), cell.label, _outcome(result), duration(left))
