@@ -53,8 +53,9 @@ def hub(tiny_llm):
             elif name.startswith("team/tiny"):
                 self.reply(404, b"", {"X-Error-Code": "EntryNotFound"})
             elif self.path == "/away":
-                self.reply(200, b"", {})
+                self.server.shutdown()
                 self.server.socket.close()
+                self.reply(200, b"", {})  # last: whoever has it asks a hub that is gone
             else:
                 gated = name == "team/gated"
                 self.reply(403 if gated else 404, b"", {"X-Error-Code": "GatedRepo" if gated else "RepoNotFound"})
