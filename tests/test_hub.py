@@ -19,8 +19,8 @@ from recbole_llm4sbr.intent.backends import Request
 from recbole_llm4sbr.intent.backends.transformers import TransformersBackend
 
 for name in sys.argv[1:]:
-    if name == "away":
-        urllib.request.urlopen(os.environ["HF_ENDPOINT"] + "/away").read()
+    if name in ("made-private", "away"):
+        urllib.request.urlopen(f"{os.environ['HF_ENDPOINT']}/{name}").read()
         pretrained._on_hub.cache_clear()  # as another process would have it
         continue
     try:
@@ -34,7 +34,7 @@ for name in sys.argv[1:]:
 @pytest.fixture
 def hub(tiny_llm):
     """Address of a server with one model, `team/tiny`, and one that asks for a login; and what it was asked."""
-    asked = []
+    asked, private = [], set()
 
     class Hub(BaseHTTPRequestHandler):
         def log_message(self, *_):
@@ -46,12 +46,15 @@ def hub(tiny_llm):
                 self.path.removeprefix("/api/models/").lstrip("/").replace(COMMIT, "main").partition("/resolve/main/")
             )
             path = Path(tiny_llm, file or "-")
-            if name == "team/tiny" and path.is_file():
+            if name not in private and name == "team/tiny" and path.is_file():
                 self.reply(200, path.read_bytes(), {"ETag": f'"{file}"', "X-Repo-Commit": COMMIT})
             elif self.path == "/api/models/team/tiny":
                 self.reply(200, json.dumps({"id": "team/tiny", "sha": COMMIT, "siblings": []}).encode(), {})
-            elif name.startswith("team/tiny"):
+            elif name not in private and name.startswith("team/tiny"):
                 self.reply(404, b"", {"X-Error-Code": "EntryNotFound"})
+            elif self.path == "/made-private":
+                private.add("team/tiny")
+                self.reply(200, b"", {})
             elif self.path == "/away":
                 self.server.shutdown()
                 self.server.socket.close()
@@ -80,14 +83,16 @@ def test_a_model_of_the_hub_answers_as_its_folder_does_and_others_are_named(hub,
     address, asked = hub
     env = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     env |= {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    names = ["team/tiny", tiny_llm, "team/nothing", "team/gated", "away", "team/tiny", "team/other"]
+    names = ["team/tiny", tiny_llm, "team/nothing", "team/gated"]
+    names += ["made-private", "team/tiny", "away", "team/tiny", "team/other"]
     done = subprocess.run([sys.executable, "-c", ASKS, *names], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
-    there, here, missing, gated, cached, lost = [json.loads(line) for line in done.stdout.splitlines()]
+    there, here, missing, gated, hidden, cached, lost = [json.loads(line) for line in done.stdout.splitlines()]
     assert there == here and not there.startswith("error")
     assert "no folder 'team/nothing' here, and no model of that name on the hub" in missing
     assert "'team/gated' asks for a login" in gated
     assert [line for line in asked if "nothing" in line] == ["HEAD /team/nothing/resolve/main/config.json"]
+    assert hidden == there, "from the cache, the hub denying that there is such a model"
     assert cached == there, "from the cache, the hub being away"
     assert "no folder 'team/other' here, and the hub does not give a model of that name" in lost
     assert "Retrying" not in done.stderr

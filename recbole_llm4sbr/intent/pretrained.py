@@ -199,9 +199,10 @@ def _load(where: str, *loaders: Callable[[str], Any]) -> list[Any]:
 
 @functools.cache
 def _on_hub(name: str) -> str:
-    """The name of a model that the hub gives; where the hub does not answer, the folder in its cache on this machine.
+    """The name of a model that the hub gives; where it does not, the folder in the hub's cache on this machine.
 
-    Left to itself, transformers asks such a hub for every file again and again, for minutes.
+    Left to itself, transformers asks a hub that does not answer for every file again and again, for minutes, and has no use for the
+    cache where a model is private.
 
     Raises:
         UserError: neither has the model.
@@ -210,23 +211,24 @@ def _on_hub(name: str) -> str:
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     advice = f"give a local folder, a hub id or one of {', '.join(EMBEDDED)}"
+    nowhere = f"there is no folder {name!r} here, and"
     try:
         get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=_PATIENCE)
         return name
-    except GatedRepoError:
-        raise UserError(f"the model {name!r} asks for a login: accept its terms on the hub and set HF_TOKEN") from None
-    except (RepositoryNotFoundError, HFValidationError):
-        raise UserError(
-            f"there is no folder {name!r} here, and no model of that name on the hub (of a private one, set HF_TOKEN); {advice}"
-        ) from None
+    except HFValidationError:
+        raise UserError(f"{nowhere} no model can have that name on the hub; {advice}") from None
     except Exception as error:  # of whatever HTTP client the hub's library uses
         reason = " ".join(str(error).split())[:300]
         if isinstance(cached := try_to_load_from_cache(name, "config.json"), str):
             log.info("the model hub does not give %s (%s); it comes from the hub's cache here", name, reason)
             return str(Path(cached).parent)
-        raise UserError(
-            f"there is no folder {name!r} here, and the hub does not give a model of that name ({reason}); {advice}"
-        ) from None
+        if isinstance(error, GatedRepoError):
+            said = f"the model {name!r} asks for a login: accept its terms on the hub and set HF_TOKEN"
+        elif isinstance(error, RepositoryNotFoundError):
+            said = f"{nowhere} no model of that name on the hub (of a private one, set HF_TOKEN); {advice}"
+        else:
+            said = f"{nowhere} the hub does not give a model of that name ({reason}); {advice}"
+        raise UserError(said) from None
 
 
 _PATIENCE = 10.0  # seconds for the hub to answer
