@@ -4,8 +4,13 @@ import pytest
 import torch
 from test_contract import ADAPTED, CUT, built
 
+from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.experiment.cells import Cell, _child
+from recbole_llm4sbr.experiment.compare import compare
 from recbole_llm4sbr.model.backbones import BACKBONES
 from recbole_llm4sbr.model.baselines import BASELINES
+from recbole_llm4sbr.training.config import SessionConfig
+from recbole_llm4sbr.training.gpus import gpus
 
 FUSIONS = ["gate", "residual", "concat", "late", "gate+late", "boost", "gate+late+boost"]
 ON_THE_HOST = {
@@ -95,3 +100,54 @@ def test_the_stand_in_notices_a_tensor_made_elsewhere_and_a_copy_to_the_host(tin
     model.score = lambda *given: score(*given) * float(score(*given).cpu().sum())
     with pytest.raises(AssertionError, match=r"Tensor\.cpu in a step"):
         step(model, batch)
+
+
+@pytest.fixture
+def three_gpus(tiny, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+
+
+@pytest.mark.usefixtures("three_gpus")
+@pytest.mark.parametrize(
+    ("chosen", "device"),
+    [({}, "cuda:0"), ({"gpu_id": 2}, "cuda:2"), ({"gpu_id": "2,1"}, "cuda:2"), ({"gpu_id": [1]}, "cuda:1"), ({"gpu_id": ""}, "cpu"),
+     ({"gpu_id": "1", "use_gpu": False}, "cpu"), ({"gpu_id": "2,1", "local_rank": 1}, "cuda:1"), ({"local_rank": 2}, "cuda:2")],
+)  # fmt: skip
+def test_a_run_trains_on_the_gpu_that_it_is_told(tiny, chosen, device):
+    settings = {key: value for key, value in tiny.items() if key != "gpu_id"} | chosen
+    config = SessionConfig(settings)
+    assert str(config["device"]) == device
+    there = config["given"]  # on another machine
+    assert there.get("gpu_id", "none") == ("" if chosen.get("gpu_id") == "" else "none")
+
+
+@pytest.mark.usefixtures("three_gpus")
+def test_a_gpu_that_is_not_there_is_named():
+    with pytest.raises(UserError, match=r"gpu_id='0,7': there is no GPU 7; 3 are visible, numbered from 0"):
+        gpus({"gpu_id": "0,7"})
+
+
+@pytest.mark.usefixtures("three_gpus")
+@pytest.mark.parametrize(("chosen", "used"), [({}, ["0", "1", "2", "0"]), ({"gpu_id": "2,1"}, ["2", "1", "2", "1"])])
+def test_workers_take_turns_on_the_gpus(tiny, monkeypatch, chosen, used):
+    settings, seen = {key: value for key, value in tiny.items() if key != "gpu_id"} | chosen, []
+
+    class Parent:
+        def recv(self):
+            raise SystemExit  # of the thread that waits for it
+
+        def send(self, result):
+            seen.append(result)
+
+    monkeypatch.setattr("recbole_llm4sbr.experiment.cells._run", lambda _, settings, __: settings["gpu_id"])
+    monkeypatch.setattr("logging.disable", lambda *_: None)
+    cell = Cell("", "tiny", "SRGNN", "plain", 1, "", settings)
+    for slot in range(4):
+        _child(Parent(), cell, settings, torch.get_num_threads(), slot)
+    assert seen == used
+
+
+def test_on_a_cluster_the_choice_of_gpus_is_refused(tiny, tmp_path):
+    with pytest.raises(UserError, match="gpu_id='1': Ray deals out the GPUs"):
+        compare({"": ["plain"]}, ["SRGNN"], ["tiny"], 1, tiny | {"gpu_id": "1", "ray_address": "auto"}, tmp_path)

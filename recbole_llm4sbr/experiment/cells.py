@@ -24,6 +24,7 @@ from recbole_llm4sbr.base.results import RunResult
 from recbole_llm4sbr.experiment.work import own_folder
 from recbole_llm4sbr.training.ensemble import Weights, run_ensemble
 from recbole_llm4sbr.training.fit import TestRows
+from recbole_llm4sbr.training.gpus import gpus
 from recbole_llm4sbr.training.run import train
 
 
@@ -80,7 +81,7 @@ def run_ensemble_cell(cell: Cell, settings: Mapping[str, Any]) -> tuple[CellResu
     if len(cell.trained) < len(cell.members):
         return CellResult("failed", reason="a member has no result; its own reason stands in cells.jsonl"), None
     checkpoints, results = [path for path, _ in cell.trained], [result for _, result in cell.trained]
-    here = {key: settings[key] for key in ("atomic_path", "checkpoint_dir", "show_progress")}
+    here = {key: settings[key] for key in ("atomic_path", "checkpoint_dir", "show_progress", "gpu_id") if key in settings}
     classes = [each.settings["model"] for each in cell.members]
     names = [f"{each.model} {each.variant}, seed {each.seed}" for each in cell.members]
     return _recorded(
@@ -261,7 +262,7 @@ def _child(parent: Connection, cell: Cell, settings: dict[str, Any], threads: in
 
     threading.Thread(target=leave_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
-    if torch.cuda.is_available():
-        torch.cuda.set_device(slot % torch.cuda.device_count())
+    if found := gpus(settings):
+        settings = {**settings, "gpu_id": str(found[slot % len(found)])}
     logging.disable(logging.INFO)
     parent.send(_run(cell, settings, lambda number, score: parent.send(_Epoch(number, score))))

@@ -32,6 +32,7 @@ from recbole_llm4sbr.experiment.progress import GridProgress
 from recbole_llm4sbr.experiment.variants import EnsembleName, Variant, make_variant, of_llms, with_controls
 from recbole_llm4sbr.model import model_class
 from recbole_llm4sbr.training.environment import machine
+from recbole_llm4sbr.training.gpus import check_dealt_out
 from recbole_llm4sbr.training.keys import result_key, short_hash
 
 log = logging.getLogger(__name__)
@@ -253,6 +254,8 @@ def _check(cells: Sequence[Cell]) -> None:
             model_class(cell.settings["model"])
         if cell.settings["nproc"] > 1:
             raise UserError("nproc is for one training run; cells train side by side with --workers")
+        if cell.settings["ray_address"]:
+            check_dealt_out(cell.settings)
     one_call = {
         tuple(cell.settings["views"]) for cell in cells if cell.settings["views_in_one_call"] and uses_intents(cell.settings)
     }

@@ -34,6 +34,7 @@ from recbole_llm4sbr.experiment.ray_search import EXPERIMENT, Plan, optuna_searc
 from recbole_llm4sbr.experiment.space import Dimension, read_space
 from recbole_llm4sbr.training.config import SessionConfig, check_runnable
 from recbole_llm4sbr.training.environment import machine
+from recbole_llm4sbr.training.gpus import check_dealt_out
 from recbole_llm4sbr.training.keys import checksums_of
 from recbole_llm4sbr.training.run import train
 
@@ -133,6 +134,7 @@ def _check(
         raise UserError(
             "tune must run on a node of the cluster, or it could not go on after a kill; use --ray_address=auto there"
         )
+    check_dealt_out(settings)
     for key, dimension in space.items():
         if per_grid(key) or key == "model":
             raise UserError(

@@ -14,6 +14,7 @@ from recbole_llm4sbr.base.recbole import Config
 from recbole_llm4sbr.base.settings import inherited_defaults, recbole_defaults
 from recbole_llm4sbr.model import SessionRecommender, check_buildable, check_stock, model_class
 from recbole_llm4sbr.model.registry import is_switched
+from recbole_llm4sbr.training.gpus import gpus
 
 _OF_MANY = ("local_rank", "world_size", "offset")  # settings of one of several training processes
 
@@ -25,13 +26,14 @@ class SessionConfig(Config):  # type: ignore[misc]
         settings: what `settings.load_settings` returned. RecBole's own defaults stand below them.
 
     Raises:
-        UserError: an unknown model, or one that cannot be wrapped although `llm4sbr` is true.
+        UserError: an unknown model, or one that cannot be wrapped although `llm4sbr` is true; a GPU that is not there.
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         model = model_class(settings["model"])
         check_buildable(model, settings)
         folder = Path(settings["atomic_path"]) / settings["dataset"]
+        self._gpus = gpus(settings)
         try:
             given = inherited_defaults(model) | dict(settings) | file_settings(settings)
             given["repeatable"] = True  # RecBole takes no other for sequential models
@@ -44,7 +46,10 @@ class SessionConfig(Config):  # type: ignore[misc]
         self.final_config_dict["repeatable"] = settings["repeatable"]
         self.final_config_dict["data_path"] = str(folder)  # RecBole would append the dataset, and bend ml-100k's
         # travels in the checkpoint: what it takes to build this run again, on one device
-        self.final_config_dict["given"] = {key: settings[key] for key in settings if key not in _OF_MANY} | {"nproc": 1}
+        given = {key: settings[key] for key in settings if key not in _OF_MANY} | {"nproc": 1}
+        if given.get("gpu_id"):  # a number on this machine; that there shall be none, "", holds on any
+            del given["gpu_id"]
+        self.final_config_dict["given"] = given
 
     def __str__(self) -> str:
         """RecBole's text of all settings, without what stands in checkpoints alone."""
@@ -64,14 +69,9 @@ class SessionConfig(Config):  # type: ignore[misc]
 
     def _init_device(self) -> None:
         config = self.final_config_dict
-        gpu = config["gpu_id"]
-        config["gpu_id"] = ",".join(map(str, gpu)) if isinstance(gpu, tuple | list) else str(gpu)
-        use_gpu = config["use_gpu"] and config["gpu_id"] != "" and torch.cuda.is_available()
         config["single_spec"] = "local_rank" not in config
         rank = config.setdefault("local_rank", 0)
-        config["device"] = torch.device(
-            f"cuda:{rank}" if use_gpu and not config["single_spec"] else "cuda" if use_gpu else "cpu"
-        )
+        config["device"] = torch.device("cuda", self._gpus[rank]) if self._gpus else torch.device("cpu")
 
 
 def file_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from recbole_llm4sbr.training.dataset import SessionDataset
 from recbole_llm4sbr.training.environment import peak_memory_mb, versions
 from recbole_llm4sbr.training.epochs import say_head
 from recbole_llm4sbr.training.fit import TestRows, fit, look_at_test, shows_progress
+from recbole_llm4sbr.training.gpus import gpus
 from recbole_llm4sbr.training.keys import result_key, short_hash
 from recbole_llm4sbr.training.logs import run_log
 from recbole_llm4sbr.training.resuming import TrainingState, run_folder
@@ -101,8 +102,7 @@ def _key(settings: Mapping[str, Any], files: RunFiles) -> str:
     """
     if settings["nproc"] > 1 or ":" in settings["model"]:
         return ""
-    device = [torch.cuda.is_available(), settings.get("gpu_id"), settings.get("use_gpu")]
-    return short_hash([result_key(settings, files), torch.__version__, device])
+    return short_hash([result_key(settings, files), torch.__version__, bool(gpus(settings))])
 
 
 def _train_here(
@@ -134,9 +134,9 @@ def _train_here(
 
 def _train_on_many(settings: Mapping[str, Any], saved: bool) -> Tested:
     """Train with `nproc` processes, one per GPU (gloo on CPUs), as RecBole does: each takes its share of every epoch."""
-    processes = settings["nproc"]
-    if torch.cuda.is_available() and torch.cuda.device_count() < processes:
-        raise UserError(f"nproc={processes} needs as many GPUs; {torch.cuda.device_count()} are there")
+    processes, found = settings["nproc"], gpus(settings)
+    if found and len(found) < processes:
+        raise UserError(f"nproc={processes} needs as many GPUs; there are {len(found)}, or gpu_id names no more")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
@@ -149,8 +149,10 @@ def _train_on_many(settings: Mapping[str, Any], saved: bool) -> Tested:
 def _one_of_many(rank: int, settings: dict[str, Any], saved: bool, address: str, queue: Any, verbose: bool) -> None:
     if verbose and rank == 0:
         getLogger().addHandler(Screen(verbose=True))
-    cuda = torch.cuda.is_available()
-    torch.distributed.init_process_group("nccl" if cuda else "gloo", address, rank=rank, world_size=settings["nproc"])
+    found = gpus(settings)
+    if found:
+        torch.cuda.set_device(found[rank])  # for what the processes say to each other
+    torch.distributed.init_process_group("nccl" if found else "gloo", address, rank=rank, world_size=settings["nproc"])
     quiet = {} if rank == 0 else {"state": "error", "show_progress": False}
     many = {"local_rank": rank, "world_size": settings["nproc"], "offset": 0, **quiet}
     result = _train_here(settings | many, saved)
