@@ -175,6 +175,15 @@ def test_help_of_a_verb_is_the_same_however_it_is_asked_for(verb, capsys):
     assert texts[0].startswith(f"usage: recbole-llm4sbr {verb}")
 
 
+@pytest.mark.parametrize(("verb", "takes"), [("recommend", False), ("serve", False), ("ensemble", False), ("train", True)])
+def test_settings_files_are_offered_where_they_are_taken(verb, takes, capsys):
+    main([verb, "--help"])
+    assert ("--config_files" in capsys.readouterr().out) == takes
+    if not takes:
+        assert main([verb, "--config_files=strong"]) == 2
+        assert f"`{verb}` takes its settings from checkpoints" in capsys.readouterr().err
+
+
 def test_help_of_train_lists_the_settings_of_training_as_the_long_help_does(capsys):
     from recbole_llm4sbr.cli.main import main
 

@@ -101,10 +101,10 @@ def test_no_item_of_the_session_is_recommended_where_none_repeats(tiny):
     from recbole_llm4sbr.data.prepare import prepare
     from recbole_llm4sbr.intent.infer import infer
 
-    settings = tiny | {"repeatable": False, "rebuild": True, "intent_source": "session_text"}
+    settings = tiny | {"repeatable": False, "rebuild": True, "intent_source": "session_text", "MAX_ITEM_LIST_LENGTH": 3}
     prepare(settings)
     infer(settings)
-    recommender = Recommender.load(train(settings).checkpoint)
+    recommender = Recommender.load(train(settings).checkpoint)  # it reads the newest three of four
     items = [token for token, known in zip(recommender.catalogue.tokens, recommender.catalogue.clicked) if known][:4]
     table = recommender.recommend([items], topn=1000)
     assert set(table["item"]) == set(recommender.catalogue.tokens[1:]) - set(items)

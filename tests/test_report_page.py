@@ -1,6 +1,7 @@
 """The page of a report: what is where in it, and how it reads on a wide and on a narrow screen of a real browser, where there is one."""
 
 import base64
+import dataclasses
 import gzip
 import json
 import re
@@ -14,10 +15,17 @@ import pytest
 from test_unfinished import as_json, write_grid
 
 from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.grids import BestTrial, Search, Trial
 from recbole_llm4sbr.base.names import CASE_PAGE, short_name
+from recbole_llm4sbr.base.records import IntentCounts
+from recbole_llm4sbr.base.results import RunResult
+from recbole_llm4sbr.report.block import Block, Line, main_metrics
 from recbole_llm4sbr.report.figures import figures_of
+from recbole_llm4sbr.report.intents import describe_all
 from recbole_llm4sbr.report.page import report
 from recbole_llm4sbr.report.reading import read_grids
+from recbole_llm4sbr.report.searches import search_tables
+from recbole_llm4sbr.report.tables import tables_of
 
 SETTINGS = {
     "plain": {"llm4sbr": False},
@@ -51,14 +59,56 @@ def test_an_axis_of_epochs_has_whole_numbers(grids):
     assert (axis.tick0, axis.dtick) == (0, 1)
     for line in block.lines[:1]:
         for result in line.results.values():
+            result.settings["eval_step"] = 2
+    assert figure_of(block, "Validation by epoch").figure.data[0].x[:3] == (1, 3, 5)  # as `best_epoch` counts
+    for line in block.lines[:1]:
+        for result in line.results.values():
+            result.settings["eval_step"] = 1
             result.valid_scores.extend([0.1] * 80)
     assert figure_of(block, "Validation by epoch").figure.layout.xaxis.dtick == 10
 
 
-def test_each_metric_has_an_axis_of_its_own():
-    from recbole_llm4sbr.base.results import RunResult
-    from recbole_llm4sbr.report.block import Block, Line
+def test_metrics_that_are_no_shares_or_have_no_cut_off_are_shown(tmp_path):
+    metrics = {"hit@20": 0.1, "gauc": 0.75, "averagepopularity@20": 5.17}
+    own = {"metrics": ["Hit", "GAUC", "AveragePopularity"]}
+    line = Line("G", "SRGNN", "plain", "", {1: RunResult.from_json(as_json(5, **own) | {"test_result": metrics})})
+    table = tables_of(Block("d", "temporal", [line]))[0]
+    assert dict(zip(table.head[2:], table.rows[0][2:])) == {"Hit@20": "10.00", "GAUC": "75.00", "AveragePopularity@20": "5.17"}
+    assert main_metrics([line]) == ["Hit@20", "AveragePopularity@20"]
+    best = BestTrial({"hop": 2}, "0", 0.1, line.results[1])
+    search = Search(
+        "d", "temporal", "SRGNN", "Hit@20", True, "", "", {"how": "grid"}, None, [Trial("0", {"hop": 2}, 0.1)], best
+    )
+    tested = search_tables(search)[-1]
+    assert dict(zip(tested.head, tested.rows[0])) == {"hit@20": "10.00", "gauc": "75.00", "averagepopularity@20": "5.17"}
+    assert "in percent (averagepopularity: as it is)" in tested.how
 
+
+def test_the_answerer_is_named_where_no_variant_is_called_llm4sbr():
+    counts = IntentCounts.from_json({"prompts": 9, "intents": 8, "no_intent": 1})
+    given = {
+        "llm4sbr": True,
+        "llm": "gpt",
+        "llm_backend": "openai",
+        "llm_name": "",
+        "ray_backend": "",
+        "encoder": "e",
+        "fusion": "gate",
+    }
+
+    def said(variant, source):
+        result = RunResult.from_json(as_json(5, intent_source=source, **given))
+        return describe_all([Line("G", "SRGNN", variant, "", {1: dataclasses.replace(result, infer=counts)})])
+
+    assert (
+        said("text-init", "llm")
+        == said("llm4sbr", "llm")
+        == "answers of gpt, 9 prompts, 1 of 9 intents missing; text encoder e."
+    )
+    assert said("session_text", "session_text") is None
+
+
+def test_each_metric_has_an_axis_of_its_own():
     made = as_json(5, metrics=["Hit", "MRR"]) | {"test_result": {"hit@20": 0.2, "mrr@20": 0.05}}
     for models in (["SRGNN"], ["SRGNN", "NARM"]):
         lines = [

@@ -15,6 +15,7 @@ import pytest
 from recbole_llm4sbr import Recommender
 from recbole_llm4sbr.base.settings import load_settings
 from recbole_llm4sbr.cli.main import main
+from recbole_llm4sbr.cli.serve import reached_as
 from recbole_llm4sbr.intent.infer import infer
 from recbole_llm4sbr.training.run import train
 
@@ -105,6 +106,22 @@ def test_requests_are_bounded_and_refused_with_a_reason(client, body, status):
     response = client.post("/recommend", headers={"Content-Type": "application/json"}, **given)
     assert response.status_code == status
     assert response.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("host", "asked", "status"),
+    [
+        ("::1", "[::1]:8000", 200),
+        ("::1", "localhost:8000", 200),
+        ("::1", "evil.example", 400),
+        ("127.0.0.1", "127.0.0.1:8000", 200),
+        ("127.0.0.1", "evil.example", 400),
+        ("::", "evil.example", 200),  # open to the network, by any name
+    ],
+)
+def test_a_service_is_reached_where_it_listens(models, host, asked, status):
+    client = testclient.TestClient(server.create_app(models, reached_as(host)))
+    assert client.get("/health", headers={"Host": asked}).status_code == status
 
 
 def test_a_strange_host_is_refused_and_the_page_runs_no_foreign_code(client):

@@ -11,6 +11,7 @@ from scipy import stats
 
 from recbole_llm4sbr.base.metrics import session_metric
 from recbole_llm4sbr.report.block import Block, Line, main_lines
+from recbole_llm4sbr.report.comparisons import Comparison
 from recbole_llm4sbr.report.statistics import holm, improvement, paired_p, verdict
 
 
@@ -209,6 +210,18 @@ def test_every_pair_is_tested_once_and_a_changed_plain_model_is_still_the_refere
     assert pairs("plain+seed=3", "plain", "concat")[-1] == ("concat", "plain")
     ensembles = ["ensemble(plain,llm4sbr)", "ensemble(plain,plain')"]
     assert pairs("plain", *ensembles) == [tuple(ensembles)]
+    own = "ensemble(plain+hop=2,plain+hop=2')"  # where the plain model has settings of its own, so has the control
+    assert pairs("plain+hop=2", *ensembles, own) == [(ensembles[0], own), (ensembles[1], own)]
+
+
+def test_an_improvement_says_over_which_seeds_where_a_side_has_more():
+    def interval(ours, theirs):
+        line, reference = (Line("G", "SRGNN", "v", "", {}, {seed: {} for seed in seeds}) for seeds in (ours, theirs))
+        return Comparison(line, reference, "Hit@20", 1.0, -1.0, 3.0, 0.5, 0.5, 2, "no").interval
+
+    assert interval((1, 2), (2, 1)) == "+1.0 % [-1.0, +3.0]"
+    assert interval((1, 2, 3), (1, 3)) == "+1.0 % [-1.0, +3.0] over seeds 1, 3"
+    assert interval((2,), (1, 2)) == "+1.0 % [-1.0, +3.0] over seed 2"
 
 
 def test_the_first_table_with_the_most_seeds_is_looked_at():

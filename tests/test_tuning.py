@@ -3,6 +3,7 @@
 import csv
 import os
 import pickle
+import shlex
 import signal
 import subprocess
 import sys
@@ -126,6 +127,7 @@ def test_intents_from_memory_are_those_of_the_files(tiny, settings_for, k):
 
 def test_a_search_ends_in_a_setting_that_train_takes(ray_cluster, given, tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    given = {key: value for key, value in given.items() if key != "min_item_count"}  # the files that are there say 2
     Path("my.hyper").write_text("intent_k choice [0, 3]\nintent_lambda choice [0.0, 0.3]\nembedding_size choice [8, -1]\n")
     with pytest.raises(UserError, match="embedding_size=-1"):
         _search(tiny, given, "my.hyper")
@@ -146,7 +148,9 @@ def test_a_search_ends_in_a_setting_that_train_takes(ray_cluster, given, tiny, t
     assert tested.count("test") == 1 + 4 + 1  # by the search once
     rows = list(csv.DictReader(Path("out/trials.csv").read_text().splitlines()))
     assert sorted((row["intent_k"], row["intent_lambda"]) for row in rows) == [(k, w) for k in "03" for w in ("0.0", "0.3")]
-    assert yaml.safe_load(Path("out/best.yaml").read_text())["intent_k"] == best["setting"]["intent_k"]
+    written = yaml.safe_load(Path("out/best.yaml").read_text())
+    assert (written["intent_k"], written["min_item_count"]) == (best["setting"]["intent_k"], 2)  # for where no files are
+    assert "--min_item_count=2" in shlex.split(found["command"])
     body = Path("out/report.html").read_text().split("<body>")[1]
     assert "Search: intent_k and intent_lambda (SRGNN)" in body
     capsys.readouterr()

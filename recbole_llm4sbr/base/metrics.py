@@ -1,5 +1,7 @@
 """Metrics of single test rows from the rank of their target, as RecBole defines them."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -16,6 +18,16 @@ def shown_by(metric: str) -> float:
     (100.0, 1.0)
     """
     return 1.0 if metric.lower().partition("@")[0] in NO_SHARES else 100.0
+
+
+def units(metrics: Iterable[str]) -> str:
+    """In what metrics are read, in words.
+
+    >>> units(["Hit@5", "MRR@5"]), units(["hit@5", "averagepopularity@5", "averagepopularity@10"])
+    ('in percent', 'in percent (averagepopularity: as it is)')
+    """
+    counted = dict.fromkeys(metric.partition("@")[0] for metric in metrics if shown_by(metric) == 1)
+    return f"in percent ({' and '.join(counted)}: as it is)" if counted else "in percent"
 
 
 def session_metric(rank: npt.NDArray[np.int32], name: str) -> npt.NDArray[np.float64]:

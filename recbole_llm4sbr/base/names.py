@@ -1,6 +1,7 @@
 """Names that the command line, grids and reports must all read: of variants, lists of them, their changes and ensembles."""
 
 import re
+from collections.abc import Iterable
 
 ENSEMBLE = "ensemble("  # what the name of an ensemble begins with
 FINETUNED = "finetune.json"  # what `finetune` writes beside the weights: of what they were made and how the model is asked
@@ -10,22 +11,31 @@ _CHANGES = re.compile(r"(?:\+(?!llm=)\w+=(?:(?!\+\w+=)[^,()@'])+){3,}")
 
 
 def split_names(text: str) -> list[str]:
-    """Names with commas between them; those in round brackets belong to one name.
+    """Names with commas between them; those in round brackets belong to one name, those in square ones to one value.
 
-    >>> split_names("plain,ensemble(plain,text-init)")
-    ['plain', 'ensemble(plain,text-init)']
+    >>> split_names("plain,ensemble(plain,text-init),llm4sbr+views=[long,short]")
+    ['plain', 'ensemble(plain,text-init)', 'llm4sbr+views=[long,short]']
     """
-    return re.split(r",(?![^()]*\))", text)
+    return re.split(r",(?![^()]*\)|[^\[\]]*\])", text)
 
 
-def control_of_ensemble(name: str) -> str:
+def plain_of(names: Iterable[str]) -> str:
+    """The plain model that a table has, with settings of its own where none without is there.
+
+    >>> plain_of(["llm4sbr", "plain+learning_rate=0.1"]), plain_of(["plain+learning_rate=0.1", "plain"]), plain_of(["llm4sbr"])
+    ('plain+learning_rate=0.1', 'plain', 'plain')
+    """
+    return min((name for name in names if name.partition("+")[0] == "plain"), key=len, default="plain")
+
+
+def control_of_ensemble(name: str, plain: str = "plain") -> str:
     """The control of an ensemble: as many plain models, which differ in their seeds alone.
 
     >>> control_of_ensemble("ensemble(plain,text-init,concat)+weights=valid")
     "ensemble(plain,plain',plain'')"
     """
     members = split_names(name.removeprefix(ENSEMBLE).rpartition(")")[0])
-    return f"{ENSEMBLE}{','.join('plain' + chr(39) * number for number in range(len(members)))})"
+    return f"{ENSEMBLE}{','.join(plain + chr(39) * number for number in range(len(members)))})"
 
 
 def split_changes(name: str) -> list[str]:

@@ -1,5 +1,6 @@
 """What training and testing a model came to, as it goes into JSON: results of runs, and whether a budget ended them."""
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -175,6 +176,10 @@ class RunResult(Tested):
         return super().from_json({**value, **nested})
 
     def metric_names(self) -> list[str]:
-        """Names of the metrics at their cut-offs, as Hit@5, in the order of the settings."""
+        """Names of the metrics at their cut-offs, as Hit@5, in the order of the settings; GAUC has none."""
         cutoffs = self.settings["topk"] if isinstance(self.settings["topk"], list) else [self.settings["topk"]]
-        return [f"{metric}@{cutoff}" for metric in self.settings["metrics"] for cutoff in cutoffs]
+        names = (
+            [metric] if metric.lower() == "gauc" else [f"{metric}@{cutoff}" for cutoff in cutoffs]
+            for metric in self.settings["metrics"]
+        )
+        return list(itertools.chain.from_iterable(names))

@@ -1,6 +1,7 @@
 """How values, durations and tables read, wherever they are printed."""
 
 import json
+import shlex
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -53,6 +54,15 @@ def show(value: Any, digits: int = 6) -> str:
     if isinstance(value, float):
         return f"{value:.{digits}g}"
     return json.dumps(value).replace('"', "") if isinstance(value, list | bool) or value is None else str(value)
+
+
+def as_options(settings: Mapping[str, Any]) -> str:
+    """Settings as they would be typed behind a command, each with a space before it.
+
+    >>> as_options({"split": "paper", "views": ["long", "short"]})
+    " --split=paper '--views=[long, short]'"
+    """
+    return "".join(f" {shlex.quote(f'--{key}={show(value)}')}" for key, value in settings.items())
 
 
 def show_settings(settings: Mapping[str, Any], digits: int = 4) -> str:

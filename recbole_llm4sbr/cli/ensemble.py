@@ -23,8 +23,6 @@ def run(arguments: Arguments) -> int:
     """Load, validate, test."""
     if not arguments.words:
         raise UserError("ensemble needs checkpoints, the files that `train` named, as `ensemble a.pth b.pth`")
-    if arguments.config_files:
-        raise UserError("ensemble takes its settings from the checkpoints; name what differs now as --key=value")
     settings: dict[str, Any] = dict(arguments.settings)
     result_file = settings.pop("result_file", None)
     check_result_file({"result_file": result_file})
@@ -43,4 +41,5 @@ VERB = Verb(
     run,
     (Option("weights", "equal, valid (found on validation), or a number for each checkpoint, as [0.3,0.7]", "equal", "value"),),
     words="CHECKPOINT...",
+    takes_files=False,
 )

@@ -110,6 +110,7 @@ class Verb:
         options: of its own.
         words: what its positional arguments are; "" when it has none.
         takes_settings: whether `--key=value` may be any setting.
+        takes_files: whether its settings may come from files; verbs that go on with a checkpoint have them from there.
         shows: beginnings of the titles in `properties/overall.yaml` whose settings its `--help` lists.
         more: what `--help` ends with.
     """
@@ -121,6 +122,7 @@ class Verb:
     options: tuple[Option, ...] = ()
     words: str = ""
     takes_settings: bool = True
+    takes_files: bool = True
     shows: tuple[str, ...] = ()
     more: Callable[[], str] = field(default=str)
 
@@ -131,9 +133,10 @@ class Verb:
             default = "" if option.default in (None, False, "") else f"  (default: {_typed(option.default)})"
             lines.append(f"  --{option.name:15} {option.help}{default}")
         if self.takes_settings:
-            lines.append(
-                f"  --{'config_files':15} settings from files or shipped recipes, as paper,mine.yaml; the command line wins"
-            )
+            if self.takes_files:
+                lines.append(
+                    f"  --{'config_files':15} settings from files or shipped recipes, as paper,mine.yaml; the command line wins"
+                )
             lines.append(f"  --{'key=value':15} any setting of this package or of RecBole; `recbole-llm4sbr --help` lists ours")
         sections = [each.strip() for each in describe_settings().split("\n\n")] if self.shows else []
         lines += [f"\n{section}" for section in sections if section.startswith(self.shows)]
@@ -162,6 +165,8 @@ def parse_arguments(verb: Verb, arguments: Sequence[str]) -> Arguments:
         else:
             settings[key] = parse_value(text, key)
     files = settings.pop("config_files", None)
+    if files and not verb.takes_files:
+        raise UserError(f"`{verb.name}` takes its settings from checkpoints; name what differs now as --key=value")
     config_files = [str(recipe_path(name)) for name in names_in(files, "config_files")] if files else []
     for key in settings:
         # An unknown setting is refused later, by `load_settings`; here only what looks like an option of the verb.

@@ -38,8 +38,6 @@ _BATCH = 256  # sessions ranked at once
 def run(arguments: Arguments) -> int:
     """Load, rank, print or write."""
     options = arguments.options
-    if arguments.config_files:
-        raise UserError("recommend takes its settings from the checkpoint; name what differs now as --key=value")
     if not options["checkpoint"]:
         raise UserError("recommend needs --checkpoint=FILE, the file that `train` named")
     if bool(options["items"]) == bool(options["file"]):
@@ -173,4 +171,5 @@ VERB = Verb(
         ),
         Option("out", "write JSON lines to this file"),
     ),
+    takes_files=False,
 )

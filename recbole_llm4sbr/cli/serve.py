@@ -22,8 +22,6 @@ on which a person types titles and sees what every model recommends, side by sid
 def run(arguments: Arguments) -> int:
     """Load the models and serve until interrupted."""
     options = arguments.options
-    if arguments.config_files:
-        raise UserError("serve takes its settings from the checkpoints; name what differs now as --key=value")
     if not options["checkpoint"]:
         raise UserError("serve needs --checkpoint=FILE, the file that `train` named")
     names = options["names"] or []
@@ -51,12 +49,26 @@ def run(arguments: Arguments) -> int:
     if options["ensemble"]:
         together = Recommender.together(loaded)
         models[together.title] = together
-    hosts = ["*"] if options["host"] in ("0.0.0.0", "::") else [options["host"], "localhost"]
-    print(f"serving {', '.join(models)} at http://{options['host']}:{options['port']}/ (end with Ctrl+C)", flush=True)
-    app = create_app(models, hosts, options["allow_ask"])
+    host = in_url(options["host"])
+    print(f"serving {', '.join(models)} at http://{host}:{options['port']}/ (end with Ctrl+C)", flush=True)
+    app = create_app(models, reached_as(options["host"]), options["allow_ask"])
     with suppress(KeyboardInterrupt):
         uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[address])
     return 0
+
+
+def in_url(host: str) -> str:
+    """A host as it stands in an address.
+
+    >>> in_url("::1"), in_url("127.0.0.1")
+    ('[::1]', '127.0.0.1')
+    """
+    return f"[{host}]" if ":" in host else host
+
+
+def reached_as(host: str) -> list[str]:
+    """The names under which a service that listens at a host is reached; of an address in brackets older Starlette reads the first."""
+    return ["*"] if host in ("0.0.0.0", "::") else [in_url(host), in_url(host).partition(":")[0], "localhost"]
 
 
 def _bound(host: str, port: int) -> socket.socket:
@@ -95,4 +107,5 @@ VERB = Verb(
         Option("port", "port to listen at", 8000, "whole", least=1),
         Option("allow_ask", 'requests may have the LLM asked ("intents": "ask")', False, "flag"),
     ),
+    takes_files=False,
 )

@@ -5,7 +5,6 @@ of every test session. The key of a cell is a hash of all that its result depend
 """
 
 import logging
-import shlex
 import time
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from recbole_llm4sbr.base.grids import CellResult, GridEntry, read_cell_results
 from recbole_llm4sbr.base.metrics import shown_by
 from recbole_llm4sbr.base.model_names import canonical_model
 from recbole_llm4sbr.base.settings import Settings, load_settings
-from recbole_llm4sbr.base.wording import duration, show
+from recbole_llm4sbr.base.wording import as_options, duration, show
 from recbole_llm4sbr.data.checks import RunFiles, settled
 from recbole_llm4sbr.data.remembered import of_files
 from recbole_llm4sbr.experiment.cells import Cell, run_cells
@@ -203,7 +202,7 @@ def _taken_over(datasets: Sequence[str], model: str, config_files: Sequence[str]
         typed = load_settings(base["model"], dataset, config_files, {**given, "model": base["model"]})
         found.append({key: value for key, value in base.items() if value != typed.get(key)})
     same = {key: value for key, value in found[0].items() if all(other.get(key) == value for other in found)}
-    return "".join(f" {shlex.quote(f'--{key}={show(value)}')}" for key, value in same.items())
+    return as_options(same)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from recbole_llm4sbr.base.records import PreparedCounts
 from recbole_llm4sbr.base.results import Budget
 from recbole_llm4sbr.base.schema import per_grid, read_yaml
 from recbole_llm4sbr.base.settings import FEATURE_FILES_BY, Settings, load_settings, recipe_path
-from recbole_llm4sbr.base.wording import show_settings
+from recbole_llm4sbr.base.wording import as_options, show_settings
 from recbole_llm4sbr.data.checks import RunFiles, settled
 from recbole_llm4sbr.data.remembered import of_files
 from recbole_llm4sbr.experiment.feature_files import dry_run_of_all, make_files_of_all
@@ -73,6 +73,8 @@ def search(
         UserError: a mistake in the space or the settings, another search in the folder, no Ray there, or no trial that ended well.
     """
     settings = load_settings(config_files=config_files, overrides=given, recall=of_files)
+    typed = load_settings(config_files=config_files, overrides=given)
+    taken = {key: value for key, value in settings.items() if value != typed.get(key)}  # from the files that are there
     dimensions = {
         key: dimension.of_whole_numbers() if isinstance(settings.get(key), int) else dimension
         for key, dimension in read_space(space, how == "grid").items()
@@ -108,14 +110,15 @@ def search(
     best = _best_of(outcome, bigger, out)
     counts = PreparedCounts.from_json(next(iter(files.values())).prepared.counts)
     found = Search(
-        settings["dataset"], settings["split"], settings["model"], settings["valid_metric"], bigger, command, machine(), asked, counts,
+        settings["dataset"], settings["split"], settings["model"], settings["valid_metric"], bigger,
+        command and command + as_options(taken), machine(), asked, counts,
         outcome,
     )  # fmt: skip
     _write_table(out / "trials.csv", outcome, list(dimensions))
     write_json(out / "search.json", found.to_json())
     path = out / "best.yaml"
     with write_whole(path) as handle:
-        handle.write(_best_yaml(settings, given, config_files, best.setting))
+        handle.write(_best_yaml(settings, {**taken, **given}, config_files, best.setting))
     log.info("tune: training the best of %s trials again, to test it: %s", len(outcome), show_settings(best.setting))
     result = train(load_settings(config_files=[path], recall=of_files) | {"show_progress": settings["show_progress"]})
     found = replace(found, best=BestTrial(best.setting, best.trial, float(best.score or 0.0), result))
@@ -216,7 +219,7 @@ def _best_of(trials: Sequence[Trial], bigger: bool, out: Path) -> Trial:
 def _best_yaml(
     settings: Mapping[str, Any], given: Mapping[str, Any], config_files: Sequence[str], setting: Mapping[str, Any]
 ) -> str:
-    """What was given, from files and the command line, with the best setting: `train --config_files=best.yaml` takes it."""
+    """What was given, and what files said, with the best setting: `train --config_files=best.yaml` takes it, also where no files are."""
     merged: dict[str, Any] = {}
     for path in config_files:
         merged |= read_yaml(recipe_path(path))

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import PROPERTIES
 from recbole_llm4sbr.base.model_names import canonical_model
-from recbole_llm4sbr.base.names import ENSEMBLE, control_of_ensemble, split_changes, split_names
+from recbole_llm4sbr.base.names import ENSEMBLE, control_of_ensemble, plain_of, split_changes, split_names
 from recbole_llm4sbr.base.schema import per_grid, read_yaml
 from recbole_llm4sbr.base.settings import parse_value
 
@@ -180,10 +180,13 @@ def of_llms(name: str, model: str, llms: Sequence[str], reads_llm: Callable[[Var
 
 
 def with_controls(names: Sequence[str]) -> list[str]:
-    """Names of variants, and behind them the controls of those that are ensembles: as many plain models.
+    """Names of variants, and behind them the controls of those that are ensembles: as many of the plain models among them.
 
     >>> with_controls(["plain", "ensemble(plain,text-init)"])
     ['plain', 'ensemble(plain,text-init)', "ensemble(plain,plain')"]
+    >>> with_controls(["plain+hop=2", "ensemble(plain,text-init)"])[-1]
+    "ensemble(plain+hop=2,plain+hop=2')"
     """
-    controls = [control_of_ensemble(name) for name in names if EnsembleName.read(name)]
+    plain = plain_of(names)
+    controls = [control_of_ensemble(name, plain) for name in names if EnsembleName.read(name)]
     return list(dict.fromkeys([*names, *controls]))

@@ -165,6 +165,9 @@ class Recommender:
             for (part, _), found in zip(self._lookups, read):
                 held.enter_context(part.holding(found.vectors, found.nearest, found.sims))
             scores = candidate_scores(self._model, self._config, interaction)
+        if self._config["repeatable"] is False:  # nor are clicks older than those that the model reads
+            row = np.repeat(np.arange(len(sessions)), [len(each) for each in sessions])
+            scores[row, np.concatenate(sessions).astype(int)] = -torch.inf
         return scores, read
 
     def described(

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from recbole_llm4sbr.base.facts import artefacts_of, deciding_keys
 from recbole_llm4sbr.base.grids import Search
 from recbole_llm4sbr.base.metrics import is_per_session, session_metric, shown_by
-from recbole_llm4sbr.base.names import ENSEMBLE, control_of_ensemble
+from recbole_llm4sbr.base.names import ENSEMBLE, control_of_ensemble, plain_of
 from recbole_llm4sbr.base.results import RunResult
 from recbole_llm4sbr.base.schema import schema
 
@@ -92,8 +92,8 @@ def metrics_of(lines: Sequence[Line]) -> list[str]:
 def main_metrics(lines: Sequence[Line]) -> list[str]:
     """The first two metrics at their largest cut-off, as Hit@20 and MRR@20; those that have a value per session come first."""
     names = metrics_of(lines)
-    largest = max((int(name.partition("@")[2]) for name in names), default=0)
-    whole = [name for name in names if name.endswith(f"@{largest}")]
+    largest = max((int(name.partition("@")[2]) for name in names if "@" in name), default=0)
+    whole = [name for name in names if name.endswith(f"@{largest}")] or names
     return sorted(whole, key=lambda name: not is_per_session(name))[:2]
 
 
@@ -151,13 +151,14 @@ class Block:
     def pairs(self, group: str) -> list[tuple[Line, Line]]:
         """What is tested against what: every variant against the model's reference; LLM4SBR against its controls, against the plain model
         with text, and with one LLM against the first one; a switch against the same switch of the plain model; an ensemble against as
-        many plain models.
+        many of the plain models there.
         """
         found: dict[frozenset[int], tuple[Line, Line]] = {}  # each pair once, whichever of the two comes first
         for line in self.of(group):
             others = [each for each in self.of(group) if each.model == line.model]
             if line.variant.startswith(ENSEMBLE):
-                references = [each for each in others if each.variant == control_of_ensemble(line.variant)]
+                control = control_of_ensemble(line.variant, plain_of(each.variant for each in others))
+                references = [each for each in others if each.variant == control]
             else:
                 others = [each for each in others if not each.variant.startswith(ENSEMBLE)]
                 references = [_reference(others)]

@@ -42,8 +42,11 @@ class Comparison:
 
     @property
     def interval(self) -> str:
-        """The improvement as it is read."""
-        return "-" if np.isnan(self.percent) else f"{self.percent:+.1f} % [{self.low:+.1f}, {self.high:+.1f}]"
+        """The improvement as it is read, with the seeds that both sides have where one has more."""
+        both = sorted(set(self.line.ranks) & set(self.reference.ranks))
+        fewer = len(both) < max(len(self.line.ranks), len(self.reference.ranks))
+        over = f" over seed{'s' * (len(both) > 1)} {', '.join(map(str, both))}" if fewer else ""
+        return "-" if np.isnan(self.percent) else f"{self.percent:+.1f} % [{self.low:+.1f}, {self.high:+.1f}]{over}"
 
 
 def compared(block: Block, group: str) -> list[Comparison]:

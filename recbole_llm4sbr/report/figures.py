@@ -183,7 +183,8 @@ def _training(lines: Sequence[Line]) -> go.Figure:
     figure = go.Figure()
     models, names = _names(lines)
     for line in lines:
-        scores = line.results[min(line.results)].valid_scores
+        result = line.results[min(line.results)]
+        scores, step = result.valid_scores, result.budget.eval_step
         model, variant = models.index(line.model), names.index(line.name)
         own = [each for each in lines if each.model == line.model] if len(models) > 1 else [line]
         name = in_legend(line.model if len(models) > 1 else line.name, {each.name: each for each in own})
@@ -191,12 +192,13 @@ def _training(lines: Sequence[Line]) -> go.Figure:
         colour, dash = (model, variant) if len(models) > 1 else (variant, 0)
         figure.add_trace(
             go.Scatter(
-                x=list(range(len(scores))), y=[100 * score for score in scores], name=name, mode="lines+markers",
+                x=[step * number - 1 for number in range(1, len(scores) + 1)], y=[100 * score for score in scores],
+                name=name, mode="lines+markers",
                 legendgroup=line.model if len(models) > 1 else line.name, showlegend=first,
                 line={"color": COLOURS[colour % 8], "dash": DASHES[dash % 6]}, marker={"symbol": SYMBOLS[colour % 8], "size": 6},
             )
         )  # fmt: skip
-    longest = max(len(trace.x) for trace in figure.data)
+    longest = max(max(trace.x, default=0) + 1 for trace in figure.data)
     figure.update_xaxes(title="epoch", tick0=0, dtick=next(step for step in whole_steps() if longest <= 12 * step))
     return figure.update_yaxes(title="validation")
 

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from recbole_llm4sbr.base.grids import Search
+from recbole_llm4sbr.base.metrics import shown_by, units
 from recbole_llm4sbr.base.wording import show, show_settings
 from recbole_llm4sbr.report.intents import describe_intents
 from recbole_llm4sbr.report.table import Table
@@ -65,8 +66,8 @@ def search_tables(search: Search) -> list[Table]:
     result = search.best.result
     setting = show_settings(search.best.setting)
     names = [name for name in result.test_result]
-    values = [f"{100 * result.test_result[name]:.2f}" for name in names]
-    how = f"The setting with the best validation ({setting}), trained again and tested once, in percent. No other trial was tested."
+    values = [f"{shown_by(name) * result.test_result[name]:.2f}" for name in names]
+    how = f"The setting with the best validation ({setting}), trained again and tested once, {units(names)}. No other trial was tested."
     if result.unfinished:
         how += f" Here {result.advice()}; until then these figures support no claim."
         names, values = [COLUMN, *names], [UNFINISHED, *values]

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from recbole_llm4sbr.base.metrics import is_per_session, shown_by
+from recbole_llm4sbr.base.metrics import is_per_session, units
 from recbole_llm4sbr.base.names import ENSEMBLE
 from recbole_llm4sbr.base.results import RunResult
 from recbole_llm4sbr.base.schema import schema
@@ -76,9 +76,7 @@ def _metrics_table(block: Block, group: str, lines: Sequence[Line], metrics: Seq
         rows.append([line.model, line.name + fewer, *(line.mean(metric) for metric in metrics)])
     bold = "the best of each column in bold" if finished.all() else "the best finished one of each column in bold"
     bold = bold if finished.any() else "none in bold, since none is finished"
-    counted = dict.fromkeys(metric.partition("@")[0] for metric in metrics if shown_by(metric) == 1)
-    units = f"in percent ({' and '.join(counted)}: as it is)" if counted else "in percent"
-    how = f"Test, {units}, the whole catalogue ranked; {_seeds(seeds)}; {bold}."
+    how = f"Test, {units(metrics)}, the whole catalogue ranked; {_seeds(seeds)}; {bold}."
     usual, here = common_settings(block), common_settings(block, group)
     counting = deciding_settings(block, group)
     shown = (key for key in shown_settings() if key in here and key not in usual and key in counting)
