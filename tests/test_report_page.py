@@ -94,18 +94,17 @@ def test_the_answerer_is_named_where_no_variant_is_called_llm4sbr():
         "ray_backend": "",
         "encoder": "e",
         "fusion": "gate",
+        "intent_source": "llm",
     }
 
-    def said(variant, source):
-        result = RunResult.from_json(as_json(5, intent_source=source, **given))
-        return describe_all([Line("G", "SRGNN", variant, "", {1: dataclasses.replace(result, infer=counts)})])
+    def line(variant, **changed):
+        result = RunResult.from_json(as_json(5, **given | changed))
+        return Line("G", "SRGNN", variant, "", {1: dataclasses.replace(result, infer=counts)})
 
-    assert (
-        said("text-init", "llm")
-        == said("llm4sbr", "llm")
-        == "answers of gpt, 9 prompts, 1 of 9 intents missing; text encoder e."
-    )
-    assert said("session_text", "session_text") is None
+    answers = "answers of gpt, 9 prompts, 1 of 9 intents missing; text encoder e."
+    assert describe_all([line("text-init")]) == describe_all([line("llm4sbr"), line("late", encoder="f")]) == answers
+    assert describe_all([line("llm4sbr"), line("llm4sbr", encoder="f")]) == f"{answers} {answers.replace('e.', 'f.')}"
+    assert describe_all([line("session_text", intent_source="session_text")]) is None
 
 
 def test_each_metric_has_an_axis_of_its_own():

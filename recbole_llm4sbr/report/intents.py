@@ -31,11 +31,9 @@ def describe_intents(result: RunResult) -> str:
 
 def describe_all(lines: Sequence[Line]) -> str | None:
     """Who made the intents of all lines named `llm4sbr`, or else of those that read an LLM's, in words; None where there are none."""
-    results = {line.variant: next(iter(line.results.values())) for line in lines if line.results}
-    named = [result for variant, result in results.items() if variant.partition("+")[0] == "llm4sbr"]
-    reading = [
-        each for each in results.values() if each.infer and uses_intents(each.settings) and intents_of(each.settings) == "llm"
-    ]
+    results = [(line.variant, next(iter(line.results.values()))) for line in lines if line.results]
+    named = [each for variant, each in results if variant.partition("+")[0] == "llm4sbr"]
+    reading = [each for _, each in results if each.infer and uses_intents(each.settings) and intents_of(each.settings) == "llm"]
     return " ".join(dict.fromkeys(map(describe_intents, named or reading))) or None
 
 
