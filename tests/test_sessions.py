@@ -100,6 +100,13 @@ def test_an_item_that_train_clicked_but_that_is_in_no_row_of_train_is_unseen():
     assert kept_part.tolist() == [0, 0, 2, 2]
 
 
+def test_an_unseen_test_click_takes_no_training_row_with_it():
+    sessions = pd.DataFrame({"session": [0, 0, 0, 1, 1, 1, 2, 2, 2], "owner": "u", "item": list("abcabxabx"), "time": 0.0})
+    kept, kept_part = drop_unseen(sessions, np.array([0, 0, 0, 0, 0, 2, 2, 2, 2], np.int8), 3)
+    assert as_lists(kept) == [["a", "b", "c"], ["a", "b"]]  # the last one, all of test, is too short
+    assert kept_part.tolist() == [0, 0, 0, 0, 0]
+
+
 @given(st.lists(st.integers(2, 6), min_size=1, max_size=8))
 def test_prefixes_equal_a_loop(lengths):
     part = np.zeros(sum(lengths), np.int8)

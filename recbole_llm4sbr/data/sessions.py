@@ -119,13 +119,15 @@ def is_trained(sessions: pd.DataFrame, part: npt.NDArray[np.int8]) -> npt.NDArra
 def drop_unseen(
     sessions: pd.DataFrame, part: npt.NDArray[np.int8], min_length: int
 ) -> tuple[pd.DataFrame, npt.NDArray[np.int8]]:
-    """Drop the items that no row of train holds, and then the sessions that are too short.
+    """Drop the items that no row of train holds, and then the sessions that are too short and have no row of train.
 
-    Train sessions are left as they are; they were filtered before.
+    What is trained stays as it is: a test click must not decide on it.
     """
     number = pd.factorize(sessions["session"])[0]
+    count = number.max() + 1 if len(number) else 0
     keep = is_trained(sessions, part)
-    keep &= np.bincount(number[keep], minlength=number.max() + 1 if len(number) else 0)[number] >= min_length
+    has_row = np.bincount(number[part == 0], minlength=count)[number] > 1
+    keep &= has_row | (np.bincount(number[keep], minlength=count)[number] >= min_length)
     return sessions[keep].reset_index(drop=True), part[keep]
 
 
