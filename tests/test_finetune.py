@@ -31,6 +31,7 @@ from recbole_llm4sbr.intent.encoder import Encoder
 from recbole_llm4sbr.intent.infer import infer
 from recbole_llm4sbr.intent.pretrained import resolve
 from recbole_llm4sbr.intent.prompts import PromptTemplate
+from recbole_llm4sbr.intent.tuned import rows_read
 
 if not find_spec("peft"):
     pytest.skip("peft is not installed", allow_module_level=True)
@@ -396,6 +397,15 @@ class Quadratic:
 
 
 PLAN = Plan(pairs=50, epochs=3, batch=8, learning_rate=0.3, checks=2, patience=100, seed=3)
+
+
+def test_a_model_that_was_tuned_twice_knows_the_rows_of_both_times(tuning, tmp_path):
+    first = replace(OPTIONS, part="encoder", out=tmp_path / "a", epochs=1, max_examples=16)
+    finetune(tuning, first)
+    finetune(tuning | {"encoder": str(first.out)}, replace(first, out=tmp_path / "b", max_examples=4, seed=7))
+    of_first, of_both = rows_read(str(first.out)), rows_read(str(tmp_path / "b"))
+    assert of_first <= of_both
+    assert len(of_first) > 16  # with those that are held out
 
 
 def test_every_pair_is_seen_once_an_epoch_in_another_order():

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +31,7 @@ from recbole_llm4sbr.intent.encoder import Encoder
 from recbole_llm4sbr.intent.llm_intents import asked_about
 from recbole_llm4sbr.intent.pretrained import Pretrained, resolve
 from recbole_llm4sbr.intent.prompts import PromptTemplate
-from recbole_llm4sbr.intent.tuned import EXAMPLES, MANIFEST, UNFINISHED, check_tuned, fingerprints
+from recbole_llm4sbr.intent.tuned import EXAMPLES, MANIFEST, UNFINISHED, check_tuned, fingerprints, rows_read
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,8 @@ def finetune(settings: Mapping[str, Any], options: Options) -> str:
     _check_options(settings, options)
     prepared = prepare(settings)
     settings = settled(settings, prepared)
-    check_tuned(settings, prepared, (options.part,))  # a model may be tuned further, on no other rows
+    teachers = (options.part, "llm") if options.answers else (options.part,)
+    check_tuned(settings, prepared, teachers)  # a model may be tuned further, on no other rows
     device = _device(settings)
     source = resolve(settings[options.part], options.part)
     pairs = training_pairs(settings, options.max_examples, _HELD_OUT, options.seed)
@@ -96,7 +97,8 @@ def finetune(settings: Mapping[str, Any], options: Options) -> str:
         plan = Plan(pairs=len(model.lengths), **{each.name: getattr(options, each.name) for each in fields(Pace)})
         log.info("tuning %s on %s examples in %s steps", settings[options.part], f"{plan.pairs:,}", f"{plan.steps:,}")
         state = tune(model, plan, made_of, options.out / UNFINISHED)
-        _write(options.out, {**made_of, **asked}, pairs, state, save)
+        earlier = {row for each in teachers for row in rows_read(settings[each])}
+        _write(options.out, {**made_of, **asked}, pairs, earlier, state, save)
     return "\n".join([_said(state, options), *_table(settings, options)])
 
 
@@ -248,12 +250,17 @@ def _answers(settings: Mapping[str, Any], pairs: Pairs) -> list[tuple[int, str]]
     return found
 
 
-def _write(out: Path, made: Mapping[str, Any], pairs: Pairs, state: State, save: Callable[[Path], None]) -> None:
-    """Write the folder of the result; `config.json`, without which it is no model, comes last."""
+def _write(
+    out: Path, made: Mapping[str, Any], pairs: Pairs, earlier: Collection[str], state: State, save: Callable[[Path], None]
+) -> None:
+    """Write the folder of the result; `config.json`, without which it is no model, comes last.
+
+    `earlier` are the rows that the models behind it had read before, which it knows as well.
+    """
     scratch = make_folder(out / UNFINISHED / "model")
     save(scratch)
     of_rows = fingerprints(pairs.rows)
-    read = sorted({of_rows[row] for row in pairs.row})
+    read = sorted({of_rows[row] for row in pairs.row}.union(earlier))
     with write_whole(out / EXAMPLES) as handle:
         handle.write("\n".join(read) + "\n")
     result = {"done": state.done, "best": state.best, "best_step": state.best_step, "bad": state.bad, "first": state.first}

@@ -68,6 +68,12 @@ def check_tuned(settings: Mapping[str, Any], prepared: Manifest, options: tuple[
             )
 
 
+def rows_read(name: str) -> set[str]:
+    """Fingerprints of the rows that a model was tuned on, those of what it was tuned from included; none for any other model."""
+    folder = tuned_folder(name)
+    return set((folder / EXAMPLES).read_text(encoding="utf-8").split()) if folder else set()
+
+
 def tuned_folder(name: str) -> Path | None:
     """The folder of a model that `finetune` made; None for any other model.
 
