@@ -3,12 +3,14 @@
 import gzip
 import json
 import socket
+import sqlite3
 import struct
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
+from contextlib import closing, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -158,6 +160,19 @@ class Handler(BaseHTTPRequestHandler):
     def no_format(self, _):
         self.send(400, json.dumps({"error": {"message": "'response_format' of type 'json_schema' is not supported"}}))
 
+    def slow(self, question):
+        time.sleep(1.5)
+        self.fine(question)
+
+    def think(self, _):
+        self.say("<think>\nA heist film? " + "Perhaps. " * 1000 + "\n</think>\n\nHeat")
+
+    def thoughts(self, _):
+        self.say("<think>\nA heist film, or", "length")
+
+    def forbidden(self, _):
+        self.send(403, json.dumps({"error": {"message": "flagged by moderation"}}))
+
     def unauthorized(self, _):
         self.send(401, json.dumps({"error": {"message": f"bad key {self.headers['Authorization']}"}}))
 
@@ -274,6 +289,69 @@ def test_a_refused_key_ends_the_run_at_once_without_showing_it(server, backend, 
     assert KEY not in str(caught.value)
     assert caught.value.__cause__ is None
     assert len(server.asked) < 10
+
+
+def test_a_question_that_is_refused_among_answered_ones_fails_alone(server, backend, tmp_path):
+    texts = [f"{'forbidden' if n % 3 == 1 else 'fine'}\n{n}" for n in range(9)]
+    counts, answers = ask(backend(concurrency=1), texts, tmp_path)
+    assert (counts.calls, counts.failures, len(answers)) == (9, 3, 6)
+    assert "flagged by moderation" in (tmp_path / "failures.jsonl").read_text()
+
+
+def test_what_was_under_way_when_a_run_ends_is_kept(server, backend, tmp_path):
+    with pytest.raises(UserError, match="refuses"):
+        ask(backend(concurrency=3, timeout=5), ["slow\n1", "slow\n2", "unauthorized\n3", "fine\n4"], tmp_path)
+    assert len(server.asked) == 3
+    counts, answers = ask(backend(), ["slow\n1", "slow\n2"], tmp_path)
+    assert (counts.calls, len(answers)) == (0, 2)
+
+
+def test_a_run_ends_when_everything_has_begun_to_fail(server, backend, tmp_path, monkeypatch):
+    monkeypatch.setattr("recbole_llm4sbr.intent.questions._IN_A_ROW", 10)
+    texts = [f"fine\n{n}" for n in range(5)] + [f"bad\n{n}" for n in range(50)]
+    with pytest.raises(
+        UserError, match=r"10 calls in a row failed, the last one with: BadRequestError.*only the rest is asked"
+    ):
+        ask(backend(concurrency=1), texts, tmp_path)
+    assert len(server.asked) == 15
+    with pytest.raises(
+        UserError, match=r"9 of 10 calls failed.*most often: .*BadRequestError.* \(9 times\).*the missing ones$"
+    ):
+        ask(backend(concurrency=1), ["fine\nnew", *texts[-9:]], tmp_path, 0.1)
+
+
+def test_answers_do_not_wait_for_slow_ones(server, backend, tmp_path, monkeypatch):
+    monkeypatch.setattr("recbole_llm4sbr.intent.backends.openai._PAUSE", 0.1)
+    texts = [f"fine\n{n}" for n in range(5)] + ["slow\n6"]
+    thread = threading.Thread(target=ask, args=(backend(timeout=5), texts, tmp_path))
+    thread.start()
+    until, kept = time.monotonic() + 1.2, 0
+    while kept < 5 and time.monotonic() < until:
+        time.sleep(0.05)
+        if (tmp_path / "answers.sqlite").exists():
+            with closing(sqlite3.connect(tmp_path / "answers.sqlite")) as store, suppress(sqlite3.OperationalError):
+                ((kept,),) = store.execute("SELECT COUNT(*) FROM answers").fetchall()
+    assert thread.is_alive(), "the slow one is under way"
+    assert kept == 5
+    thread.join()
+
+
+def test_nobody_who_interrupts_waits_for_the_endpoint(server, backend):
+    replies = backend(timeout=5).generate(iter([Request("s", "fine\n1"), Request("s", "slow\n2")]))
+    next(replies)
+    assert [thread for thread in threading.enumerate() if not thread.daemon] == [threading.main_thread()]
+
+
+def test_thoughts_are_no_answer(server, backend, tmp_path):
+    _, answers = ask(backend(), ["think\n1", "thoughts\n2"], tmp_path)
+    assert answers == {"think\n1": "\n\nHeat"}
+    assert "thoughts without an answer; raise --llm_max_new_tokens" in (tmp_path / "failures.jsonl").read_text()
+
+
+@pytest.mark.parametrize("field", ["model", "messages", "n", "stream"])
+def test_what_a_request_is_made_of_is_not_for_extra_fields(backend, field):
+    with pytest.raises(UserError, match=f"llm_extra sets '{field}'"):
+        backend(extra={"top_p": 0.5, field: 3})
 
 
 def test_so_many_requests_are_under_way_and_no_more(server, backend, tmp_path):

@@ -49,9 +49,26 @@ def clean(raw: str, qualifiers: Sequence[str] = (), titles: Collection[str] = ()
     return text
 
 
+def without_thoughts(raw: str) -> str:
+    """An answer without what a reasoning model thought before it; "" where its thoughts have no end.
+
+    >>> without_thoughts("<think>\\nA heist film?\\n</think>\\n\\nHeat (1995)"), without_thoughts("<think>\\nA heist film, or")
+    ('\\n\\nHeat (1995)', '')
+    """
+    _, end, answer = raw.rpartition("</think>")  # some chat templates open it in the prompt
+    return "" if not end and raw.lstrip().startswith("<think>") else answer
+
+
 def tidy(raw: str) -> str:
-    """The first line of an answer without numbering, quotes and talk around it, whatever is left; titles of items are compared so, too."""
-    text = next((line.strip() for line in raw.splitlines() if line.strip()), "")
+    """The first line of an answer that does not announce others, without numbering, quotes and talk around it, whatever is left.
+
+    Titles of items are compared so, too.
+
+    >>> tidy("Here is my guess:\\n'Heat (1995)'")
+    'Heat (1995)'
+    """
+    lines = [line.strip() for line in raw.splitlines() if line.strip()]
+    text = next((line for line in lines if not line.endswith(":")), lines[0] if lines else "")
     before = None
     while before != text:
         before = text

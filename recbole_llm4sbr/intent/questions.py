@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -24,7 +25,10 @@ log = logging.getLogger(__name__)
 _BATCH = 64  # answers per transaction: the most that a kill can lose of a backend that gives them one by one
 _SECONDS = 2.0  # longest time that an answer waits for its transaction
 _GIVE_UP = 64  # the run ends when as many calls have failed and none was answered
+_IN_A_ROW = 256  # it ends, too, when as many have failed one after the other: credits are spent, or a server is gone
 _ROWS = 500  # keys looked up at once
+_MANY = 0.5  # share of failed calls from which on it is no advice to allow as many
+_REASON = 200  # characters by which reasons are told apart
 _WAIT = 1.0  # seconds between two looks at what another process is asking
 
 
@@ -116,7 +120,7 @@ class Questions:
             prices: of a million prompt and answer tokens, for the cost beside the progress bar.
 
         Raises:
-            UserError: no call succeeds, or more than `max_failure_rate` of them failed (all others are stored by then).
+            UserError: no call succeeds, many fail in a row, or more than `max_failure_rate` of them failed (all others are stored by then).
         """
         counts = self.counts
         self.log_counts()
@@ -137,10 +141,14 @@ class Questions:
             _Writer(self.store, source, note) as writer,
             FailureLog(failures) as failed,
         ):
+            in_a_row = 0
             while len(missing):
                 sent: list[int] = []
                 taken: list[int] = []  # another process is asking these; its claims are not waited for with answers in hand
                 for reply in self.backend.generate(self._pending(missing, asker.owner, sent, taken, progress)):
+                    if reply is None:
+                        writer.flush()
+                        continue
                     number = sent[reply.position]
                     counts.calls += 1
                     counts.prompt_tokens += reply.prompt_tokens
@@ -154,7 +162,13 @@ class Questions:
                             raise UserError(
                                 f"none of the first {_GIVE_UP} calls was answered ({reason}); see {str(failures)!r}"
                             )
+                        if (in_a_row := in_a_row + 1) >= _IN_A_ROW:
+                            raise UserError(
+                                f"{in_a_row} calls in a row failed, the last one with: {reason}; all answers are kept: run the same "
+                                f"command again when that is mended, and only the rest is asked"
+                            )
                     else:
+                        in_a_row = 0
                         writer.put(self.key(number), reply.answer)
                     writer.came(reply.more)
                     progress.came(reply.prompt_tokens + reply.answer_tokens, reply.more, _postfix(counts, prices))
@@ -166,9 +180,11 @@ class Questions:
         if counts.failures:
             log.warning("%s of %s calls failed; reasons: %s", f"{counts.failures:,}", f"{counts.calls:,}", failures)
         if counts.failures > max_failure_rate * counts.calls:
+            advice = ", or raise --max_failure_rate" if counts.failures < _MANY * counts.calls else ""
             raise UserError(
-                f"{counts.failures:,} of {counts.calls:,} calls failed, more than max_failure_rate={max_failure_rate}; the reasons are in "
-                f"{str(failures)!r}, all answers are kept; run again to ask for the missing ones, or raise --max_failure_rate"
+                f"{counts.failures:,} of {counts.calls:,} calls failed, more than max_failure_rate={max_failure_rate}; most often: "
+                f"{failed.most_often}; all reasons are in {str(failures)!r}, all answers are kept; run again to ask for the missing "
+                f"ones{advice}"
             )
         return counts
 
@@ -264,9 +280,17 @@ class FailureLog:
 
     path: Path
     handle: TextIO | None = None
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def most_often(self) -> str:
+        """The reason that came most often, and how many times."""
+        ((reason, times),) = self.reasons.most_common(1)
+        return f"{reason} ({times:,} times)"
 
     def add(self, key: bytes, reason: str, request: Request) -> None:
         """Write one down."""
+        self.reasons[reason[:_REASON]] += 1
         if self.handle is None:
             make_folder(self.path.parent)
             self.handle = open(self.path, "w", encoding="utf-8")  # noqa: SIM115  (closed in __exit__)

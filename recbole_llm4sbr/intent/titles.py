@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from recbole_llm4sbr.intent.backends.chat import title_text
-from recbole_llm4sbr.intent.cleaning import clean, tidy
+from recbole_llm4sbr.intent.cleaning import clean, tidy, without_thoughts
 from recbole_llm4sbr.intent.prompts import UNKNOWN_ITEM
 
 _NUMBERED = re.compile(r"^[\s*_#>\-]*\(?(\d{1,2})[.):][\s*_]+(?=\S)")
@@ -40,6 +40,7 @@ class TitleReader:
 
     def read(self, raw: str) -> list[list[str]]:
         """By view the distinct names in an answer, in its order; upper and lower case do not count. None where it names nothing."""
+        raw = without_thoughts(raw)
         if self._answers == 1:
             parts = split_joint(raw, self._views) if len(self._views) > 1 else [raw]
             return [[name] if (name := clean(part, self._qualifiers, self._known)) else [] for part in parts]

@@ -66,8 +66,11 @@ class LLMBackend(Protocol):
         """The backend as the settings say, its model not loaded yet."""
         ...
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[Reply]:
-        """Answer all requests in any order; yield replies as they come. A failure is a reply; an exception ends the run."""
+    def generate(self, requests: Iterable[Request]) -> Iterator[Reply | None]:
+        """Answer all requests in any order; yield replies as they come, and None where none has come for a while.
+
+        A failure is a reply; an exception ends the run.
+        """
         ...
 
     def count_tokens(self, requests: Iterable[Request]) -> int | None:

@@ -9,9 +9,10 @@ import importlib
 import json
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from queue import Empty, SimpleQueue
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,6 +20,7 @@ from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.screen import hide_requests
 from recbole_llm4sbr.base.wording import printable
 from recbole_llm4sbr.intent.backends import Reply, Request
+from recbole_llm4sbr.intent.cleaning import without_thoughts
 
 _HOSTED = "https://api.openai.com/v1"
 _LONGEST = 4_000  # characters kept of an answer; the prompts ask for names
@@ -30,6 +32,8 @@ _MOST_TOKENS = 2**31  # of one reply; more is not believed
 _UNREADABLE = 3  # tries at a reply that arrives but cannot be read
 _THERE = 10.0  # seconds for finding out whether anybody listens
 _OF_THE_REQUEST = (400, 402, 405, 406, 415, 422)  # say that the request itself is wrong, or not paid for
+_OURS = {"model", "messages", "n", "stream"}  # of the request, whatever `llm_extra` says
+_PAUSE = 2.0  # seconds without a reply after which the caller hears of it
 _REFUSALS = 5  # requests that may be refused before the first one is answered
 
 
@@ -48,7 +52,7 @@ class OpenAIBackend:
 
     Raises:
         UserError: the openai client is not installed, the address holds a password, or a hosted endpoint has no key (with a `name`,
-            not before something is asked: answers from elsewhere may stand under it).
+            not before something is asked: answers from elsewhere may stand under it); `extra` has a field that is ours.
     """
 
     def __init__(
@@ -69,6 +73,8 @@ class OpenAIBackend:
                 "llm_backend='openai' needs the openai client; run `pip install 'recbole-llm4sbr[openai]'`"
             ) from None
         hide_requests()
+        if ours := _OURS & set(extra or {}):
+            raise UserError(f"llm_extra sets {sorted(ours)[0]!r}, which is not its to set; the model is named by --llm")
         url = url or os.environ.get("OPENAI_BASE_URL") or _HOSTED
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -139,28 +145,53 @@ class OpenAIBackend:
         """None: the endpoint's tokenizer is not known."""
         return None
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[Reply]:
-        """Yield replies as they come; at most `concurrency` requests are under way.
+    def generate(self, requests: Iterable[Request]) -> Iterator[Reply | None]:
+        """Yield replies as they come, None where none has come for two seconds; at most `concurrency` requests are under way.
 
         Raises:
             UserError: nobody listens at the address; the endpoint refuses the key or the requests' JSON schemas, does not know the
-                model, or refuses the first requests alike: no request can succeed.
+                model, or refuses the first requests alike: no request can succeed. What others were answered is yielded before.
         """
         self.check_key()
         self._check_there()
-        pool = ThreadPoolExecutor(self._concurrency)
-        waiting: set[Future[Reply]] = set()
+        tasks: SimpleQueue[tuple[int, Request] | None] = SimpleQueue()
+        came: SimpleQueue[Reply | Exception] = SimpleQueue()
+        workers = under_way = 0
+        error: Exception | None = None
+        numbered = iter(enumerate(requests))
         try:
-            for position, request in enumerate(requests):
-                waiting.add(pool.submit(self._ask, position, request))
-                if len(waiting) >= self._concurrency:
-                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                    yield from (each.result() for each in done)
-            while waiting:
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                yield from (each.result() for each in done)
+            while True:
+                while error is None and under_way < self._concurrency and (task := next(numbered, None)) is not None:
+                    if workers == under_way:  # a daemon: whoever interrupts a run does not wait for the endpoint
+                        threading.Thread(target=self._work, args=(tasks, came), daemon=True).start()
+                        workers += 1
+                    tasks.put(task)
+                    under_way += 1
+                if not under_way:
+                    break
+                try:
+                    reply = came.get(timeout=_PAUSE)
+                except Empty:
+                    yield None
+                    continue
+                under_way -= 1
+                if isinstance(reply, Exception):
+                    error = error or reply
+                else:
+                    yield reply
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            for _ in range(workers):
+                tasks.put(None)
+        if error is not None:
+            raise error
+
+    def _work(self, tasks: "SimpleQueue[tuple[int, Request] | None]", came: "SimpleQueue[Reply | Exception]") -> None:
+        """Ask one request after the other until None comes."""
+        while (task := tasks.get()) is not None:
+            try:
+                came.put(self._ask(*task))
+            except Exception as error:
+                came.put(error)
 
     def _check_there(self) -> None:
         """Find out with a single call whether anybody listens; whatever is said there is enough.
@@ -200,11 +231,11 @@ class OpenAIBackend:
                 reply = self._client.post("/chat/completions", body=body, cast_to=object)
                 self._answered = True
                 return read_completion(position, reply, self.hide)
-            except (self._openai.AuthenticationError, self._openai.PermissionDeniedError, self._openai.NotFoundError) as error:
-                raise UserError(
-                    f"{self.url} refuses: {self.describe(error)}; check OPENAI_API_KEY, --llm and --llm_url"
-                ) from None
             except self._openai.OpenAIError as error:  # the client has retried what is worth it
+                if isinstance(error, self._fatal):
+                    raise UserError(
+                        f"{self.url} refuses: {self.describe(error)}; check OPENAI_API_KEY, --llm and --llm_url"
+                    ) from None
                 said = self.reason(error, request)
                 if getattr(error, "status_code", None) in _OF_THE_REQUEST:
                     self._refused(said)
@@ -212,6 +243,12 @@ class OpenAIBackend:
             except (ValueError, TypeError, LookupError, RecursionError) as error:
                 reason = f"the reply cannot be read ({self.describe(error)})"
         return Reply(position, failure=reason)
+
+    @property
+    def _fatal(self) -> tuple[type[Exception], ...]:
+        """Errors that say that no request can succeed; when one has, 403 and 404 are of the request, as where its text is refused."""
+        of_all = (self._openai.AuthenticationError,)
+        return of_all if self._answered else (*of_all, self._openai.PermissionDeniedError, self._openai.NotFoundError)
 
     def _format(self, request: Request) -> dict[str, Any]:
         """The field that holds the LLM to the request's JSON schema; none without one, or where `llm_extra` has that field."""
@@ -268,12 +305,14 @@ def read_completion(position: int, reply: Any, hide: Callable[[str], str]) -> Re
         content = "".join(part["text"] for part in content)
     if content is not None and not isinstance(content, str):
         raise TypeError(f"the content is a {type(content).__name__}")
-    text = hide((content or "")[:_LONGEST]).encode("utf-8", "replace").decode()  # half a surrogate pair is no text
+    answer = without_thoughts(content or "")
+    text = hide(answer[:_LONGEST]).encode("utf-8", "replace").decode()  # half a surrogate pair is no text
     usage = reply.get("usage")
     tokens = _tokens(usage, "prompt_tokens"), _tokens(usage, "completion_tokens")
     if not text.strip():
         reason = hide(printable(str(choice.get("finish_reason"))))[:100]
-        return Reply(position, "", f"an empty answer (finish_reason {reason!r})", *tokens)
+        what = "thoughts without an answer; raise --llm_max_new_tokens" if (content or "").strip() else "an empty answer"
+        return Reply(position, "", f"{what} (finish_reason {reason!r})", *tokens)
     return Reply(position, text, "", *tokens)
 
 

@@ -110,7 +110,7 @@ class _Worker:
     def answer(self, block: Block) -> list[Reply]:
         """The replies to a block, with the positions that it has."""
         replies = self._backend.generate([request for _, request in block])
-        found = [reply._replace(position=block[reply.position][0], more=True) for reply in replies]
+        found = [reply._replace(position=block[reply.position][0], more=True) for reply in replies if reply]
         return [*found[:-1], *(last._replace(more=False) for last in found[-1:])]
 
 
