@@ -129,11 +129,27 @@ def tiny_encoder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_llm(tmp_path_factory):
     """Folder of a Llama with random weights over single characters, with a chat template."""
+    return make_llm(tmp_path_factory.mktemp("llm"), make_tokenizer(chat=True))
+
+
+@pytest.fixture(scope="session")
+def byte_llm(tmp_path_factory):
+    """The same with a tokenizer as Llama 2 and Mistral have it: words begin with a bar, and what is no piece is bytes, as `<0x0A>`."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = ["[PAD]", "<unk>", "<s>", "[SEP]", "</s>", *(f"<0x{n:02X}>" for n in range(256)), "▁", *map(chr, range(33, 127))]
+    vocabulary = {piece: n for n, piece in enumerate(pieces)}
+    inner = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="[PAD]", unk_token="<unk>", eos_token="</s>")
+    return make_llm(tmp_path_factory.mktemp("byte_llm"), tokenizer)
+
+
+def make_llm(folder, tokenizer):
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    folder = tmp_path_factory.mktemp("llm")
     torch.manual_seed(2)
-    tokenizer = make_tokenizer(chat=True)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         max_position_embeddings=2048, pad_token_id=0, bos_token_id=2, eos_token_id=4, initializer_range=0.3,

@@ -107,30 +107,40 @@ def by_hand(model, tokenizer, request, titles, width):
     return [title for _, title in sorted(ended, key=lambda each: -each[0])[:width]]
 
 
-def test_answers_are_those_of_a_search_by_hand_in_any_batch(tiny_llm):
+@pytest.mark.parametrize("kind", ["tiny_llm", "byte_llm"])
+def test_answers_are_those_of_a_search_by_hand_in_any_batch(kind, request):
+    llm = request.getfixturevalue(kind)
     titles = ["Heat", "Babe", "Casino", "Toy Story", "Airplane!", "Heat of the Night", "Ran", 'The "Hunt"', "Hard Eight"]
     requests = [
         Request("You know.", "\n".join(["Seen:", *titles[:count], task]), 'Movie: "', excluded=tuple(titles[:count]))
         for count in (1, 3, 6)
         for task in ("Guess one.", "Guess the next.")
     ]
-    model, tokenizer = resolve(tiny_llm, "llm").load_causal_lm(torch.bfloat16, CPU)
+    model, tokenizer = resolve(llm, "llm").load_causal_lm(torch.bfloat16, CPU)
     model.float()
     answers = []
     for tokens, share in ((100_000, True), (900, True), (100_000, False)):
-        backend = TransformersBackend(tiny_llm, 4, tokens, "cpu", beams=3, share=share)
+        backend = TransformersBackend(llm, 4, tokens, "cpu", beams=3, share=share)
         backend.hold_to(titles)
         backend.load()
         backend._model = model
         found = {reply.position: reply for reply in backend.generate(requests)}
         answers.append([found[position].answer for position in range(len(requests))])
     reader = HeldReader(3, titles)
-    for request, *mine in zip(requests, *answers):
-        expected = by_hand(model, tokenizer, request, titles, 3)
-        assert len(expected) == 3 and not set(expected) & set(request.excluded)
+    for asked, *mine in zip(requests, *answers):
+        expected = by_hand(model, tokenizer, asked, titles, 3)
+        assert len(expected) == 3 and not set(expected) & set(asked.excluded)
         said = [title.replace('"', " ").strip() for title in expected]
         assert mine == ["\n".join(f"{number}. {title}" for number, title in enumerate(said, 1))] * 3
         assert reader.read(mine[0]) == [expected]
+
+
+def test_an_answer_ends_with_its_line_where_a_line_end_is_a_byte(byte_llm):
+    backend = TransformersBackend(byte_llm, 4, 100, "cpu")
+    backend.load()
+    (*_, line_end) = backend._tokenizer("Heat\n", add_special_tokens=False).input_ids
+    letter = backend._tokenizer.convert_tokens_to_ids("H")
+    assert backend.stop(1, 0)(torch.tensor([[letter, line_end], [line_end, letter]]), None).tolist() == [True, False]
 
 
 def held_settings(settings_for, tiny_llm, titles):

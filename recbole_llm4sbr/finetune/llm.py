@@ -12,7 +12,7 @@ import torch
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.finetune.loop import Step
 from recbole_llm4sbr.finetune.packing import IGNORED, Example, Packed, Tokens, count, pack, places_of
-from recbole_llm4sbr.intent.backends.chat import render
+from recbole_llm4sbr.intent.backends.chat import render, tokens_behind
 from recbole_llm4sbr.intent.backends.transformers import attends_to_all
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,8 @@ class TunableLLM:
             prompts, lists = read.input_ids, [range(0)] * len(texts)
             if list_weight and tokenizer.is_fast:
                 lists = [places_of(*each) for each in zip(read.offset_mapping, texts, example.lists)]
-            ending = [*tokenizer(example.answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+            (answer,) = tokens_behind(tokenizer, example.requests[0].answer_start, [example.answer])  # as `infer` asks for it
+            ending = [*answer, tokenizer.eos_token_id]
             without_list += any(part and not places for part, places in zip(example.lists, lists))
             rows = self._held_out if example.held_out else self._tuned
             rows += pack(prompts, [ending] * len(prompts), lists, share)

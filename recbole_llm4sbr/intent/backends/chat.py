@@ -40,7 +40,11 @@ def tokenize(tokenizer: Any, requests: Iterable[Request]) -> list[list[int]]:
 
 def continuations(tokenizer: Any, start: str, titles: Sequence[str]) -> list[list[int]]:
     """Token ids of each title behind the beginning of an answer, with the quote that closes it where the beginning opens one."""
-    texts = [title_text(title) + closing_quote(start) for title in titles]
+    return tokens_behind(tokenizer, start, [title_text(title) + closing_quote(start) for title in titles])
+
+
+def tokens_behind(tokenizer: Any, start: str, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text behind a beginning; where a tokenizer draws that into them, those of the texts alone."""
     behind = tokenizer([start + text for text in texts], add_special_tokens=False).input_ids if start else []
     begun = tokenizer(start, add_special_tokens=False).input_ids if start else []
     if all(ids[: len(begun)] == begun for ids in behind) and behind:

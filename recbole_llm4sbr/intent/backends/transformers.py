@@ -163,7 +163,7 @@ class TransformersBackend:
                 check_full_attention(self._model, self._llm)
             self._share = self._share and attends_to_all(self._model)
             vocabulary = self._tokenizer.get_vocab().items()
-            newlines = [i for text, i in vocabulary if "Ċ" in text or "\n" in text]
+            newlines = [i for text, i in vocabulary if "Ċ" in text or "\n" in text or text == "<0x0A>"]
             quotes = [i for text, i in vocabulary if '"' in text]
             ends = self._model.generation_config.eos_token_id
             self._ends = torch.tensor(ends if isinstance(ends, list) else [-1 if ends is None else ends], device=self.device)
@@ -286,7 +286,8 @@ class TransformersBackend:
         if start not in self._trees:
             titles = list(self._titles or ())
             tokens = continuations(self._tokenizer, start, titles)
-            self._trees[start] = TitleTree(titles, tokens, int(self._newline[0]), self.device)
+            in_no_title = torch.cat([self._newline, self._ends])[0]
+            self._trees[start] = TitleTree(titles, tokens, int(in_no_title), self.device)
         return self._trees[start]
 
     def _next(self, new: torch.Tensor, mask: torch.Tensor, cache: Any) -> torch.Tensor:
