@@ -207,6 +207,12 @@ def test_an_estimate_makes_no_call_and_counts_what_is_missing(tmp_path):
     assert "cost: about 1.80" in text
     assert "prompts/s as in this model's last run" in text
     assert text.count("--- an example ---") == 3
+    several = [request._replace(lines=5) for request in requests]
+    text = estimate(Questions(Uncallable(), several, AnswerStore(tmp_path / "store"), "t"), (0.0, 1e4))
+    assert f"cost: about {100 * 5 * 16 / 100:.2f}" in text  # none of these is answered; five titles of sixteen tokens each
+    Uncallable.decoding = {"max_tokens": 7}
+    other = Questions(Uncallable(), requests, AnswerStore(tmp_path / "store"), "t")
+    assert "this model has not run here yet" in estimate(other, None)
 
 
 def test_export_and_import_carry_answers_to_another_store_and_drop_removes_them(tmp_path):

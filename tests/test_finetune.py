@@ -22,7 +22,7 @@ from recbole_llm4sbr.base.settings import Settings
 from recbole_llm4sbr.cli.main import main
 from recbole_llm4sbr.data.folders import dataset_folder
 from recbole_llm4sbr.data.prepare import prepare
-from recbole_llm4sbr.finetune import contrast, llm, packing
+from recbole_llm4sbr.finetune import contrast, llm, packing, run
 from recbole_llm4sbr.finetune.examples import training_pairs
 from recbole_llm4sbr.finetune.judge import judge, sample
 from recbole_llm4sbr.finetune.loop import Plan, Step, tune
@@ -305,6 +305,15 @@ def test_a_tuned_llm_is_judged_and_asked_for_its_likeliest_titles(tuning, tmp_pa
     settings = settings_for(llm=str(options.out), llm_max_new_tokens=4, **given)
     asked = {key: infer(settings).intents.settings[key] for key in ("llm_titles", "intent_answers", "intent_k_max")}
     assert asked == {"llm_titles": "catalogue", "intent_answers": 20, "intent_k_max": 20}
+
+
+def test_a_backend_that_searches_no_beams_judges_by_single_answers(tuning, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(run, "judge", lambda settings, *_: asked.append((settings["llm_beams"], settings["intent_answers"])))
+    monkeypatch.setattr(run, "describe", lambda *_: "")
+    for backend in ("transformers", "vllm"):
+        finetune(tuning | {"llm_backend": backend}, replace(OPTIONS, out=tmp_path / "tuned", epochs=1, check_sessions=4))
+    assert asked == [(True, 20)] * 2 + [(False, 1)] * 2
 
 
 def test_contrast_equals_brute_force_with_the_items_of_the_session_left_out(tuning):

@@ -111,6 +111,9 @@ def test_a_dry_run_counts_for_files_made_otherwise_and_leaves_them_as_they_are(t
     said = dry_run(settings_for(session_rule="user"))
     assert "was prepared otherwise" in said.splitlines()[0]
     assert "80 prompts, " in said  # two views of 40 users
+    prompts = re.search(r"(\d+) distinct", dry_run(tiny))[1]
+    assert "to ask of echo (not a language model): 0" in dry_run(tiny)
+    assert f"to ask of echo (not a language model): {prompts}" in dry_run(tiny | {"llm_refresh": True})
     said = dry_run(settings_for(item_name="{title} ({year})"))
     assert "made otherwise: item_name was" in said.splitlines()[0]
     assert "(1950)" in said or "(19" in said

@@ -15,7 +15,7 @@ from recbole_llm4sbr._version import __version__
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.facts import beams, check_beams, check_titles, deciding, several_answers, titles_asked
 from recbole_llm4sbr.base.files import check_folder, make_folder, read_json, sha256_file, write_json, write_whole
-from recbole_llm4sbr.base.settings import Settings
+from recbole_llm4sbr.base.settings import Settings, answering_backend
 from recbole_llm4sbr.base.wording import duration
 from recbole_llm4sbr.data.checks import settled
 from recbole_llm4sbr.data.manifest import Manifest, setting_differences
@@ -300,7 +300,8 @@ def _table(settings: Mapping[str, Any], options: Options) -> list[str]:
     rows = sample(settings, options.check_sessions)
     judged = {}
     as_tuned = Settings(settings)
-    if options.part == "llm" and not several_answers(settings):  # both are asked as `infer` will ask the tuned one
+    searched = options.part == "llm" and answering_backend(settings) == "transformers"
+    if searched and not several_answers(settings):  # both are asked as `infer` will ask the tuned one
         as_tuned |= read_json(options.out / MANIFEST).get("asked", {})
     for name, model in (("before", settings[options.part]), ("after", str(options.out))):
         mine = as_tuned | {options.part: model, "intent_source": "llm" if options.part == "llm" else "session_text"}

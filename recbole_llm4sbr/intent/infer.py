@@ -188,7 +188,8 @@ def dry_run(settings: Mapping[str, Any]) -> str:
                     "",
                 ]
         rows = read_sessions(dataset_folder(here), settings["dataset"], *PARTS)
-        return "\n".join([*notes, describe_questions(here, rows, folder.parent / STORE)])
+        since = refresh_since(settings, intents_folder(folder, settings), prepared, begin=False)
+        return "\n".join([*notes, describe_questions(here, rows, folder.parent / STORE, since)])
 
 
 def check_askable(settings: Mapping[str, Any]) -> None:

@@ -255,17 +255,18 @@ def _reader(settings: Mapping[str, Any], titles: Iterable[str]) -> TitleReader |
     return TitleReader(views, settings["intent_answers"], qualifiers, list(titles))
 
 
-def describe_questions(settings: Mapping[str, Any], rows: SessionRows, path: Path) -> str:
+def describe_questions(settings: Mapping[str, Any], rows: SessionRows, path: Path, since: int | None = None) -> str:
     """What `ask_llm` would ask, in words, without a call: prompts, tokens, time, cost, examples.
 
     Args:
         settings: of the run.
         rows: prepared sessions.
         path: of the answer store.
+        since: of a refresh, as `refresh_since` says.
     """
     store = AnswerStore(path)
     try:
-        questions = _questions(settings, store, rows, _titles(settings))
+        questions = _questions(settings, store, rows, _titles(settings), since)
         priced = batches.PRICE if settings["llm_backend"] == "openai" else None
         said = [estimate(questions, _prices(settings), batch_price=priced)]
         if count := batches.under_way(questions):
@@ -293,10 +294,11 @@ def write_requests(settings: Mapping[str, Any], rows: SessionRows, path: str | P
         return write_questions(_questions(settings, store, rows, _titles(settings)), path)
 
 
-def refresh_since(settings: Mapping[str, Any], here: Path, prepared: Manifest) -> int | None:
+def refresh_since(settings: Mapping[str, Any], here: Path, prepared: Manifest, begin: bool = True) -> int | None:
     """Since when answers count as refreshed, in seconds since 1970; None where the LLM is not asked anew.
 
-    The moment is kept until the files are written, so that a refresh that was killed asks only for what it has not got yet.
+    The moment is kept until the files are written, so that a refresh that was killed asks only for what it has not got yet; it is not
+    with `begin=False`, for a look ahead.
     """
     if not settings["llm_refresh"]:
         return None
@@ -307,6 +309,8 @@ def refresh_since(settings: Mapping[str, Any], here: Path, prepared: Manifest) -
             log.info("infer: going on with a refresh that was interrupted")
             return int(begun["since"])
     since = int(time.time()) + 1
+    if not begin:
+        return since
     write_json(make_folder(here) / REFRESH, {"since": since, **wanted})
     time.sleep(max(0.0, since - time.time()))  # the store knows whole seconds: no older answer may count as new
     return since

@@ -29,6 +29,7 @@ _IN_A_ROW = 256  # it ends, too, when as many have failed one after the other: c
 _ROWS = 500  # keys looked up at once
 _MANY = 0.5  # share of failed calls from which on it is no advice to allow as many
 _REASON = 200  # characters by which reasons are told apart
+_TITLE = 16  # tokens of a title, where no run has shown how many
 _WAIT = 1.0  # seconds between two looks at what another process is asking
 
 
@@ -364,7 +365,8 @@ def estimate(
         tokens = tokens / len(sample) * len(missing)
         exact = "" if counted is not None else " (a quarter of the characters: the tokenizer is not at hand)"
         lines.append(f"prompt tokens: about {tokens:,.0f}{exact}")
-        speed = questions.store.speed(questions.backend.identity)
+        speed = questions.store.speed(questions.backend.identity, questions.backend.decoding)
+        titles = sum(request.lines for request in sample) / len(sample)
         if speed:
             lines.append(
                 f"time: about {duration(len(missing) / speed[0])}, at {speed[0]:.1f} prompts/s as in this model's last run here"
@@ -372,7 +374,7 @@ def estimate(
         else:
             lines.append("time: not known, this model has not run here yet; try --max_sessions=100 first")
         if prices:
-            answer_tokens = len(missing) * (speed[1] if speed else 16)
+            answer_tokens = len(missing) * (speed[1] if speed and titles == 1 else _TITLE * titles)
             price = (tokens * prices[0] + answer_tokens * prices[1]) / 1e6
             in_batches = f"; in batches (--llm_batch=true) about {price * batch_price:,.2f}" if batch_price else ""
             lines.append(f"cost: about {price:,.2f}{in_batches}")

@@ -40,6 +40,10 @@ _CHECKSUM = "(sha256 "  # behind the name of a folder or a .gguf file in an iden
 _SIGN = 5.0  # seconds between two signs
 
 
+def _decoding_text(decoding: Mapping[str, Any]) -> str:
+    return json.dumps(dict(decoding), sort_keys=True, ensure_ascii=False)
+
+
 def answer_key(identity: str, decoding: Mapping[str, Any], request: Request) -> bytes:
     """128-bit key of everything that an answer depends on; of a model folder that is its checksum, whatever the folder is called."""
     if identity.endswith(")"):
@@ -163,7 +167,7 @@ class AnswerStore:
 
     def source(self, model: str, decoding: Mapping[str, Any], template: str) -> int:
         """The number under which answers of this model, decoding and prompt template are kept."""
-        row = model, json.dumps(dict(decoding), sort_keys=True, ensure_ascii=False), template
+        row = model, _decoding_text(decoding), template
         self._db.execute("INSERT OR IGNORE INTO sources (model, decoding, template) VALUES (?, ?, ?)", row)
         query = "SELECT id FROM sources WHERE model = ? AND decoding = ? AND template = ?"
         return int(self._db.execute(query, row).fetchone()[0])
@@ -185,13 +189,13 @@ class AnswerStore:
         row = calls, seconds, prompt_tokens, answer_tokens, run
         self._db.execute("UPDATE runs SET calls = ?, seconds = ?, prompt_tokens = ?, answer_tokens = ? WHERE rowid = ?", row)
 
-    def speed(self, model: str) -> tuple[float, float] | None:
-        """Calls per second and answer tokens per call of the model's newest run of 20 calls or more; None without one."""
+    def speed(self, model: str, decoding: Mapping[str, Any]) -> tuple[float, float] | None:
+        """Calls per second and answer tokens per call of the newest run of 20 calls or more, of a model so decoded; None without one."""
         query = (
             "SELECT calls / seconds, 1.0 * answer_tokens / calls FROM runs JOIN sources ON source = id "
-            "WHERE model = ? AND calls >= 20 AND seconds > 0 ORDER BY made DESC LIMIT 1"
+            "WHERE model = ? AND decoding = ? AND calls >= 20 AND seconds > 0 ORDER BY made DESC LIMIT 1"
         )
-        found: tuple[float, float] | None = self._db.execute(query, (model,)).fetchone()
+        found: tuple[float, float] | None = self._db.execute(query, (model, _decoding_text(decoding))).fetchone()
         return found
 
     def statistics(self) -> list[dict[str, Any]]:
