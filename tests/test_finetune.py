@@ -312,7 +312,10 @@ def test_a_backend_that_searches_no_beams_judges_by_single_answers(tuning, tmp_p
     monkeypatch.setattr(run, "judge", lambda settings, *_: asked.append((settings["llm_beams"], settings["intent_answers"])))
     monkeypatch.setattr(run, "describe", lambda *_: "")
     for backend in ("transformers", "vllm"):
-        finetune(tuning | {"llm_backend": backend}, replace(OPTIONS, out=tmp_path / "tuned", epochs=1, check_sessions=4))
+        finetune(
+            tuning | {"llm_backend": backend},
+            replace(OPTIONS, out=tmp_path / "tuned", epochs=1, max_examples=16, check_sessions=4),
+        )
     assert asked == [(True, 20)] * 2 + [(False, 1)] * 2
 
 
