@@ -111,7 +111,8 @@ def three_gpus(tiny, monkeypatch):
 @pytest.mark.usefixtures("three_gpus")
 @pytest.mark.parametrize(
     ("chosen", "device"),
-    [({}, "cuda:0"), ({"gpu_id": 2}, "cuda:2"), ({"gpu_id": "2,1"}, "cuda:2"), ({"gpu_id": [1]}, "cuda:1"), ({"gpu_id": ""}, "cpu"),
+    [({}, "cuda:0"), ({"gpu_id": 0}, "cuda:0"), ({"gpu_id": 2}, "cuda:2"), ({"gpu_id": "2,1"}, "cuda:2"),
+     ({"gpu_id": [1]}, "cuda:1"), ({"gpu_id": ""}, "cpu"),
      ({"gpu_id": "1", "use_gpu": False}, "cpu"), ({"gpu_id": "2,1", "local_rank": 1}, "cuda:1"), ({"local_rank": 2}, "cuda:2")],
 )  # fmt: skip
 def test_a_run_trains_on_the_gpu_that_it_is_told(tiny, chosen, device):
@@ -124,7 +125,7 @@ def test_a_run_trains_on_the_gpu_that_it_is_told(tiny, chosen, device):
 
 @pytest.mark.usefixtures("three_gpus")
 def test_a_gpu_that_is_not_there_is_named():
-    with pytest.raises(UserError, match=r"gpu_id='0,7': there is no GPU 7; 3 are visible, numbered from 0"):
+    with pytest.raises(UserError, match=r"gpu_id=0,7: there is no GPU 7; 3 are visible, numbered from 0"):
         gpus({"gpu_id": "0,7"})
 
 
@@ -149,5 +150,5 @@ def test_workers_take_turns_on_the_gpus(tiny, monkeypatch, chosen, used):
 
 
 def test_on_a_cluster_the_choice_of_gpus_is_refused(tiny, tmp_path):
-    with pytest.raises(UserError, match="gpu_id='1': Ray deals out the GPUs"):
+    with pytest.raises(UserError, match="gpu_id=1: Ray deals out the GPUs"):
         compare({"": ["plain"]}, ["SRGNN"], ["tiny"], 1, tiny | {"gpu_id": "1", "ray_address": "auto"}, tmp_path)

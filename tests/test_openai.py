@@ -160,8 +160,9 @@ class Handler(BaseHTTPRequestHandler):
     def no_format(self, _):
         self.send(400, json.dumps({"error": {"message": "'response_format' of type 'json_schema' is not supported"}}))
 
-    def slow(self, question):
-        time.sleep(1.5)
+    def held(self, question):
+        self.server.release.wait(60)
+        time.sleep(0.3)  # behind the reply that released it
         self.fine(question)
 
     def think(self, _):
@@ -175,14 +176,17 @@ class Handler(BaseHTTPRequestHandler):
 
     def unauthorized(self, _):
         self.send(401, json.dumps({"error": {"message": f"bad key {self.headers['Authorization']}"}}))
+        self.server.release.set()
 
 
 @pytest.fixture
 def server():
     made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     made.asked, made.bodies, made.lock, made.under_way, made.most = [], [], threading.Lock(), 0, 0
+    made.release = threading.Event()
     threading.Thread(target=made.serve_forever, daemon=True).start()
     yield made
+    made.release.set()
     made.shutdown()
 
 
@@ -300,9 +304,9 @@ def test_a_question_that_is_refused_among_answered_ones_fails_alone(server, back
 
 def test_what_was_under_way_when_a_run_ends_is_kept(server, backend, tmp_path):
     with pytest.raises(UserError, match="refuses"):
-        ask(backend(concurrency=3, timeout=5), ["slow\n1", "slow\n2", "unauthorized\n3", "fine\n4"], tmp_path)
+        ask(backend(concurrency=3, timeout=60), ["held\n1", "held\n2", "unauthorized\n3", "fine\n4"], tmp_path)
     assert len(server.asked) == 3
-    counts, answers = ask(backend(), ["slow\n1", "slow\n2"], tmp_path)
+    counts, answers = ask(backend(), ["held\n1", "held\n2"], tmp_path)
     assert (counts.calls, len(answers)) == (0, 2)
 
 
@@ -322,22 +326,23 @@ def test_a_run_ends_when_everything_has_begun_to_fail(server, backend, tmp_path,
 
 def test_answers_do_not_wait_for_slow_ones(server, backend, tmp_path, monkeypatch):
     monkeypatch.setattr("recbole_llm4sbr.intent.backends.openai._PAUSE", 0.1)
-    texts = [f"fine\n{n}" for n in range(5)] + ["slow\n6"]
-    thread = threading.Thread(target=ask, args=(backend(timeout=5), texts, tmp_path))
+    texts = [f"fine\n{n}" for n in range(5)] + ["held\n6"]
+    thread = threading.Thread(target=ask, args=(backend(timeout=60), texts, tmp_path))
     thread.start()
-    until, kept = time.monotonic() + 1.2, 0
+    until, kept = time.monotonic() + 40, 0
     while kept < 5 and time.monotonic() < until:
         time.sleep(0.05)
         if (tmp_path / "answers.sqlite").exists():
             with closing(sqlite3.connect(tmp_path / "answers.sqlite")) as store, suppress(sqlite3.OperationalError):
                 ((kept,),) = store.execute("SELECT COUNT(*) FROM answers").fetchall()
-    assert thread.is_alive(), "the slow one is under way"
+    assert thread.is_alive(), "the last one is under way"
     assert kept == 5
+    server.release.set()
     thread.join()
 
 
 def test_nobody_who_interrupts_waits_for_the_endpoint(server, backend):
-    replies = backend(timeout=5).generate(iter([Request("s", "fine\n1"), Request("s", "slow\n2")]))
+    replies = backend(timeout=5).generate(iter([Request("s", "fine\n1"), Request("s", "held\n2")]))
     next(replies)
     assert [thread for thread in threading.enumerate() if not thread.daemon] == [threading.main_thread()]
 

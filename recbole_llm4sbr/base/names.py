@@ -19,21 +19,22 @@ def split_names(text: str) -> list[str]:
     return re.split(r",(?![^()]*\)|[^\[\]]*\])", text)
 
 
-def plain_of(names: Iterable[str]) -> str:
-    """The plain model that a table has, with settings of its own where none without is there.
+def reference_of(names: Iterable[str], kind: str = "plain") -> str | None:
+    """The variant of a kind that others are held against: as it is, else with settings of its own; None where there is none.
 
-    >>> plain_of(["llm4sbr", "plain+learning_rate=0.1"]), plain_of(["plain+learning_rate=0.1", "plain"]), plain_of(["llm4sbr"])
-    ('plain+learning_rate=0.1', 'plain', 'plain')
+    >>> reference_of(["llm4sbr", "plain+learning_rate=0.1"]), reference_of(["plain+learning_rate=0.1", "plain"])
+    ('plain+learning_rate=0.1', 'plain')
     """
-    return min((name for name in names if name.partition("+")[0] == "plain"), key=len, default="plain")
+    return min((name for name in names if name.partition("+")[0] == kind), key=len, default=None)
 
 
-def control_of_ensemble(name: str, plain: str = "plain") -> str:
-    """The control of an ensemble: as many plain models, which differ in their seeds alone.
+def control_of_ensemble(name: str, others: Iterable[str] = ()) -> str:
+    """The control of an ensemble: as many of the plain models among the other variants, which differ in their seeds alone.
 
     >>> control_of_ensemble("ensemble(plain,text-init,concat)+weights=valid")
     "ensemble(plain,plain',plain'')"
     """
+    plain = reference_of(others) or "plain"
     members = split_names(name.removeprefix(ENSEMBLE).rpartition(")")[0])
     return f"{ENSEMBLE}{','.join(plain + chr(39) * number for number in range(len(members)))})"
 

@@ -1,6 +1,5 @@
 """What training and testing a model came to, as it goes into JSON: results of runs, and whether a budget ended them."""
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -178,8 +177,8 @@ class RunResult(Tested):
     def metric_names(self) -> list[str]:
         """Names of the metrics at their cut-offs, as Hit@5, in the order of the settings; GAUC has none."""
         cutoffs = self.settings["topk"] if isinstance(self.settings["topk"], list) else [self.settings["topk"]]
-        names = (
-            [metric] if metric.lower() == "gauc" else [f"{metric}@{cutoff}" for cutoff in cutoffs]
+        return [
+            name
             for metric in self.settings["metrics"]
-        )
-        return list(itertools.chain.from_iterable(names))
+            for name in ([metric] if metric.lower() == "gauc" else [f"{metric}@{cutoff}" for cutoff in cutoffs])
+        ]

@@ -67,7 +67,7 @@ def in_url(host: str) -> str:
 
 
 def reached_as(host: str) -> list[str]:
-    """The names under which a service that listens at a host is reached; of an address in brackets older Starlette reads the first."""
+    """The names under which a service that listens at a host is reached; older Starlette compares what stands before the first colon."""
     return ["*"] if host in ("0.0.0.0", "::") else [in_url(host), in_url(host).partition(":")[0], "localhost"]
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import PROPERTIES
 from recbole_llm4sbr.base.model_names import canonical_model
-from recbole_llm4sbr.base.names import ENSEMBLE, control_of_ensemble, plain_of, split_changes, split_names
+from recbole_llm4sbr.base.names import ENSEMBLE, control_of_ensemble, split_changes, split_names
 from recbole_llm4sbr.base.schema import per_grid, read_yaml
 from recbole_llm4sbr.base.settings import parse_value
 
@@ -187,6 +187,5 @@ def with_controls(names: Sequence[str]) -> list[str]:
     >>> with_controls(["plain+hop=2", "ensemble(plain,text-init)"])[-1]
     "ensemble(plain+hop=2,plain+hop=2')"
     """
-    plain = plain_of(names)
-    controls = [control_of_ensemble(name, plain) for name in names if EnsembleName.read(name)]
+    controls = [control_of_ensemble(name, names) for name in names if EnsembleName.read(name)]
     return list(dict.fromkeys([*names, *controls]))

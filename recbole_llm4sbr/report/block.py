@@ -12,7 +12,7 @@ import numpy.typing as npt
 from recbole_llm4sbr.base.facts import artefacts_of, deciding_keys
 from recbole_llm4sbr.base.grids import Search
 from recbole_llm4sbr.base.metrics import is_per_session, session_metric, shown_by
-from recbole_llm4sbr.base.names import ENSEMBLE, control_of_ensemble, plain_of
+from recbole_llm4sbr.base.names import ENSEMBLE, control_of_ensemble, reference_of
 from recbole_llm4sbr.base.results import RunResult
 from recbole_llm4sbr.base.schema import schema
 
@@ -157,7 +157,7 @@ class Block:
         for line in self.of(group):
             others = [each for each in self.of(group) if each.model == line.model]
             if line.variant.startswith(ENSEMBLE):
-                control = control_of_ensemble(line.variant, plain_of(each.variant for each in others))
+                control = control_of_ensemble(line.variant, [each.variant for each in others])
                 references = [each for each in others if each.variant == control]
             else:
                 others = [each for each in others if not each.variant.startswith(ENSEMBLE)]
@@ -207,9 +207,8 @@ def main_lines(block: Block) -> list[Line]:
 def _reference(lines: Sequence[Line]) -> Line:
     """What the variants of a model are tested against: the first of `REFERENCES` that is there, as it is or with changed settings."""
     for name in REFERENCES:
-        named = [line for line in lines if line.variant.partition("+")[0] == name]
-        if named:
-            return min(named, key=lambda line: len(line.variant))
+        if found := reference_of((line.variant for line in lines), name):
+            return next(line for line in lines if line.variant == found)
     return lines[0]
 
 

@@ -14,7 +14,7 @@ from recbole_llm4sbr.base.recbole import Config
 from recbole_llm4sbr.base.settings import inherited_defaults, recbole_defaults
 from recbole_llm4sbr.model import SessionRecommender, check_buildable, check_stock, model_class
 from recbole_llm4sbr.model.registry import is_switched
-from recbole_llm4sbr.training.gpus import gpus
+from recbole_llm4sbr.training.gpus import gpus, named_gpus
 
 _OF_MANY = ("local_rank", "world_size", "offset")  # settings of one of several training processes
 
@@ -47,7 +47,7 @@ class SessionConfig(Config):  # type: ignore[misc]
         self.final_config_dict["data_path"] = str(folder)  # RecBole would append the dataset, and bend ml-100k's
         # travels in the checkpoint: what it takes to build this run again, on one device
         given = {key: settings[key] for key in settings if key not in _OF_MANY} | {"nproc": 1}
-        if given.get("gpu_id"):  # a number on this machine; that there shall be none, "", holds on any
+        if named_gpus(settings):  # a number on this machine; that there shall be none, "", holds on any
             del given["gpu_id"]
         self.final_config_dict["given"] = given
 
