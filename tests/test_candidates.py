@@ -115,7 +115,7 @@ def test_no_model_is_evaluated_with_the_sessions_items_as_candidates(tiny, name)
         for row, session in enumerate(batch["session_id"].tolist()):
             clicked, target = set(batch["item_id_list"][row].tolist()), targets[session]
             left = [item for item in range(1, scores.size(1)) if item not in clicked]
-            rank = 0 if target in clicked else 1 + sum(scores[row, item] > scores[row, target] for item in left)
+            rank = 0 if target in clicked else sum(scores[row, item] >= scores[row, target] for item in left)
             assert found[session] == (rank if rank <= 5 else 0)
 
 

@@ -14,6 +14,8 @@
 | importing the sequential models turns autograd's anomaly detection on for the whole process (2-3 x slower) | model/sequential_recommender/sine.py:25 | `import_models` restores the switch | RecBole drops that line |
 | BERT4Rec's loss of a batch in which nothing is masked, as of one row, is 0/0 | model/sequential_recommender/bert4rec.py:197, 212 | `model.registry` makes it 0 | RecBole guards the quotient |
 | AUC, MAE and RMSE import sklearn.metrics, and that scipy.stats: a third of the seconds that RecBole and torch take to import | evaluator/metrics.py:29 | `_imported_when_called`: sklearn comes when one of them is computed | RecBole imports it there |
+| metrics count padding among the items and recommend it where fewer candidates are left than `topk`; equal scores rank by item number | evaluator/collector.py:87, 159 | `training.evaluation` | RecBole leaves out padding and what scores -inf, and breaks ties |
+| GAUC is below 0 where a target is no candidate, and nan where no row has another candidate | evaluator/collector.py:178, metrics.py:315 | `training.evaluation` | RecBole ranks such a target last |
 | pandas 3: `_fill_nan`, `_load_feat`, `_benchmark_presets` go wrong without an error | data/dataset/ | setup.cfg caps pandas below 3 | RecBole supports pandas 3 |
 """
 
@@ -61,18 +63,36 @@ from recbole.config import Config  # noqa: E402
 from recbole.data.dataset import SequentialDataset  # noqa: E402
 from recbole.data.interaction import Interaction  # noqa: E402
 from recbole.data.utils import data_preparation  # noqa: E402
+from recbole.evaluator.collector import Collector  # noqa: E402
+from recbole.evaluator.evaluator import Evaluator  # noqa: E402
+from recbole.evaluator.metrics import (  # noqa: E402
+    GAUC,
+    AveragePopularity,
+    GiniIndex,
+    ItemCoverage,
+    ShannonEntropy,
+    TailPercentage,
+)
 from recbole.model.abstract_recommender import SequentialRecommender  # noqa: E402
 from recbole.trainer import Trainer  # noqa: E402
 from recbole.utils import FeatureType, InputType, get_trainer, init_logger, init_seed  # noqa: E402
 from recbole.utils.url import download_url, extract_zip, rename_atomic_files  # noqa: E402
 
 __all__ = [
+    "GAUC",
+    "AveragePopularity",
+    "Collector",
     "Config",
+    "Evaluator",
     "FeatureType",
+    "GiniIndex",
     "InputType",
     "Interaction",
+    "ItemCoverage",
     "SequentialDataset",
     "SequentialRecommender",
+    "ShannonEntropy",
+    "TailPercentage",
     "Trainer",
     "data_preparation",
     "download_url",

@@ -15,6 +15,7 @@ from recbole_llm4sbr.base.files import write_whole
 from recbole_llm4sbr.base.recbole import Trainer, get_trainer
 from recbole_llm4sbr.base.screen import RECBOLE
 from recbole_llm4sbr.training.epochs import EpochLines
+from recbole_llm4sbr.training.evaluation import SessionCollector, SessionEvaluator
 
 log = getLogger(__name__)
 
@@ -46,16 +47,8 @@ class _SessionTrainer:
         self.saved_model_file = str(Path(config["checkpoint_dir"]) / f"{config['model']}{_UNFINISHED}")
         self.epoch_seconds: list[float] = []
         self._lines = EpochLines(config, getattr(model, "loss_names", ("loss",)))
-        self._rows: list[Tensor] = []
-        self._hits: Tensor | None = None
-        evaluator = self.evaluator  # type: ignore[attr-defined]
-        evaluate = evaluator.evaluate
-
-        def watched(struct: Any) -> Any:
-            self._hits = struct.get("rec.topk")[:, :-1] if "rec.topk" in struct else None
-            return evaluate(struct)
-
-        evaluator.evaluate = watched
+        self.eval_collector = SessionCollector(config)
+        self.evaluator = SessionEvaluator(config)
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         """RecBole's; Adam in its fused form, which goes over the parameters once and not ten times."""
@@ -77,31 +70,16 @@ class _SessionTrainer:
 
     def ranks(self) -> tuple[Tensor, Tensor] | None:
         """Of the last `evaluate`: each row's session id, and its target's rank, 0 beyond the largest `topk`; None without a ranking."""
-        if self._hits is None or not self._rows:
-            return None
-        found = self._hits.bool()
-        return torch.cat(self._rows), (found.int().argmax(1) + 1) * found.any(1)
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """RecBole's, and remember the rows."""
-        self._rows = []
-        return super().evaluate(*args, **kwargs)  # type: ignore[misc]
+        return self.eval_collector.ranks
 
     def _full_sort_batch_eval(self, batched_data: Any) -> Any:
         interaction, history, *positive = batched_data
         config = self.config  # type: ignore[attr-defined]
-        self._rows.append(interaction[config["USER_ID_FIELD"]].cpu())
         if config["repeatable"] is False:  # RecBole leaves out of the ranking what it is handed as history
             clicks = interaction[config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]]
             rows, places = clicks.nonzero(as_tuple=True)
             history = (rows, clicks[rows, places])
-        interaction, scores, row, target = super()._full_sort_batch_eval((interaction, history, *positive))  # type: ignore[misc]
-        lost = (scores[row, target] == -torch.inf).cpu()  # rows and targets are there
-        if lost.any():  # where fewer candidates are left than are looked at, such a target must not pass for a hit
-            rows = row[lost]
-            scores[rows] = scores[rows].clamp(min=torch.finfo(scores.dtype).min)
-            scores[rows, 0], scores[rows, target[lost]] = -torch.inf, -torch.inf
-        return interaction, scores, row, target
+        return super()._full_sort_batch_eval((interaction, history, *positive))  # type: ignore[misc]
 
     def _check_nan(self, loss: Tensor) -> None:
         """End training with a next step where a loss is no number.
