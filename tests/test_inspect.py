@@ -75,6 +75,16 @@ def test_ranks_are_those_of_a_sort_of_all_scores(world, both):
     assert [second[name] for name in alone.extreme(4, best=False)] == sorted(second.values(), reverse=True)[:4]
 
 
+def test_a_target_stands_behind_all_candidates_of_its_score(both, monkeypatch):
+    ranker = both[0][0]
+    monkeypatch.setattr(ranker.loaded.model, "full_sort_predict", lambda rows: torch.ones(len(rows), 31))
+    ranks = ranker.test_ranks()
+    assert set(ranks.values()) == {30}
+    session = next(iter(ranks))
+    best = ranker.rank(session, 5).best
+    assert ranker.rank(session, 30).best[:5] == best and len(best) == 5
+
+
 def test_gates_are_those_of_the_formula(both):
     rankers, inspector = both
     (session,) = inspector.draw(1, 3)

@@ -13,7 +13,7 @@ from torch import Tensor
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.facts import tower_said, uses_intents
 from recbole_llm4sbr.base.settings import class_name
-from recbole_llm4sbr.model.candidates import exclude_clicked
+from recbole_llm4sbr.model.candidates import best_candidates, exclude_clicked, target_ranks
 from recbole_llm4sbr.model.wrapper import LLM4SBRWrapper
 from recbole_llm4sbr.training.loading import Loaded, load_model
 from recbole_llm4sbr.training.trainer import read_checkpoint
@@ -31,7 +31,7 @@ class Ranked:
     """What a model makes of a session.
 
     Attributes:
-        rank: of the target among the candidates, 1 and the number of those with a higher score; 0 where it is no candidate.
+        rank: of the target among the candidates, behind all others of its score; 0 where it is no candidate.
         candidates: how many there are.
         best: tokens and scores of the best candidates.
         gates: by embedding (`global`, `local` or `session`) the gate w^T sigmoid(h + t); empty for a model without gates.
@@ -98,7 +98,7 @@ class Ranker:
         """
         row = self._row(session)
         (rank,), scores = self._ranks(row)
-        best, items = scores[0].topk(min(topn, scores.size(1) - 1))
+        best, items = (each[0] for each in best_candidates(scores, min(topn, scores.size(1) - 1)))
         kept = [(str(self._tokens[item]), score) for item, score in zip(items.tolist(), best.tolist()) if score > -torch.inf]
         model, gates = self.loaded.model, dict[str, Tensor]()
         if isinstance(model, LLM4SBRWrapper):
@@ -108,9 +108,7 @@ class Ranker:
     def _ranks(self, interaction: Any) -> tuple[npt.NDArray[np.int64], Tensor]:
         """Ranks of the targets [B], and the scores of the candidates [B, n_items]."""
         scores = candidate_scores(self.loaded.model, self.loaded.config, interaction.to(self.loaded.config["device"]))
-        own = scores.gather(1, interaction[self.loaded.dataset.iid_field].cpu().unsqueeze(1))  # [B, 1]
-        ranks: npt.NDArray[np.int64] = (((scores > own).sum(1) + 1) * own.isfinite().squeeze(1)).numpy()
-        return ranks, scores
+        return target_ranks(scores, interaction[self.loaded.dataset.iid_field].cpu()).numpy(), scores
 
     def _row(self, session: str) -> Any:
         """A session as the model reads it, a batch of one."""

@@ -15,6 +15,7 @@ from recbole_llm4sbr.base.recbole import Interaction
 from recbole_llm4sbr.base.schema import schema
 from recbole_llm4sbr.data.folders import dataset_folder
 from recbole_llm4sbr.model import SessionIntents
+from recbole_llm4sbr.model.candidates import best_candidates
 from recbole_llm4sbr.model.training_graphs import training_sessions
 from recbole_llm4sbr.recommend.catalogue import Catalogue
 from recbole_llm4sbr.recommend.intents import SOURCES, Found, IntentLookup, Source, rows_of
@@ -124,7 +125,7 @@ class Recommender:
         if not numbers:
             return pd.DataFrame(columns=COLUMNS)
         scores, sources = self.scores(numbers, intents)
-        best, items = scores.topk(min(topn, scores.size(1) - 1))
+        best, items = best_candidates(scores, min(topn, scores.size(1) - 1))
         kept = (best > -torch.inf).numpy()
         row, place = np.nonzero(kept)
         found = items.numpy()[kept]
@@ -184,7 +185,7 @@ class Recommender:
             `items` (rank, item, title, score), `intents` (where they came from) and `localized`: by view the items that the intents were
             localized to, with similarities, in falling order; of several members those of the first that reads intents.
         """
-        best, items = scores.topk(min(topn, scores.size(1) - 1))
+        best, items = best_candidates(scores, min(topn, scores.size(1) - 1))
         result = []
         for row, (values, places) in enumerate(zip(best.tolist(), items.tolist())):
             ranking = [
