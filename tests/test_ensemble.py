@@ -55,6 +55,15 @@ def test_an_ensemble_of_one_model_is_that_model(trained):
         assert len(rows[0].rank) == result.prepare.rows["test"]
 
 
+def test_an_ensemble_has_every_metric_that_its_member_has(tiny):
+    settings = tiny | {
+        "llm4sbr": False,
+        "metrics": ["Hit", "MRR", "GAUC", "ItemCoverage", "GiniIndex", "AveragePopularity", "TailPercentage"],
+    }
+    result = train(settings)
+    assert run_ensemble([result.checkpoint]).test_result == pytest.approx(result.test_result, abs=1e-6)
+
+
 @pytest.mark.parametrize("weights", ["equal", [0.2, 0.5, 0.0]])
 def test_scores_are_the_weighted_sum_of_the_members_log_probabilities(trained, weights):
     loaded = load_ensemble([each.checkpoint for each in trained], weights)
@@ -94,18 +103,28 @@ def test_the_weights_found_on_validation_are_the_best_there(trained):
     )  # the ranking knows the direction only, and its likelihood is the best one
 
 
-def test_a_useless_member_gets_no_weight(trained, monkeypatch):
-    loaded = load_ensemble([trained[0].checkpoint] * 2)
-    ensemble = loaded.model
-    original = type(ensemble).log_probabilities
+def found_weights(logs, target):
+    """Of log-probabilities [members, R, n_items]."""
+    ensemble = SimpleNamespace(members=range(len(logs)), log_probabilities=lambda rows: logs[:, rows])
+    rows = torch.arange(len(target))
+    return fit_weights(ensemble, [(rows, None, rows, target)], "cpu")
 
-    def with_noise(self, interaction):
-        found = original(self, interaction)
-        noise = torch.randn(found[1].shape, generator=torch.Generator().manual_seed(0)) * 5
-        return torch.stack([found[0], torch.where(found[1].isfinite(), noise, found[1]).log_softmax(-1)])
 
-    monkeypatch.setattr(type(ensemble), "log_probabilities", with_noise)
-    assert fit_weights(ensemble, loaded.valid_data, "cpu")[1] < 0.1
+def test_a_useless_member_gets_no_weight():
+    torch.manual_seed(0)
+    target = torch.randint(1, 12, (300,))
+    good = torch.randn(300, 12) + 2.0 * torch.nn.functional.one_hot(target, 12)
+    logs = torch.stack([good, torch.randn(300, 12) * 5]).log_softmax(-1)
+    assert found_weights(logs, target)[1] < 0.1
+
+
+@pytest.mark.parametrize("members", [1, 3])
+def test_members_that_rank_targets_below_chance_get_equal_weights_and_it_is_said(members, caplog):
+    torch.manual_seed(0)
+    target = torch.randint(1, 12, (80,))
+    logs = (torch.randn(members, 80, 12) - 2.0 * torch.nn.functional.one_hot(target, 12)).log_softmax(-1)
+    assert found_weights(logs, target) == pytest.approx([1 / members] * members, abs=1e-4)
+    assert "equal weights are taken" in caplog.text
 
 
 def test_a_weight_of_nothing_takes_no_candidate_away():
@@ -230,15 +249,14 @@ def test_a_lost_checkpoint_of_a_member_is_trained_again_and_a_failed_member_is_s
     assert not failed[0].ok and "a member has no result" in failed[0].reason
 
 
-def test_a_weight_that_would_be_negative_is_nothing_and_the_others_are_still_the_best(monkeypatch):
+def test_a_weight_that_would_be_negative_is_nothing_and_the_others_are_still_the_best():
     torch.manual_seed(5)
     target = torch.randint(1, 12, (80,))
     good = torch.randn(80, 12) + 2.0 * torch.nn.functional.one_hot(target, 12)
     fair = torch.randn(80, 12) + 1.0 * torch.nn.functional.one_hot(target, 12)
     wrong = torch.randn(80, 12) - 1.5 * torch.nn.functional.one_hot(target, 12)
     logs = torch.stack([wrong, good, fair]).log_softmax(-1)
-    ensemble = SimpleNamespace(members=[0, 1, 2], log_probabilities=lambda rows: logs[:, rows])
-    found = np.array(fit_weights(ensemble, [(torch.arange(80), None, torch.arange(80), target)], "cpu"))
+    found = np.array(found_weights(logs, target))
 
     def unlikely(weights):
         return -torch.tensordot(torch.tensor(weights), logs.double(), 1).log_softmax(-1)[range(80), target].sum().item()

@@ -34,6 +34,7 @@ Weights = Literal["equal", "valid"] | Sequence[float]
 _NEVER = -1e4  # the logarithm of a probability that is 0 in float32, but finite, so that 0 times it is 0
 _ROWS = 256  # whose log-probabilities are summed at once
 _STEPS, _ENOUGH = 30, 1e-7  # of Newton's method on the weights; a smaller gain in mean log-likelihood ends it
+_NOTHING = 1e-6  # weights with a smaller sum make all candidates equally likely
 
 
 class Ensemble(SequentialRecommender):  # type: ignore[misc]
@@ -89,7 +90,9 @@ def pooled(logs: Tensor, weights: Tensor) -> Tensor:
 
 @torch.no_grad()
 def fit_weights(ensemble: Ensemble, valid_data: Any, device: Any) -> list[float]:
-    """The weights under which the targets of the validation part are most likely, none negative.
+    """The weights under which the targets of the validation part are most likely, none negative; their sum is 1.
+
+    Where no weights make them likelier than if all candidates were equally likely, there are no best ones: equal weights, and a warning.
 
     The log-likelihood of a log-linear pool is concave in its weights (Genest & Zidek 1986), so that Newton's method finds its one best
     point; its gradient and curvature are means and covariances of the members' log-probabilities under the pool.
@@ -117,8 +120,12 @@ def fit_weights(ensemble: Ensemble, valid_data: Any, device: Any) -> list[float]
             bent = curvature[free][:, free] + 1e-6 * torch.eye(len(free), device=device, dtype=torch.float64)
             step = torch.zeros_like(weights).index_copy(0, free, torch.linalg.solve(bent, gradient[free]))
         weights = (best + step).clamp(min=0)
-    total = best.sum().clamp(min=1e-12)
-    return [round(float(each), 4) for each in best / total]
+    if (best.sum() < _NOTHING).item():
+        log.warning(
+            "weights=valid: under no weights are the validation targets likelier than by chance; equal weights are taken"
+        )
+        best = torch.ones_like(best)
+    return [round(float(each), 4) for each in best / best.sum()]
 
 
 def _likelihood(ensemble: Ensemble, valid_data: Any, weights: Tensor, device: Any) -> tuple[float, Tensor, Tensor]:
@@ -269,6 +276,7 @@ def run_ensemble(
     loaded = load_ensemble(checkpoints, weights, classes, **{"checkpoint_dir": "saved", **changed})
     config, ensemble = loaded.config, cast(Ensemble, loaded.model)
     trainer = session_trainer(config, ensemble)
+    trainer.eval_collector.data_collect(loaded.train_data)  # RecBole does it in `fit`
     progress = shows_progress(config)
     log.info(
         "ensemble of %s models on %s, weights %s",
