@@ -1,4 +1,4 @@
-"""Which items are candidates: under `repeatable: false` none that the session holds, in the loss and in the scores. Ranks among them."""
+"""Which items are candidates: under `repeatable: false` none that the session holds, in the loss and in the scores; ranks among them."""
 
 from typing import Any
 
