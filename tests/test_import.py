@@ -351,23 +351,25 @@ def test_a_file_of_ones_own_is_never_written_over(capsys):
     assert sorted(path.name for path in Path("dataset/mine").iterdir()) == ["mine.yaml"]
 
 
-def test_a_full_disk_in_the_middle_leaves_the_files_that_were_there(monkeypatch, capsys):
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("fails", [1, 2, 3])
+def test_a_disk_that_is_full_at_any_of_the_files_leaves_those_that_were_there_or_none(fails, there, monkeypatch, capsys):
     words = shop()
-    assert main(words) == 0
-    before = {path.name: path.read_bytes() for path in Path("dataset/mine").iterdir()}
+    if there:
+        assert main(words) == 0
+    before = {path.name: path.read_bytes() for path in Path("dataset").rglob("mine.*")}
     shop(clicks=CLICKS[:3], titles={"a": "Other"})
     written = []
 
     def full(handle):
         written.append(handle)
-        if len(written) == 3:
+        if len(written) == fails:
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("recbole_llm4sbr.base.files.os.fsync", full)
     assert main([*words, "--overwrite=true"]) == 2
     assert "disk is full" in capsys.readouterr().err
-    after = {path.name: path.read_bytes() for path in Path("dataset/mine").iterdir()}
-    assert set(after) == set(before)
+    assert {path.name: path.read_bytes() for path in Path("dataset/mine").iterdir()} == before
 
 
 def changed(rows, at, column, value):

@@ -4,7 +4,6 @@ The settings file `<dataset>.yaml` holds what is known of the data afterwards, s
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,7 +13,7 @@ import pandas as pd
 import yaml
 
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.files import PROPERTIES, check_folder, make_folder, write_whole
+from recbole_llm4sbr.base.files import PROPERTIES, check_folder, make_folder, write_all_whole
 from recbole_llm4sbr.base.schema import schema
 from recbole_llm4sbr.data.catalogue import Catalogue, read_catalogue
 from recbole_llm4sbr.data.cells import as_text, has_control
@@ -279,9 +278,7 @@ def _write(folder: Path, dataset: str, contents: Mapping[str, str], overwrite: b
     if not other and len(there) == len(encoded):
         return False
     make_folder(folder)
-    with ExitStack() as files:  # all are written beside their places first, and take them together
-        for name, data in encoded.items():
-            files.enter_context(write_whole(folder / name, "wb")).write(data)
+    write_all_whole({folder / name: data for name, data in encoded.items()})
     for name in set(other) - set(encoded):
         (folder / name).unlink()
     return True
