@@ -221,6 +221,25 @@ def test_one_repeating_target_in_a_thousand_makes_auto_true_and_fewer_do_not():
     assert [counts(repeated).repeatable for repeated in (0, 1, 2, 3)] == [False, False, True, True]
 
 
+@pytest.mark.parametrize("targets", ["last", "all"])
+def test_a_click_that_the_log_holds_twice_does_not_decide_auto_and_is_counted(tmp_path, monkeypatch, caplog, targets):
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO")
+    settings = log_of(tmp_path, ()) | {"session_targets": targets, "rebuild": True}
+    path = tmp_path / "raw" / "mine" / "mine.inter"
+    lines = path.read_text().splitlines()
+    last = [line for line in lines if line.endswith("2")]  # of each session, at its second 2
+    found = {}
+    for name, further in {"plain": [], "twice": last, "again": [f"{line[:-1]}3" for line in last]}.items():
+        path.write_text("\n".join([*lines, *further]) + "\n")
+        found[name] = PreparedCounts.from_json(prepare(settings).counts)
+    assert {name: counts.repeatable for name, counts in found.items()} == {"plain": False, "twice": False, "again": True}
+    assert {name: counts.duplicates for name, counts in found.items()} == {"plain": 0, "twice": 60, "again": 0}
+    assert found["twice"].repeated == found["again"].repeated == {"train": 48, "valid": 6, "test": 6}
+    said = [line for line in caplog.messages if "60 clicks are duplicates" in line]
+    assert len(said) == 1
+
+
 def test_targets_that_occur_in_their_session_are_counted_said_and_never_an_infinite_loss(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     settings = log_of(tmp_path, (3, 10, 50, 58)) | {"repeatable": False, "show_progress": False}

@@ -30,6 +30,8 @@ class PreparedCounts(Record):
         unseen_items, dropped_clicks: left out of valid and test since train never saw the item.
         catalogue: items that models rank.
         repeated: by part, rows whose target is among the clicks before it.
+        duplicates: clicks on the item of an earlier one of their session at the very same time.
+        duplicated: by part, rows whose target is such a click.
         cold_items: items of the catalogue that no training row holds; 0 under `cold_items: false`.
         cold_targets: of valid and test, rows whose target is one of them; empty under `cold_items: false`.
     """
@@ -44,13 +46,18 @@ class PreparedCounts(Record):
     dropped_clicks: int = 0
     catalogue: int = 0
     repeated: dict[str, int] = field(default_factory=dict)
+    duplicates: int = 0
+    duplicated: dict[str, int] = field(default_factory=dict)
     cold_items: int = 0
     cold_targets: dict[str, int] = field(default_factory=dict)
 
     @property
     def repeatable(self) -> bool:
-        """What `repeatable: auto` stands for: whether at least one in a thousand training targets occurs earlier in its session."""
-        return 1000 * self.repeated.get("train", 0) >= self.rows["train"]
+        """What `repeatable: auto` stands for: whether at least one in a thousand training targets occurs earlier in its session.
+
+        A click that a log holds twice is no return to its item and does not count.
+        """
+        return 1000 * (self.repeated.get("train", 0) - self.duplicated.get("train", 0)) >= self.rows["train"]
 
     def settled(self, repeatable: bool | str) -> bool:
         """The setting `repeatable` with `auto` replaced by what the training part says."""

@@ -107,7 +107,13 @@ def describe_repeatable(settings: Mapping[str, Any], numbers: PreparedCounts) ->
     chosen = " (auto: by the training part)" if settings["repeatable"] == "auto" else ""
     counts = ", ".join(f"{part} {numbers.repeated[part]:,}" for part in PARTS)
     settled = str(numbers.settled(settings["repeatable"])).lower()
-    return f"targets that occur earlier in their session: {counts}, repeatable={settled}{chosen}"
+    duplicates = (
+        f"; {numbers.duplicates:,} clicks are duplicates, on the item and at the very time of an earlier one of their session, and do not "
+        f"count for auto"
+        if numbers.duplicates
+        else ""
+    )
+    return f"targets that occur earlier in their session: {counts}, repeatable={settled}{chosen}{duplicates}"
 
 
 def warn_of_misses(settings: Mapping[str, Any], numbers: PreparedCounts) -> None:
@@ -144,7 +150,8 @@ def _make(
         sessions, part = drop_unseen(sessions, part, shortest)
     dataset = settings["dataset"]
     trained = is_trained(sessions, part)
-    tables, repeated, cold_targets = _session_tables(sessions, part, trained, settings)
+    duplicates = _duplicates(sessions, settings["session_rule"])
+    tables, repeated, duplicated, cold_targets = _session_tables(sessions, part, trained, duplicates, settings)
     rows = {name: len(tables[name]) - 1 for name in PARTS}
     if empty := [name for name in PARTS if not rows[name]]:
         raise UserError(
@@ -165,6 +172,8 @@ def _make(
         dropped_clicks=before - len(sessions),
         catalogue=len(catalogue),
         repeated=repeated,
+        duplicates=int(duplicates.sum()),
+        duplicated=duplicated,
         cold_items=len(catalogue) - sessions["item"][trained].nunique(),
         cold_targets=cold_targets if settings["cold_items"] else {},
     )
@@ -186,11 +195,23 @@ def _check_order(sessions: pd.DataFrame, part: npt.NDArray[np.int8]) -> None:
         )
 
 
+def _duplicates(sessions: pd.DataFrame, rule: str) -> npt.NDArray[np.bool_]:
+    """Which clicks are on the item of an earlier one of their session at the very same time; a row that is a session has one time."""
+    if rule == "rows":
+        return np.zeros(len(sessions), bool)
+    found: npt.NDArray[np.bool_] = sessions.duplicated(["session", "item", "time"]).to_numpy()
+    return found
+
+
 def _session_tables(
-    sessions: pd.DataFrame, part: npt.NDArray[np.int8], trained: npt.NDArray[np.bool_], settings: Mapping[str, Any]
-) -> tuple[dict[str, list[str]], dict[str, int], dict[str, int]]:
-    """The lines of each part's `.inter` file; by part the rows whose target is among the clicks before it, and of valid and test those
-    whose target train never saw."""
+    sessions: pd.DataFrame,
+    part: npt.NDArray[np.int8],
+    trained: npt.NDArray[np.bool_],
+    duplicates: npt.NDArray[np.bool_],
+    settings: Mapping[str, Any],
+) -> tuple[dict[str, list[str]], dict[str, int], dict[str, int], dict[str, int]]:
+    """The lines of each part's `.inter` file; by part the rows whose target is among the clicks before it, those whose target is the
+    duplicate of one, and of valid and test those whose target train never saw."""
     lengths = np.bincount(pd.factorize(sessions["session"])[0])
     starts = np.cumsum(lengths) - lengths
     names = session_names(sessions, settings["session_rule"])
@@ -202,14 +223,17 @@ def _session_tables(
     if settings["session_targets"] == "all" or len(set(ids)) < len(ids):
         ids = [f"{name}.{length}" for name, length in zip(ids, row_length.tolist())]
     row_part = part[row_target]
-    again = sessions.duplicated(["session", "item"]).to_numpy()[row_target]
-    repeated = {name: int((again & (row_part == number)).sum()) for number, name in enumerate(PARTS)}
+    again = sessions.duplicated(["session", "item"]).to_numpy()
+    repeated, duplicated = (
+        {name: int((which[row_target] & (row_part == number)).sum()) for number, name in enumerate(PARTS)}
+        for which in (again, duplicates)
+    )
     cold = {name: int((~trained[row_target] & (row_part == PARTS.index(name))).sum()) for name in PARTS[1:]}
     rows = zip(ids, row_start.tolist(), row_target.tolist(), row_part.tolist())
     lines: dict[str, list[str]] = {name: ["session_id:token\titem_id_list:token_seq\titem_id:token\n"] for name in PARTS}
     for name, first, target, where in rows:
         lines[PARTS[where]].append(f"{name}\t{' '.join(tokens[first:target])}\t{tokens[target]}\n")
-    return lines, repeated, cold
+    return lines, repeated, duplicated, cold
 
 
 def _item_table(catalogue: Any, raw: RawItems | None) -> list[str]:
