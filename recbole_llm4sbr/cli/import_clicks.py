@@ -73,6 +73,9 @@ def describe(found: "Imported", data_path: str) -> Iterator[str]:
             yield f"{texts.several:,} items have several rows or titles; the first is taken"
     users = "" if found.users is None else f", {found.users:,} users"
     sessions = "" if found.sessions is None else f", {found.sessions:,} sessions"
+        if texts.missing:
+            titles = ", ".join(f"{printable(title)} (of {count:,} items)" for title, count in texts.missing.items())
+            yield f"taken as missing titles: {titles}"
     titled = "" if texts is None else f" ({texts.titled:,} with a title, {texts.without:,} without)"
     unclicked = (
         f"; {texts.unclicked:,} further items have no click: ranked with --cold_items=true alone"

@@ -72,7 +72,7 @@ def decode(path: Path, data: bytes) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UserError(
-            f"{str(path)!r}, line {line}, is not UTF-8; convert the file, for instance with `iconv -f latin1 -t utf-8`"
+            f"{str(path)!r}, line {line}, is not UTF-8; convert the file, for instance with `iconv -f windows-1252 -t utf-8`"
         ) from None
 
 

@@ -1,13 +1,14 @@
 """The texts of imported items, from a table of items or from titles that stand beside the clicks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from recbole_llm4sbr.data.cells import as_text, column_name, has_control, one_line
+from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.data.cells import ROUNDED, as_text, column_name, has_control, is_missing, is_rounded, one_line
 from recbole_llm4sbr.data.clicks import id_problem
 from recbole_llm4sbr.data.columns import choose, guess, missing, named
 from recbole_llm4sbr.data.tables import Table
@@ -27,6 +28,7 @@ class Catalogue:
         without: clicked items without one.
         unclicked: items of the table that have a title and no click; they are written too (`cold_items`).
         several: items with more than one row, of which the first is taken.
+        missing: titles that are none but what programs write for a missing value, as nan or NULL, with the items that have them.
         kept: further columns by the name under which they were written.
         left_out: further columns that were not, since they are long, no text, or empty.
         name: what messages call the table.
@@ -39,6 +41,7 @@ class Catalogue:
     without: int
     unclicked: int
     several: int
+    missing: Mapping[str, int]
     kept: tuple[tuple[str, str], ...]
     left_out: tuple[str, ...]
     name: str
@@ -72,7 +75,13 @@ def read_catalogue(
     ids = as_text(table.frame[id_column]).str.strip()
     known = pd.unique(clicked)
     is_known = ids.isin(set(known))
+    if own and (rounded := ids.map(is_rounded)).any():
+        row = int(rounded.argmax())
+        table.refuse(row, id_column, ids[row], ROUNDED)
     texts = as_text(table.frame[title_column])
+    no_title = is_missing(texts)
+    missing_titles = ids[no_title].groupby(texts[no_title].str.strip()).nunique().to_dict()
+    texts = texts.mask(no_title, "")
     filled = texts.str.strip() != ""
     order = np.argsort(~filled, kind="stable")  # an item's first row with a title, else its first
     chosen = pd.Series(False, ids.index)
@@ -92,9 +101,8 @@ def read_catalogue(
     for column in table.columns if own else ():
         if column in (id_column, title_column):
             continue
-        values = table.frame[column].iloc[rows_chosen]
-        cells = one_line(as_text(values))
-        if any(isinstance(value, dict) for value in values) or not 0 < max(map(len, cells)) <= SHORT:
+        cells = _short_texts(table.frame[column].iloc[rows_chosen])
+        if cells is None:
             left_out.append(column)
             continue
         kept[column] = column_name(column, ["item_id", "title", *kept.values()])
@@ -102,11 +110,23 @@ def read_catalogue(
         columns.append(cells)
     titled = sum(map(bool, titles)) - int(further.sum())
     rows = [tuple(heads), *zip(*columns)]
-    repeated = int(ids[is_known & ids.duplicated()].nunique()) if own else _retitled(ids, table, title_column)
+    repeated = int(ids[is_known & ids.duplicated()].nunique()) if own else _retitled(ids, texts)
     return Catalogue(
-        rows, id_column, title_column, titled, len(known) - titled, int(further.sum()), repeated, tuple(kept.items()), tuple(left_out),
-        table.name,
+        rows, id_column, title_column, titled, len(known) - titled, int(further.sum()), repeated, missing_titles,
+        tuple(kept.items()), tuple(left_out), table.name,
     )  # fmt: skip
+
+
+def _short_texts(values: pd.Series) -> list[str] | None:
+    """A further column as texts; None where it is long, empty or no text."""
+    if any(isinstance(value, dict) for value in values):
+        return None
+    try:
+        texts = as_text(values)
+    except UserError:  # bytes that are no text, or numbers that are not exact
+        return None
+    cells = one_line(texts.mask(is_missing(texts), ""))
+    return cells if 0 < max(map(len, cells)) <= SHORT else None
 
 
 def _can_stand(ids: pd.Series, titles: pd.Series) -> npt.NDArray[np.bool_]:
@@ -126,8 +146,8 @@ def _id_column(table: Table, item: str, items_id: str | None) -> str:
     return found
 
 
-def _retitled(ids: pd.Series, table: Table, title: str) -> int:
+def _retitled(ids: pd.Series, texts: pd.Series) -> int:
     """How many items have several titles in the clicks."""
-    titles = as_text(table.frame[title]).str.strip()
+    titles = texts.str.strip()
     named_rows = titles != ""
     return int((titles[named_rows].groupby(ids[named_rows]).nunique() > 1).sum())

@@ -1,15 +1,26 @@
 """Cells of tables from elsewhere as text that a RecBole atomic file can hold."""
 
+import html
 import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from recbole_llm4sbr.base.errors import UserError
 
+# What RecBole reads as a missing value: pandas' list.
+MISSING = {
+    *("NA", "N/A", "n/a", "NaN", "nan", "-NaN", "-nan", "NULL", "null", "None", "<NA>", "#N/A", "#NA", "#N/A N/A"),
+    *("1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"),
+}
+_MISSING_TEXTS = MISSING | {"\\N"}  # the sign of databases in their exports
+ROUNDED = "is a number that a spreadsheet rounded; format the column as text in the original table and save it again"
+_EXPONENT = re.compile(r"-?\d(?:[.,](\d+))?[eE]\+(\d+)")
+_ENTITY = re.compile(r"&(?:#\d+|#[xX][\da-fA-F]+|[A-Za-z]\w*);")
 # What ends a line for some reader, separates cells, commands a terminal or cannot be written as UTF-8.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
@@ -30,6 +41,11 @@ def as_text(values: pd.Series) -> pd.Series:
 def _text(value: Any) -> str:
     if isinstance(value, str):
         return value
+    if isinstance(value, bytes | bytearray):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            raise UserError(f"the bytes {bytes(value[:20])!r} are no text in UTF-8; give their column as texts") from None
     if isinstance(value, list | tuple | np.ndarray):
         return ", ".join(filter(None, map(_text, value)))
     if value is None or value is pd.NA or value is pd.NaT:
@@ -44,15 +60,32 @@ def _text(value: Any) -> str:
     return str(int(number)) if number.is_integer() else str(value)
 
 
+def is_rounded(text: str) -> bool:
+    """Whether a number stands there with fewer digits than it has, as spreadsheets show and save long ones.
+
+    >>> is_rounded("4.01235E+12"), is_rounded("1.700000000e+09"), is_rounded("4012350000000")
+    (True, False, False)
+    """
+    found = _EXPONENT.fullmatch(text) if "+" in text else None
+    return found is not None and len(found[1] or "") < int(found[2])
+
+
+def is_missing(texts: pd.Series) -> npt.NDArray[np.bool_]:
+    """Which texts are none, but what a program writes for a missing value, such as nan, None or NULL."""
+    found: npt.NDArray[np.bool_] = texts.str.strip().isin(_MISSING_TEXTS).to_numpy()
+    return found
+
+
 def one_line(texts: pd.Series) -> list[str]:
-    """Texts on one line each, words separated by one blank, without control characters; quotes and markup stay.
+    """Texts on one line each, words separated by one blank, without control characters; quotes and markup stay, HTML's `&amp;` is `&`.
 
     A blank goes before a quote that a text begins with, since RecBole's reader takes a cell that begins so for a quotation.
 
-    >>> one_line(pd.Series(['The\\tThing\\r\\n (1982)', 'say "hi"', '"Heat"', '\\x1b[31mred']))
-    ['The Thing (1982)', 'say "hi"', ' "Heat"', '[31mred']
+    >>> one_line(pd.Series(['The\\tThing\\r\\n (1982)', 'say "hi"', '"Heat"', '\\x1b[31mred', 'Tom &amp; Jerry', 'AT&T']))
+    ['The Thing (1982)', 'say "hi"', ' "Heat"', '[31mred', 'Tom & Jerry', 'AT&T']
     """
-    found = [" ".join(_CONTROL.sub(" ", text).split()) for text in texts]
+    plain = [_ENTITY.sub(lambda entity: html.unescape(entity[0]), text) for text in texts]
+    found = [" ".join(_CONTROL.sub(" ", text).split()) for text in plain]
     return [f" {text}" if text.startswith('"') else text for text in found]
 
 

@@ -10,13 +10,10 @@ import pandas as pd
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.data.atomic import read_table
+from recbole_llm4sbr.data.cells import MISSING, ROUNDED, is_rounded
 from recbole_llm4sbr.data.sessions import PARTS
 
-# What RecBole reads as a missing value (pandas' list), and its own name of the padding item.
-NO_IDS = {
-    *("NA", "N/A", "n/a", "NaN", "nan", "-NaN", "-nan", "NULL", "null", "None", "<NA>", "#N/A", "#NA"),
-    *("1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN", "[PAD]"),
-}
+NO_IDS = MISSING | {"[PAD]"}  # which is RecBole's own name of the padding item
 
 
 def click_columns(settings: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -88,7 +85,7 @@ def id_problem(token: str) -> str:
     if token in NO_IDS or token.startswith('"'):
         kind = "the beginning of a quotation" if token.startswith('"') else "padding"
         return f"is no id for RecBole, which reads it as {kind}; give it another one"
-    return ""
+    return ROUNDED if is_rounded(token) else ""
 
 
 def check_ids(path: Path, column: str, ids: pd.Series) -> None:

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,12 +28,14 @@ class Table:
         name: what messages call it.
         text: of a file with lines, its content.
         separator: of a CSV file; "" for JSON lines.
+        escape: of a CSV file, the sign before a quote that belongs to a cell, where it is not a quote; None where it is.
     """
 
     frame: pd.DataFrame
     name: str
     text: str = ""
     separator: str = ""
+    escape: str | None = None
 
     @property
     def columns(self) -> list[str]:
@@ -50,7 +53,8 @@ class Table:
             return f"line {[number for number, line in enumerate(self.text.split(chr(10)), 1) if line.strip()][row]}"
         if self.text:
             try:
-                reader, seen, first = csv.reader(io.StringIO(self.text, newline=""), delimiter=self.separator), -1, 1
+                lines = io.StringIO(self.text, newline="")
+                reader, seen, first = csv.reader(lines, delimiter=self.separator, escapechar=self.escape), -1, 1
                 for cells in reader:
                     if cells and seen == row:
                         return f"line {first}"
@@ -114,7 +118,8 @@ def _read_file(path: Path) -> Table:
     if kind in (".jsonl", ".ndjson"):
         return Table(_read_json_lines(name, text), name, text)
     separator = "\t" if kind == ".tsv" else _separator(text)
-    return Table(_read_separated(name, text, separator), name, text, separator)
+    escape = _escape(text, separator)
+    return Table(_read_separated(name, text, separator, escape), name, text, separator, escape)
 
 
 def _separator(text: str) -> str:
@@ -123,15 +128,33 @@ def _separator(text: str) -> str:
     return max(",;\t", key=first.count)
 
 
-def _read_separated(name: str, text: str, separator: str) -> pd.DataFrame:
+def _escape(text: str, separator: str) -> str | None:
+    r"""A backslash, where one stands before a quote that does not end its cell, as databases and Spark write them; else None.
+
+    >>> _escape(r'"a \"b\" c",d', ","), _escape(r'"C:\",d', ",")
+    ('\\', None)
+    """
+    ends = rf"{separator}\r\n"
+    if re.search(rf'\\"[^"{ends}]', text):
+        return "\\"
+    if not re.search(rf'\\""(?:[{ends}]|\Z)', text):
+        return None
+    try:  # `\""` is also a backslash and a quote that is doubled: then the file is regular
+        lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        return None if len({len(cells) for cells in lines if cells}) == 1 else "\\"
+    except csv.Error:
+        return "\\"
+
+
+def _read_separated(name: str, text: str, separator: str, escape: str | None) -> pd.DataFrame:
     """Cells as texts; an empty cell is an empty text.
 
     Raises:
         UserError: a line has more cells than the first, a quotation does not end, or a column stands there twice.
     """
     try:
-        heads = next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), [])
-        frame = pd.read_csv(io.StringIO(text, newline=""), sep=separator, dtype=str, keep_default_na=False)
+        heads = next(csv.reader(io.StringIO(text, newline=""), delimiter=separator, escapechar=escape), [])
+        frame = pd.read_csv(io.StringIO(text, newline=""), sep=separator, dtype=str, keep_default_na=False, escapechar=escape)
     except pd.errors.EmptyDataError:
         raise UserError(f"{name} is empty; its first line must name the columns") from None
     except (pd.errors.ParserError, csv.Error) as error:
