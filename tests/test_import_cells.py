@@ -127,3 +127,32 @@ def test_the_command_that_the_error_names_keeps_the_quotes_and_the_euro_of_windo
     Path("items.csv").write_bytes(subprocess.run([*command.split(), "items.csv"], check=True, stdout=subprocess.PIPE).stdout)
     assert main(words) == 0
     assert titles() == {"a": "“Lamp” – 5 €", "b": "Ž", "c": "é"}
+
+
+# Duplicates.
+
+
+def test_rows_of_the_very_same_click_are_counted_and_left_out_where_that_is_asked_for(capsys):
+    near = [("ann", "a", 1700000001), ("bob", "a", 1700000000), ("ann", "b", 1700000000)]  # another time, user, item
+    clicks = [*CLICKS[:2], CLICKS[0], *CLICKS[2:], *near, CLICKS[0]]
+    assert main(shop(clicks=clicks)) == 0
+    assert [row[:2] for row in plain("inter")[1:]] == [list(click[:2]) for click in clicks]
+    says = (
+        "kept: 2 of 9 rows, the very click of an earlier row (the same user, item and time); --duplicates=drop leaves them out"
+    )
+    assert says in capsys.readouterr().out
+    bad = ("ann", "NA", 1700000000)
+    assert main([*shop(clicks=[bad, *clicks]), "--duplicates=drop", "--bad_rows=drop", "--overwrite=true"]) == 0
+    assert [row[:2] for row in plain("inter")[1:]] == [list(click[:2]) for click in [*CLICKS, *near]]
+    out = capsys.readouterr().out
+    assert "mine: 7 clicks" in out
+    assert "left out: 1 of 10 rows, without a readable item 1\n" in out
+    assert "left out: 2 of 10 rows, the very click of an earlier row" in out
+    refused([*shop(), "--duplicates=maybe"], capsys, "choose one of keep, drop")
+
+
+def test_without_times_no_row_is_a_duplicate(capsys):
+    clicks = [("ann", "a"), ("ann", "a"), ("ann", "b")]
+    write_csv("clicks.csv", ("user_id", "item_id"), clicks)
+    assert main(["import", "clicks.csv", "--dataset=mine", "--time=null", "--duplicates=drop"]) == 0
+    assert [row for row in plain("inter")[1:]] == [list(click) for click in clicks]

@@ -29,8 +29,9 @@ CLICKS has a row per click, ITEMS a row per item: CSV, TSV, JSON lines (.jsonl) 
   recbole-llm4sbr import log.csv --dataset=mine --time_format='%d.%m.%Y %H:%M' --bad_rows=drop
 
 Columns with usual names (user_id, customerId, product_id, asin, event_time, ts, session_id, title, name, ...) are found, and what was
-found is printed. Times may be ISO 8601 with or without a zone, or numbers of seconds, milliseconds, microseconds or nanoseconds; others
-need --time_format. A click without a readable time or id is an error that names its line; with --bad_rows=drop such clicks are left out.
+found is printed. Times may be ISO 8601 with or without a zone, dates of 8, 12 or 14 digits, a spreadsheet's days, or numbers of seconds,
+milliseconds, microseconds or nanoseconds, and lie between 1990 and tomorrow; others need --time_format. A click without a readable time or
+id is an error that names its line; with --bad_rows=drop such clicks are left out.
 With a session column a session is what it says (session_rule=column); without one, a pause of more than 30 minutes ends a session
 (session_rule=gap, session_gap=1800), which --session_rule and --session_gap of every verb change.
 """
@@ -58,7 +59,8 @@ def describe(found: "Imported", data_path: str) -> Iterator[str]:
     columns = ", ".join(f"{role}={printable(column)}" for role, column in found.columns.items())
     guessed = f" (found by name: {', '.join(found.guessed)})" if found.guessed else ""
     yield f"columns: {columns}{guessed}"
-    yield f"time: {found.times}"
+    others = ", ".join(map(printable, found.coarser))
+    yield f"time: {found.times}" + (f"; {others} holds the same times, less finely" if others else "")
     texts = found.catalogue
     if texts is None:
         yield "no column of titles: only plain models train on this; --items=FILE or --title=COLUMN adds titles for the LLM"
@@ -71,11 +73,11 @@ def describe(found: "Imported", data_path: str) -> Iterator[str]:
             yield f"left out, being long, empty or no text: {', '.join(map(printable, texts.left_out))}"
         if texts.several:
             yield f"{texts.several:,} items have several rows or titles; the first is taken"
-    users = "" if found.users is None else f", {found.users:,} users"
-    sessions = "" if found.sessions is None else f", {found.sessions:,} sessions"
         if texts.missing:
             titles = ", ".join(f"{printable(title)} (of {count:,} items)" for title, count in texts.missing.items())
             yield f"taken as missing titles: {titles}"
+    users = "" if found.users is None else f", {found.users:,} users"
+    sessions = "" if found.sessions is None else f", {found.sessions:,} sessions"
     titled = "" if texts is None else f" ({texts.titled:,} with a title, {texts.without:,} without)"
     unclicked = (
         f"; {texts.unclicked:,} further items have no click: ranked with --cold_items=true alone"
@@ -83,10 +85,14 @@ def describe(found: "Imported", data_path: str) -> Iterator[str]:
         else ""
     )
     yield f"{found.dataset}: {found.clicks:,} clicks{users}{sessions}, {found.items:,} items{titled}{unclicked}"
+    total = sum(found.dropped.values())
+    rows = found.clicks + total + (found.duplicates if found.duplicates_dropped else 0)
     if found.dropped:
-        total = sum(found.dropped.values())
         roles = ", ".join(f"{role} {count:,}" for role, count in found.dropped.items())
-        yield f"left out: {total:,} of {found.clicks + total:,} rows, without a readable {roles}"
+        yield f"left out: {total:,} of {rows:,} rows, without a readable {roles}"
+    if found.duplicates:
+        what = f"{found.duplicates:,} of {rows:,} rows, the very click of an earlier row (the same {_ids(found)} and time)"
+        yield f"left out: {what}" if found.duplicates_dropped else f"kept: {what}; --duplicates=drop leaves them out"
     if found.tied >= _TIED:
         whose = "session" if found.users is None else "user"
         yield (
@@ -101,6 +107,11 @@ def describe(found: "Imported", data_path: str) -> Iterator[str]:
     words = ["recbole-llm4sbr", "--model=SRGNN", f"--dataset={found.dataset}"]
     words += [] if Path(data_path) == Path(schema()["data_path"].default) else [f"--data_path={data_path}"]
     yield f"next: {shlex.join([*words, *(['--llm4sbr=false'] if texts is None else [])])}"
+
+
+def _ids(found: "Imported") -> str:
+    """The ids of a click, in words."""
+    return ", ".join(role for role in ("user", "session", "item") if role in found.columns)
 
 
 def _date(seconds: float) -> str:
@@ -133,13 +144,22 @@ VERB = Verb(
         Option("session", "column of the clicks, several with commas between them; null: there is none", None, "names"),
         Option("title", "column of the items, or of the clicks without --items; null: there is none"),
         Option(
-            "time_format", "how times are written, where neither ISO 8601 nor numbers, as '%d.%m.%Y %H:%M' (Python's strptime)"
+            "time_format",
+            "how times are written, where neither ISO 8601 nor numbers, as '%d.%m.%Y %H:%M' (Python's strptime); or the unit of numbers: "
+            "seconds, milliseconds, microseconds, nanoseconds or days. Times so read need not lie between 1990 and tomorrow",
         ),
         Option(
             "bad_rows",
             "clicks without a readable time or id: error (the first is named), drop (they are left out and counted)",
             "error",
             choices=("error", "drop"),
+        ),
+        Option(
+            "duplicates",
+            "rows of the very same user, session, item and time as an earlier one, which logs have that write a click twice: keep or "
+            "drop; both count them",
+            "keep",
+            choices=("keep", "drop"),
         ),
         Option("items_id", "the id's column of the items, where it has another name than in the clicks"),
         Option("data_path", "folder of raw datasets", schema()["data_path"].default),

@@ -12,6 +12,7 @@ from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.data.atomic import read_table
 from recbole_llm4sbr.data.cells import MISSING, ROUNDED, is_rounded
 from recbole_llm4sbr.data.sessions import PARTS
+from recbole_llm4sbr.data.times import no_second
 
 NO_IDS = MISSING | {"[PAD]"}  # which is RecBole's own name of the padding item
 
@@ -45,7 +46,7 @@ def read_clicks(settings: Mapping[str, Any], paths: Sequence[Path]) -> pd.DataFr
         for option in ("item_column", "user_column", "session_column"):
             for column in set(columns[option]) & set(table):
                 check_ids(path, column, table[column])
-        clicks = pd.DataFrame({"item": table[settings["item_column"]], "time": _times(path, table, settings["time_column"])})
+        clicks = pd.DataFrame({"item": table[settings["item_column"]], "time": _times(path, table, settings)})
         if settings["split"] == "given":
             clicks["part"] = _parts(path, table, settings["split_column"]) if settings["split_column"] else np.int8(part)
         if rule == "rows":
@@ -99,14 +100,24 @@ def check_ids(path: Path, column: str, ids: pd.Series) -> None:
             raise UserError(f"{str(path)!r}: {column}={token!r} {problem}")
 
 
-def _times(path: Path, table: pd.DataFrame, column: str | None) -> Any:
-    """Seconds of each row; 0 where the order of the rows is all that is known."""
+def _times(path: Path, table: pd.DataFrame, settings: Mapping[str, Any]) -> Any:
+    """Seconds of each row; 0 where the order of the rows is all that is known.
+
+    Raises:
+        UserError: a time is no number, or of another unit or form than seconds where pauses are measured.
+    """
+    column, rule = settings["time_column"], settings["session_rule"]
     if column is None:
         return 0.0
-    times = pd.to_numeric(table[column], errors="coerce").astype(np.float64)
+    times = pd.to_numeric(table[column], errors="coerce").to_numpy(np.float64)
     if not np.isfinite(times).all():
         line = int(np.flatnonzero(~np.isfinite(times))[0])
         raise UserError(f"{str(path)!r}, line {line + 2}: {column}={table[column][line]!r} is not a number of seconds")
+    rounded = table[column].map(is_rounded).to_numpy(bool)
+    found = (int(rounded.argmax()), ROUNDED) if rounded.any() else no_second(times, rule in ("bucket", "gap"))
+    if found is not None:
+        line, reason = found
+        raise UserError(f"{str(path)!r}, line {line + 2}: {column}={table[column][line]!r} {reason}")
     return times
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.wording import printable
 from recbole_llm4sbr.data.tables import Table
+from recbole_llm4sbr.data.times import finest
 
 # Names without their case and signs: user_id, UserID and userId are one. Those of products choose the prompt.
 PRODUCTS = ("asin", "productid", "product", "sku", "articleid", "productname", "producttitle")
@@ -33,6 +34,8 @@ def plain(name: str) -> str:
 def guess(table: Table, role: str, also: Sequence[str] = ()) -> str | None:
     """The column whose name says that it is the user, the session, the item, the time or the title; None where none says so.
 
+    Of several that hold the same times, as days and as milliseconds, it is the finest.
+
     Args:
         table: where to look.
         role: what is looked for, and the option that names it.
@@ -43,12 +46,18 @@ def guess(table: Table, role: str, also: Sequence[str] = ()) -> str | None:
     """
     for names in (_NAMES[role], also):
         found = [column for column in table.columns if plain(column) in names]
-        if len(found) > 1:
+        chosen = finest(table, found) if role == "time" and len(found) > 1 else None
+        if len(found) > 1 and chosen is None:
             shown = ", ".join(printable(column) for column in found)
             raise UserError(f"{table.name} has several columns that may be the {role} ({shown}); name one with --{role}=COLUMN")
         if found:
-            return found[0]
+            return chosen or found[0]
     return None
+
+
+def coarser(table: Table, time: str) -> tuple[str, ...]:
+    """The other columns whose names say that they are the time, where `guess` took this one for it."""
+    return tuple(column for column in table.columns if plain(column) in _NAMES["time"] and column != time)
 
 
 def choose(table: Table, role: str, given: str | None) -> str | None:

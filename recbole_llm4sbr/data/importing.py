@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import yaml
 
@@ -18,7 +19,7 @@ from recbole_llm4sbr.base.schema import schema
 from recbole_llm4sbr.data.catalogue import Catalogue, read_catalogue
 from recbole_llm4sbr.data.cells import as_text, has_control
 from recbole_llm4sbr.data.clicks import id_problem
-from recbole_llm4sbr.data.columns import MOVIES, NONE, PRODUCTS, columns_of_clicks, plain
+from recbole_llm4sbr.data.columns import MOVIES, NONE, PRODUCTS, coarser, columns_of_clicks, plain
 from recbole_llm4sbr.data.tables import Table, read_table_of
 from recbole_llm4sbr.data.times import LEAVE_OUT, Seconds, to_seconds, unreadable, written
 
@@ -37,10 +38,13 @@ class Imported:
         columns: which column of the clicks was taken for what, by role.
         guessed: the roles whose column was found by its name.
         times: what the times were, in words.
+        coarser: further columns of the same times, of which the finest was taken.
         clicks, users, items: how many; users are None for a log without.
         sessions: how many sessions the log names; None where they are cut by times.
-        span: the first and the last time in seconds; None without times.
+        span: the first and the last time in seconds since 1970; None without times of a clock.
         dropped: rows that were left out, by the role of the column that could not be read.
+        duplicates: rows of the very same ids and time as an earlier one.
+        duplicates_dropped: whether they were left out.
         tied: share of the clicks at the very time of an earlier one of their user, or session; their order is that of the rows.
         catalogue: the item texts; None where there are no titles.
         settings: what the dataset's settings file holds.
@@ -53,12 +57,15 @@ class Imported:
     columns: Mapping[str, str]
     guessed: tuple[str, ...]
     times: str
+    coarser: tuple[str, ...]
     clicks: int
     users: int | None
     sessions: int | None
     items: int
     span: tuple[float, float] | None
     dropped: Mapping[str, int]
+    duplicates: int
+    duplicates_dropped: bool
     tied: float
     catalogue: Catalogue | None
     settings: Mapping[str, Any]
@@ -77,6 +84,7 @@ def import_clicks(
     items_id: str | None = None,
     time_format: str | None = None,
     bad_rows: str = "error",
+    duplicates: str = "keep",
     data_path: str | Path | None = None,
     overwrite: bool = False,
 ) -> Imported:
@@ -89,8 +97,10 @@ def import_clicks(
         user, item, time, session, title: columns; None: found by their names, "null": there is none. Several session columns where
             sessions are numbered per user. The title is a column of the items where these are given.
         items_id: the id's column in `items`; None: named as in the clicks, or found by its name.
-        time_format: how times are written, in the signs of Python's `strptime`, where they are neither ISO 8601 nor numbers.
+        time_format: how times are written, in the signs of Python's `strptime`, where they are neither ISO 8601 nor numbers, or the unit
+            of numbers: seconds, milliseconds, microseconds, nanoseconds or days. Times so read need not lie between 1990 and tomorrow.
         bad_rows: what becomes of clicks without a readable time or id: `error` refuses the first, `drop` leaves them out and counts them.
+        duplicates: what becomes of rows of the very same user, session, item and time as an earlier one: `keep` or `drop`; both count them.
         data_path: the folder of raw datasets; None: the default of the setting `data_path`.
         overwrite: replace other files that stand there.
 
@@ -102,6 +112,8 @@ def import_clicks(
         raise UserError(f"dataset={dataset!r} is a dataset whose settings come with this package; choose another --dataset")
     if bad_rows not in ("error", "drop"):
         raise UserError(f"bad_rows={bad_rows!r} must be error or drop")
+    if duplicates not in ("keep", "drop"):
+        raise UserError(f"duplicates={duplicates!r} must be keep or drop")
     root = Path(schema()["data_path"].default if data_path is None else data_path)
     check_folder(root, "--data_path")
     table = read_table_of(clicks, "clicks")
@@ -111,11 +123,12 @@ def import_clicks(
         table, dropped = _readable(table, columns, time_format)
     ids = {role: _ids(table, column) for role, column in columns.items() if role not in ("time", "title")}
     _check_sessions(table, columns, ids)
-    seconds, times = (
-        to_seconds(table, columns["time"], time_format)
-        if "time" in columns
-        else (None, "none: clicks are in the order of rows")
-    )
+    times = to_seconds(table, columns["time"], time_format) if "time" in columns else None
+    seconds = None if times is None else times.seconds
+    again = _duplicates(ids, seconds)
+    if duplicates == "drop":
+        ids = {role: values[~again] for role, values in ids.items()}
+        seconds = None if seconds is None else seconds[~again]
     source = table if items is None else read_table_of(items, "items")
     clicked = ids["item"]
     catalogue = read_catalogue(source, clicked, columns["item"], title, items_id, own=items is not None)
@@ -127,11 +140,15 @@ def import_clicks(
     fresh = _write(folder, dataset, contents, overwrite)
     sessions = [ids[role] for role in ids if role.startswith("session")]
     return Imported(
-        dataset, folder, tuple(sorted(contents)), fresh, columns, guessed, times, len(clicked),
+        dataset, folder, tuple(sorted(contents)), fresh, columns, guessed,
+        "none: clicks are in the order of rows" if times is None else times.kind,
+        coarser(table, columns["time"]) if "time" in guessed else (),
+        len(clicked),
         ids["user"].nunique() if "user" in ids else None,
         len(pd.concat(sessions, axis=1).drop_duplicates()) if sessions else None,
-        clicked.nunique(), None if seconds is None else (float(seconds.min()), float(seconds.max())),
-        dropped, _tied(ids, seconds), catalogue, settings,
+        clicked.nunique(),
+        None if seconds is None or times is None or not times.clock else (float(seconds.min()), float(seconds.max())),
+        dropped, int(again.sum()), duplicates == "drop", _tied(ids, seconds), catalogue, settings,
     )  # fmt: skip
 
 
@@ -178,6 +195,14 @@ def _readable(table: Table, columns: Mapping[str, str], time_format: str | None)
         return table, {}
     rest = table.frame[kept].reset_index(drop=True)  # whose rows are no lines of the file any more
     return replace(table, frame=rest, text="", separator=""), {role: count for role, count in dropped.items() if count}
+
+
+def _duplicates(ids: Mapping[str, pd.Series], seconds: Seconds | None) -> npt.NDArray[np.bool_]:
+    """Which rows have the very same ids and time as an earlier one, as logs that write a click twice do."""
+    if seconds is None:
+        return np.zeros(len(ids["item"]), bool)
+    found: npt.NDArray[np.bool_] = pd.DataFrame({**ids, "time": seconds}).duplicated().to_numpy()
+    return found
 
 
 def _tied(ids: Mapping[str, pd.Series], seconds: Seconds | None) -> float:
