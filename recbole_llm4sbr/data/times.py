@@ -57,7 +57,6 @@ class _Form:
         return seconds if self.per_second >= 1 else np.round(seconds, 3)  # a part of a day has no more digits
 
 
-# Their numbers for the present lie far apart, but for .NET's ticks (100 ns since the year 1), which are nanoseconds of early 1990.
 _UNITS = {
     form.name: form
     for form in (
@@ -68,6 +67,7 @@ _UNITS = {
         _Form("days", 1 / _DAY),
     )
 }
+# Their numbers from 1990 to now lie apart, but for the ticks (100 ns since the year 1), which are also nanoseconds of early 1990.
 _LARGE = (
     *(_UNITS[name] for name in ("seconds", "milliseconds", "microseconds")),
     _Form(".NET ticks", 1e7, -62_135_596_800.0),
