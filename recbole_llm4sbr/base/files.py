@@ -51,6 +51,8 @@ def check_folder(path: str | Path, option: str) -> None:
     Raises:
         UserError: names the option and what is in the way.
     """
+    if str(path) == "-":
+        raise UserError(f"{option}='-' is no folder, and nothing of it goes to the screen; name one")
     folder = Path(path).absolute()
     there = next(each for each in (folder, *folder.parents) if each.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):

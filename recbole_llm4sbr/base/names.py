@@ -6,6 +6,7 @@ from collections.abc import Iterable
 ENSEMBLE = "ensemble("  # what the name of an ensemble begins with
 FINETUNED = "finetune.json"  # what `finetune` writes beside the weights: of what they were made and how the model is asked
 CASE_PAGE = "recbole-llm4sbr inspect"  # the generator that a page of `inspect` names; `report --case` looks for it
+REPORT_PAGE = "recbole-llm4sbr report"  # that of a page of `report`
 # three changes or more, in a variant or in a member of an ensemble; which LLM is not cut
 _CHANGES = re.compile(r"(?:\+(?!llm=)\w+=(?:(?!\+\w+=)[^,()@'])+){3,}")
 
@@ -61,3 +62,8 @@ def short_name(name: str) -> str:
     if name.startswith(ENSEMBLE):
         return _CHANGES.sub("...", name)
     return _CHANGES.sub(lambda found: f" + {len(split_changes(found[0])) - 1} settings", name)
+
+
+def report_name(dataset: str, split: str) -> str:
+    """What a report on a dataset is called, as a file without its ending."""
+    return dataset if split == "temporal" else f"{dataset}-{split}"

@@ -1,14 +1,16 @@
 """Verb `answers`: look after the store of LLM answers."""
 
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.outputs import REQUESTS, check_output
 from recbole_llm4sbr.base.schema import schema
 from recbole_llm4sbr.base.settings import load_settings
 from recbole_llm4sbr.base.wording import aligned
-from recbole_llm4sbr.cli.parsing import Arguments, Option, Verb
+from recbole_llm4sbr.cli.parsing import OVERWRITE, Arguments, Option, Verb
 
 if TYPE_CHECKING:
     from recbole_llm4sbr.intent.store import AnswerStore
@@ -50,6 +52,7 @@ def run(arguments: Arguments) -> int:
     if action in ("export", "import", "requests") and not options["file"]:
         raise UserError(f"answers {action} needs --file=NAME.jsonl")
     if action == "requests":
+        check_output("file", options["file"], REQUESTS, arguments.config_files, options["overwrite"])
         return _write_requests(arguments)
     if unused := [*arguments.settings, *(["config_files"] if arguments.config_files else [])]:
         raise UserError(
@@ -59,15 +62,16 @@ def run(arguments: Arguments) -> int:
         raise UserError("answers drop needs --llm or --prompt; to drop all, delete the file answers.sqlite")
     folder = options["atomic_path"] or schema()["atomic_path"].default
     with closing(AnswerStore(Path(folder) / STORE, make=action == "import")) as store:
-        print(_done(action, store, options["file"], options["llm"], options["prompt"], options["decoding"]))
+        print(_done(action, store, options))
     return 0
 
 
-def _done(action: str, store: "AnswerStore", file: str, llm: str, prompt: str, decoding: str) -> str:
+def _done(action: str, store: "AnswerStore", options: Mapping[str, Any]) -> str:
     """Do what the action says; what came of it."""
     from recbole_llm4sbr.intent.batch_rows import BatchRows
     from recbole_llm4sbr.intent.request_files import holds_replies, import_replies
 
+    file, llm, prompt, decoding = (options[each] for each in ("file", "llm", "prompt", "decoding"))
     batches = BatchRows(store)
     if action == "stats":
         said = aligned(store.statistics()) if len(store) else f"{str(store.path)!r} holds no answers"
@@ -78,7 +82,7 @@ def _done(action: str, store: "AnswerStore", file: str, llm: str, prompt: str, d
         ]
         return "\n".join([said, *lines])
     if action == "export":
-        return f"{store.export(file, llm, prompt, decoding):,} answers written to {file}"
+        return f"{store.export(file, llm, prompt, decoding, options['overwrite']):,} answers written to {file}"
     if action == "forget":
         return f"{batches.forget(llm):,} requests under way given up; the store holds {len(store):,} answers"
     if action == "drop":
@@ -131,6 +135,7 @@ VERB = Verb(
         Option("llm", "part of the model's name as `stats` shows it; for requests its whole name", ""),
         Option("prompt", "name of the prompt template", ""),
         Option("decoding", "for export and drop: part of the decoding as `stats` shows it, as greedy", ""),
+        OVERWRITE,
     ),
     words="ACTION",
 )

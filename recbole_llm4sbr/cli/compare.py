@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.schema import read_yaml
-from recbole_llm4sbr.cli.parsing import Arguments, Option, Verb, names_in
+from recbole_llm4sbr.cli.parsing import OVERWRITE, Arguments, Option, Verb, names_in
 from recbole_llm4sbr.cli.report import write_report
 from recbole_llm4sbr.experiment.variants import ABLATIONS, read_variants
 
@@ -48,6 +48,7 @@ _GRID = (
     Option(
         "keep", "keep the checkpoint of every model that is trained, in OUT/checkpoints; cells.jsonl names them", False, "flag"
     ),
+    OVERWRITE,
 )
 _MORE = "With --ray_address a Ray cluster runs the cells; with --intent_source=session_text no LLM is asked at all."
 
@@ -92,11 +93,12 @@ def _run(arguments: Arguments, groups: Mapping[str, Sequence[str]]) -> int:
         arguments.command,
         llms,
         options["keep"],
+        options["overwrite"],
     )
     if not results:  # a dry run
         return 0
     if any(result.ok for result in results):
-        write_report([out], out, str(Path(out) / "report.html"))
+        write_report([out], out, str(Path(out) / "report.html"), overwrite=options["overwrite"])
     if options["keep"]:
         _say_best(results)
     failed = sum(not result.ok for result in results)

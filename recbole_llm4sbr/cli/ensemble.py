@@ -4,7 +4,7 @@ from typing import Any
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.cli.line import check_result_file, finish
-from recbole_llm4sbr.cli.parsing import Arguments, Option, Verb
+from recbole_llm4sbr.cli.parsing import OVERWRITE, Arguments, Option, Verb
 
 USAGE = """\
 usage: recbole-llm4sbr ensemble CHECKPOINT... [--weights=equal] [--result_file=FILE.json] [--key=value ...]
@@ -25,7 +25,7 @@ def run(arguments: Arguments) -> int:
         raise UserError("ensemble needs checkpoints, the files that `train` named, as `ensemble a.pth b.pth`")
     settings: dict[str, Any] = dict(arguments.settings)
     result_file = settings.pop("result_file", None)
-    check_result_file({"result_file": result_file})
+    check_result_file({"result_file": result_file}, arguments.options["overwrite"], arguments.words)
     named = settings.pop("model", None)
     from recbole_llm4sbr.quick_start import run_ensemble
 
@@ -39,7 +39,12 @@ VERB = Verb(
     "several trained models as one: their log-probabilities are added",
     USAGE,
     run,
-    (Option("weights", "equal, valid (found on validation), or a number for each checkpoint, as [0.3,0.7]", "equal", "value"),),
+    (
+        Option(
+            "weights", "equal, valid (found on validation), or a number for each checkpoint, as [0.3,0.7]", "equal", "value"
+        ),
+        OVERWRITE,
+    ),
     words="CHECKPOINT...",
     takes_files=False,
 )

@@ -1,11 +1,9 @@
 """Verb `inspect`: sessions looked at whole."""
 
-from pathlib import Path
-
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.files import make_folder
+from recbole_llm4sbr.base.outputs import CASES, check_output
 from recbole_llm4sbr.base.settings import load_settings, recbole_defaults
-from recbole_llm4sbr.cli.parsing import Arguments, Option, Verb
+from recbole_llm4sbr.cli.parsing import OVERWRITE, Arguments, Option, Verb
 from recbole_llm4sbr.data.remembered import of_files_alone
 
 USAGE = """\
@@ -40,11 +38,7 @@ def run(arguments: Arguments) -> int:
     if checkpoints and arguments.config_files:
         raise UserError("inspect takes its settings from the checkpoints; name what differs now as --key=value")
     if options["html"]:
-        if Path(options["html"]).is_dir():
-            raise UserError(
-                f"--html={options['html']} is a folder; name a file in it, as {Path(options['html']) / 'inspect.html'}"
-            )
-        make_folder(Path(options["html"]).parent)
+        check_output("html", options["html"], CASES, [*checkpoints, *arguments.config_files], options["overwrite"])
     settings = dict(arguments.settings)
     if not checkpoints:
         settings = load_settings(config_files=arguments.config_files, overrides=settings, recall=of_files_alone)
@@ -93,6 +87,7 @@ VERB = Verb(
             None,
             "names",
         ),
-        Option("html", "write one page to this file instead of printing"),
+        Option("html", "write one page to this .html file instead of printing"),
+        OVERWRITE,
     ),
 )

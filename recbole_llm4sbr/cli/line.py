@@ -1,15 +1,15 @@
 """No verb: the whole line, prepare, infer, train and test."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.facts import uses_intents
-from recbole_llm4sbr.base.files import make_folder, write_json
+from recbole_llm4sbr.base.files import write_json
+from recbole_llm4sbr.base.outputs import RESULT, check_output
 from recbole_llm4sbr.base.results import RunResult
 from recbole_llm4sbr.base.settings import load_settings
-from recbole_llm4sbr.cli.parsing import Arguments, Verb
+from recbole_llm4sbr.cli.parsing import OVERWRITE, Arguments, Verb
 from recbole_llm4sbr.cli.summary import summary
 
 
@@ -27,24 +27,27 @@ def run(arguments: Arguments) -> int:
 
         print(dry_run(settings) if uses_intents(settings) else "this model reads no intents: no LLM is asked")
         return 0
-    check_result_file(settings)
+    check_result_file(settings, arguments.options["overwrite"], arguments.config_files)
     files, counts = make_files(settings)
     finish(settings, train(settings, files, counts))
     return 0
 
 
-def check_result_file(settings: Mapping[str, Any]) -> None:
-    """Refuse a result file that cannot be written, before anything runs.
+def check_result_file(settings: Mapping[str, Any], overwrite: bool, inputs: Iterable[str]) -> None:
+    """Refuse a result file that must not be written, before anything runs.
+
+    Args:
+        settings: of the run, whose data and models are inputs too; of an ensemble `result_file` alone.
+        overwrite, inputs: as for `check_output`.
 
     Raises:
-        UserError: it is a folder, or its folder cannot be made or written to.
+        UserError: as `check_output`.
     """
     if not settings["result_file"]:
         return
-    path = Path(settings["result_file"])
-    if path.is_dir():
-        raise UserError(f"--result_file={path} is a folder; name a file in it, as {path / 'result.json'}")
-    make_folder(path.parent)
+    folders = [Path(settings[key]) / settings["dataset"] for key in ("data_path", "atomic_path") if key in settings]
+    models = [settings.get(key) for key in ("llm", "encoder", "prompt")]
+    check_output("result_file", settings["result_file"], RESULT, [*inputs, *folders, *models], overwrite)
 
 
 def finish(settings: Mapping[str, Any], result: RunResult) -> None:
@@ -55,4 +58,6 @@ def finish(settings: Mapping[str, Any], result: RunResult) -> None:
         print(f"written: {settings['result_file']}")
 
 
-VERB = Verb("", "the whole line: prepare, infer, train, test; steps whose result is there already are skipped", "", run)
+VERB = Verb(
+    "", "the whole line: prepare, infer, train, test; steps whose result is there already are skipped", "", run, (OVERWRITE,)
+)

@@ -78,6 +78,7 @@ baselines: LLMInfer, LLMSeqSim, LLM2SRGNN (LLM2 + any backbone).
 --config_files=a.yaml,b.yaml: settings from files, or from the shipped recipes `paper` (as the paper has it), `strong` (what wins on
 validation) and `strong-plain` (the same for plain models); the command line wins over them. `--key=value` and `--key value` both work.
 --verbose: the screen shows RecBole's own log too, and an error its traceback; without it RecBole's log stands in log/<model>/ alone.
+--overwrite: --result_file may replace a file that this package did not write.
 Every setting of RecBole can be given too. The settings of this package and their defaults:
 """
 

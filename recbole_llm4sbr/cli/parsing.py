@@ -62,6 +62,14 @@ class Option:
         return value
 
 
+OVERWRITE = Option(
+    "overwrite",
+    "replace a file that this package did not write; never one that the command reads, a link, a device, or the record of a folder",
+    False,
+    "flag",
+)
+
+
 def names_in(value: Any, option: str) -> list[str]:
     """The names in `a,b` or in a list of names.
 

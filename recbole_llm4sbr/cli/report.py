@@ -5,7 +5,7 @@ from pathlib import Path
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.wording import aligned
-from recbole_llm4sbr.cli.parsing import Arguments, Option, Verb
+from recbole_llm4sbr.cli.parsing import OVERWRITE, Arguments, Option, Verb
 
 USAGE = """\
 usage: recbole-llm4sbr report FOLDER... [--markdown=FOLDER] [--html=FILE] [--case=FILE]
@@ -26,17 +26,21 @@ def run(arguments: Arguments) -> int:
     first = arguments.words[0]
     options = arguments.options
     write_report(
-        arguments.words, options["markdown"] or first, options["html"] or str(Path(first) / "report.html"), options["case"]
+        arguments.words,
+        options["markdown"] or first,
+        options["html"] or str(Path(first) / "report.html"),
+        options["case"],
+        options["overwrite"],
     )
     return 0
 
 
-def write_report(folders: Sequence[str], markdown: str, page: str, case: str | None = None) -> None:
+def write_report(folders: Sequence[str], markdown: str, page: str, case: str | None = None, overwrite: bool = False) -> None:
     """Write the report, and print the answer and the first table of each section."""
     from recbole_llm4sbr.report.page import report
     from recbole_llm4sbr.report.verdicts import sentences
 
-    written, parts = report(folders, markdown, page, case)
+    written, parts = report(folders, markdown, page, case, overwrite)
     for title, part in parts.items():
         first = part.tables[0]
         print(f"\n{title}: {first.title}\n" + aligned([dict(zip(first.head, row)) for row in first.rows]))
@@ -53,6 +57,7 @@ VERB = Verb(
         Option("markdown", "folder for one <dataset>.md each; by default the first folder"),
         Option("html", "the page, which needs no network; by default report.html in the first folder"),
         Option("case", "a page that `inspect --html` wrote, to stand on the page"),
+        OVERWRITE,
     ),
     words="FOLDER...",
     takes_settings=False,

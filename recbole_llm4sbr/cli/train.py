@@ -2,7 +2,7 @@
 
 from recbole_llm4sbr.base.settings import load_settings
 from recbole_llm4sbr.cli.line import check_result_file, finish
-from recbole_llm4sbr.cli.parsing import Arguments, Verb
+from recbole_llm4sbr.cli.parsing import OVERWRITE, Arguments, Verb
 
 USAGE = """\
 usage: recbole-llm4sbr train --model=SRGNN --dataset=ml-100k [--key=value ...]
@@ -19,7 +19,7 @@ def run(arguments: Arguments) -> int:
     from recbole_llm4sbr.data.remembered import of_files_alone
 
     settings = load_settings(config_files=arguments.config_files, overrides=arguments.settings, recall=of_files_alone)
-    check_result_file(settings)
+    check_result_file(settings, arguments.options["overwrite"], arguments.config_files)
     from recbole_llm4sbr.training.run import train
 
     finish(settings, train(settings))
@@ -31,5 +31,6 @@ VERB = Verb(
     "train on the files that are there, select on validation, test once",
     USAGE,
     run,
+    (OVERWRITE,),
     shows=("train", "RecBole's own", "Settings of"),
 )

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from recbole_llm4sbr.base.files import PROPERTIES
-from recbole_llm4sbr.cli.parsing import Arguments, Option, Verb
+from recbole_llm4sbr.cli.parsing import OVERWRITE, Arguments, Option, Verb
 from recbole_llm4sbr.cli.report import write_report
 from recbole_llm4sbr.cli.summary import summary
 
@@ -44,13 +44,14 @@ def run(arguments: Arguments) -> int:
         options["gpus_per_trial"],
         arguments.config_files,
         arguments.command,
+        options["overwrite"],
     )
     if found is None or found.best is None:  # a dry run
         return 0
     out = options["out"]
     print(summary(found.best.result))
     print(f"best of {len(found.trials)} trials: {Path(out) / 'best.yaml'}; all of them: {Path(out) / 'trials.csv'}")
-    write_report([out], out, str(Path(out) / "report.html"))
+    write_report([out], out, str(Path(out) / "report.html"), overwrite=options["overwrite"])
     return 0
 
 
@@ -72,6 +73,7 @@ VERB = Verb(
             "gpus_per_trial", "GPUs of a trial, fractions share one; by default 1 where there is one", None, "number", least=0
         ),
         Option("out", "folder of the search", "tuning"),
+        OVERWRITE,
     ),
     more=describe_spaces,
 )

@@ -17,10 +17,12 @@ import numpy as np
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.facts import deciding, intents_of, llm_name, uses_intents
-from recbole_llm4sbr.base.files import append_json_line, make_folder, read_json, write_json, write_whole
+from recbole_llm4sbr.base.files import append_json_line, check_folder, make_folder, read_json, write_json, write_whole
 from recbole_llm4sbr.base.grids import CellResult, GridEntry, read_cell_results
 from recbole_llm4sbr.base.metrics import shown_by
 from recbole_llm4sbr.base.model_names import canonical_model
+from recbole_llm4sbr.base.names import report_name
+from recbole_llm4sbr.base.outputs import GRID, OVERVIEW, check_output, report_files
 from recbole_llm4sbr.base.settings import Settings, load_settings
 from recbole_llm4sbr.base.wording import as_options, duration, show
 from recbole_llm4sbr.data.checks import RunFiles, settled
@@ -49,6 +51,7 @@ def compare(
     command: str = "",
     llms: Sequence[str] = (),
     keep: bool = False,
+    overwrite: bool = False,
 ) -> list[CellResult]:
     """Run what is missing of a grid.
 
@@ -65,18 +68,20 @@ def compare(
         command: what was typed, for the report.
         llms: names of LLMs; each variant that reads an LLM's intents is run with those of each.
         keep: whether the checkpoint of every cell that is trained stays, in `<out>/checkpoints`; without it those of ensembles' members.
+        overwrite: whether pages that no report wrote may be replaced by its report.
 
     Returns:
         The results of the grid's cells; none for a dry run.
 
     Raises:
-        UserError: an unknown model, variant, dataset or setting; files that were made otherwise. A cell that cannot run is recorded with
-            its reason, and ends nothing.
+        UserError: an unknown model, variant, dataset or setting; files that were made otherwise, or that stand where the grid and its
+            report go and are none of its own. A cell that cannot run is recorded with its reason, and ends nothing.
     """
     models = list(dict.fromkeys(map(canonical_model, models)))
     given = {**given, "llm": llms[0]} if llms else given
     cells = list(_cells(groups, models, datasets, seeds, given, config_files, llms))
     _check(cells)
+    _check_place(Path(out), cells, config_files, overwrite)
     out = make_folder(out)
     if any(cell.settings["dry_run"] for cell in cells):
         for line in _dry_run(cells):
@@ -263,6 +268,16 @@ def _check(cells: Sequence[Cell]) -> None:
         raise UserError(
             "views_in_one_call=true asks for all views together, so that variants with other views cannot share its answers"
         )
+
+
+def _check_place(out: Path, cells: Sequence[Cell], config_files: Sequence[str], overwrite: bool) -> None:
+    """Refuse a folder where somebody else's files stand in the places of the grid's and of its report's."""
+    check_folder(out, "--out")
+    names = list(dict.fromkeys(report_name(cell.dataset, cell.settings["split"]) for cell in cells))
+    names += [OVERVIEW] if len(names) > 1 else []
+    files = {out / name: output for name, output in GRID.items()} | report_files(out, names, out / "report.html")
+    for path, output in files.items():
+        check_output("out", path, output, config_files, overwrite)
 
 
 _OF_QUESTIONS = (

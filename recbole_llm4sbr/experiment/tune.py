@@ -20,8 +20,10 @@ import yaml
 from recbole_llm4sbr.base.cluster import connect
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.facts import deciding
-from recbole_llm4sbr.base.files import is_own, make_folder, mark_own, read_json, write_json, write_whole
+from recbole_llm4sbr.base.files import check_folder, is_own, make_folder, mark_own, read_json, write_json, write_whole
 from recbole_llm4sbr.base.grids import BestTrial, Search, Trial
+from recbole_llm4sbr.base.names import report_name
+from recbole_llm4sbr.base.outputs import SEARCH, check_output, report_files
 from recbole_llm4sbr.base.records import PreparedCounts
 from recbole_llm4sbr.base.results import Budget
 from recbole_llm4sbr.base.schema import per_grid, read_yaml
@@ -52,6 +54,7 @@ def search(
     gpus: float | None = None,
     config_files: Sequence[str] = (),
     command: str = "",
+    overwrite: bool = False,
 ) -> Search | None:
     """Search, train the best setting again and test it; a search that was killed goes on.
 
@@ -65,12 +68,14 @@ def search(
         cpus, gpus: of one trial; fractions share a GPU. gpus None: one where the cluster has any.
         config_files: settings files of every trial.
         command: what was typed, for the report.
+        overwrite: whether tables and pages that no search wrote may be replaced.
 
     Returns:
         What `search.json` holds; None for a dry run.
 
     Raises:
-        UserError: a mistake in the space or the settings, another search in the folder, no Ray there, or no trial that ended well.
+        UserError: a mistake in the space or the settings, another search or somebody else's files in the folder, no Ray there, or no trial
+            that ended well.
     """
     settings = load_settings(config_files=config_files, overrides=given, recall=of_files)
     typed = load_settings(config_files=config_files, overrides=given)
@@ -82,6 +87,11 @@ def search(
     _check(settings, dimensions, given, config_files)
     if how == "optuna":
         optuna_search(0)  # a missing package is named before an LLM is asked or data are loaded
+    check_folder(out, "--out")
+    names = [report_name(settings["dataset"], settings["split"])]
+    places = {Path(out) / name: output for name, output in SEARCH.items()} | report_files(out, names, Path(out) / "report.html")
+    for path, output in places.items():
+        check_output("out", path, output, [*config_files, space], overwrite)
     out = make_folder(out)
     if (out / EXPERIMENT).exists() and not is_own(out):
         raise UserError(

@@ -4,12 +4,14 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import socket
 import sqlite3
 import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import PROPERTIES, alive, make_folder, write_whole
+from recbole_llm4sbr.base.outputs import ANSWERS, check_output
 from recbole_llm4sbr.intent.backends import Request
 
 _APPLICATION_ID = 0x5B124  # marks a SQLite file as ours
@@ -212,7 +215,7 @@ class AnswerStore:
                 row[name] = datetime.fromtimestamp(row[name], UTC).strftime("%Y-%m-%d") if row[name] else "-"
         return rows
 
-    def export(self, path: str | Path, model: str, template: str, decoding: str = "") -> int:
+    def export(self, path: str | Path, model: str, template: str, decoding: str = "", overwrite: bool = False) -> int:
         """Write the answers of one model, decoding and template into a file that `import_answers` and `shipped_answers` read.
 
         Args:
@@ -220,19 +223,23 @@ class AnswerStore:
             model: part of the model's name; "" for any.
             template: name of the template; "" for any.
             decoding: part of what `statistics` has under this name, as `greedy`; "" for any.
+            overwrite: as for `check_output`; an earlier export of the same kind of answers is replaced without it.
 
         Returns:
             The number of answers.
 
         Raises:
-            UserError: nothing fits, or more than one model, decoding and template do.
+            UserError: nothing fits, or more than one model, decoding and template do; the file must not be written.
         """
         source, name, of_decoding, prompt = self._one_source(model, template, decoding)
         rows = self._db.execute("SELECT key, answer FROM answers WHERE source = ? ORDER BY key", (source,))
         (count,) = self._db.execute("SELECT count(*) FROM answers WHERE source = ?", (source,)).fetchone()
+        kind = {"model": name, "decoding": json.loads(of_decoding), "template": prompt}
+        # An export of other answers stays: they may be dropped here by now.
+        same = replace(ANSWERS, head=re.escape(_first_line(kind).removesuffix("}}\n")))
+        check_output("file", path, same, [self.path], overwrite)
         date = datetime.now(UTC).strftime("%Y-%m-%d")
-        provenance = {"model": name, "decoding": json.loads(of_decoding), "template": prompt, "date": date, "answers": count}
-        write_answers(path, provenance, ((key.hex(), answer) for key, answer in rows))
+        write_answers(path, kind | {"date": date, "answers": count}, ((key.hex(), answer) for key, answer in rows))
         return int(count)
 
     def import_answers(self, path: str | Path) -> int:
@@ -362,8 +369,12 @@ def _shipped(identity: str, decoding: str, folder: Path) -> dict[bytes, str]:
 def write_answers(path: str | Path, provenance: Mapping[str, Any], answers: Iterable[tuple[str, str]]) -> None:
     """Write a file of answers: a line of provenance, then per line a JSON list of key (hexadecimal) and raw answer."""
     with write_whole(path) as handle:
-        handle.write(json.dumps({"provenance": dict(provenance)}, ensure_ascii=False) + "\n")
+        handle.write(_first_line(provenance))
         handle.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in answers)
+
+
+def _first_line(provenance: Mapping[str, Any]) -> str:
+    return json.dumps({"provenance": dict(provenance)}, ensure_ascii=False) + "\n"
 
 
 def read_answers(path: str | Path) -> tuple[dict[str, Any], Iterator[tuple[str, str]]]:

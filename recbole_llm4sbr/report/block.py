@@ -12,7 +12,7 @@ import numpy.typing as npt
 from recbole_llm4sbr.base.facts import artefacts_of, deciding_keys
 from recbole_llm4sbr.base.grids import Search
 from recbole_llm4sbr.base.metrics import is_per_session, session_metric, shown_by
-from recbole_llm4sbr.base.names import ENSEMBLE, control_of_ensemble, reference_of
+from recbole_llm4sbr.base.names import ENSEMBLE, control_of_ensemble, reference_of, report_name
 from recbole_llm4sbr.base.results import RunResult
 from recbole_llm4sbr.base.schema import schema
 
@@ -119,7 +119,7 @@ class Block:
     @property
     def name(self) -> str:
         """Of the Markdown file."""
-        return self.dataset if self.split == "temporal" else f"{self.dataset}-{self.split}"
+        return report_name(self.dataset, self.split)
 
     @property
     def title(self) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from recbole_llm4sbr.base.names import REPORT_PAGE
 from recbole_llm4sbr.report.answer import HOW_TO_READ, answer_figure, answer_table
 from recbole_llm4sbr.report.block import Block
 from recbole_llm4sbr.report.facts import counts_table, in_short, paragraphs
@@ -68,7 +69,7 @@ def page_of(parts: Sequence[Part], case: str = "") -> str:
     style, script = ((_ASSETS / name).read_text("utf-8") for name in ("report.css", "report.js"))
     return (
         '<!doctype html>\n<html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width, initial-scale=1">\n'
-        f'<meta http-equiv=Content-Security-Policy content="{_POLICY}">\n'
+        f'<meta name=generator content="{REPORT_PAGE}"><meta http-equiv=Content-Security-Policy content="{_POLICY}">\n'
         f'<title>{escape(title)}</title><link rel=icon href="data:,"><style>{style}</style></head>\n<body>\n'
         f"<nav><details open><summary>Contents</summary><ul>{''.join(contents)}</ul></details></nav>\n"
         f"<main><h1>{escape(title)}</h1>\n{''.join(body)}\n"

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.files import make_folder, write_whole
+from recbole_llm4sbr.base.files import check_folder, write_whole
 from recbole_llm4sbr.base.names import CASE_PAGE
+from recbole_llm4sbr.base.outputs import MARKDOWN_MARK, OVERVIEW, PAGE, check_output, report_files
 from recbole_llm4sbr.report.answer import answer_table
 from recbole_llm4sbr.report.comparisons import compared
 from recbole_llm4sbr.report.facts import facts
@@ -19,11 +20,13 @@ from recbole_llm4sbr.report.reading import read_grids
 from recbole_llm4sbr.report.tables import tables_of
 from recbole_llm4sbr.report.verdicts import sentences
 
-OVERVIEW_FILE = "overview.md"
-
 
 def report(
-    folders: Sequence[str | Path], markdown: str | Path, page: str | Path | None, case: str | Path | None = None
+    folders: Sequence[str | Path],
+    markdown: str | Path,
+    page: str | Path | None,
+    case: str | Path | None = None,
+    overwrite: bool = False,
 ) -> tuple[list[Path], dict[str, Part]]:
     """Write the report of grids.
 
@@ -33,34 +36,33 @@ def report(
             beneath the title of a file that is there, lines that begin with `>`, is kept, and stands on the page too.
         page: the HTML page; None for none.
         case: a page of `inspect`, which the page then holds; None for none.
+        overwrite: whether files that no report wrote are replaced.
 
     Returns:
         The files written, and what they say of each block, by its title.
 
     Raises:
-        UserError: a folder holds no grid, none of its cells has a result, or the case is not a page of `inspect`.
+        UserError: a folder holds no grid, none of its cells has a result, the case is not a page of `inspect`, or a file must not be
+            written (`base.outputs`).
     """
     looked_at = _read_case(Path(case)) if case is not None else ""
-    parts, written = [], []
+    check_folder(markdown, "--markdown")
+    parts = []
     for block in read_grids(folders):
         tests = {group: compared(block, group) for group in block.groups}
-        path = make_folder(markdown) / f"{block.name}.md"
-        part = Part(block, ladders_of(block, tests), tables_of(block, tests), _note(path))
-        with write_whole(path) as handle:
-            handle.write("\n".join(_markdown(part)))
-        written.append(path)
-        parts.append(part)
+        note = _note(Path(markdown) / f"{block.name}.md")
+        parts.append(Part(block, ladders_of(block, tests), tables_of(block, tests), note))
     overview = overview_table([(part.block.title, part.ladders) for part in parts])
+    texts = {part.block.name: _markdown(part) for part in parts}
     if overview is not None:
-        written.insert(0, Path(markdown) / OVERVIEW_FILE)
-        with write_whole(written[0]) as handle:
-            handle.write("\n".join([f"# {overview.title}", "", overview.how, "", *overview.lines()]))
-    if page is not None:
-        make_folder(Path(page).parent)
-        with write_whole(page) as handle:
-            handle.write(page_of(parts, looked_at))
-        written.append(Path(page))
-    return written, {part.block.title: part for part in parts}
+        texts = {OVERVIEW: [f"# {overview.title}", "", overview.how, "", *overview.lines()], **texts}
+    files = report_files(markdown, texts, page)
+    for path, output in files.items():
+        check_output("html" if output is PAGE else "markdown", path, output, [case], overwrite)
+    for path, output in files.items():
+        with write_whole(path) as handle:
+            handle.write(page_of(parts, looked_at) if output is PAGE else "\n".join([*texts[path.stem], "", MARKDOWN_MARK, ""]))
+    return list(files), {part.block.title: part for part in parts}
 
 
 def _markdown(part: Part) -> list[str]:
