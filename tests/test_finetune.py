@@ -550,6 +550,8 @@ def test_the_table_judges_validation_sessions_by_the_model_alone(tuning):
         (["--out=o", "--batch_tokens=1000000000"], "of memory"),
         (["--out=o", "--llm=./nothing"], "there is no such folder"),
         (["--out=full"], "was not made by `finetune`"),
+        (["--out=searched"], "was not made by `finetune`"),
+        (["--out=-"], "--out='-' is no folder"),
         (["--out=o", "--quantize"], "bitsandbytes"),
         (["--out=o", "--part=encoder", "--answers"], "has not been asked about the training sessions yet"),
     ],
@@ -558,6 +560,8 @@ def test_bad_input_ends_before_anything_is_tuned(tuning, tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
+    (tmp_path / "searched" / "tuning").mkdir(parents=True)  # as `tune` calls its folder
+    (tmp_path / "searched" / "tuning" / "search.json").write_text("{}")
     given = ["data_path", "atomic_path", "min_item_count", "session_rule", "session_gap", "repeatable", "item_text"]
     given += [] if any(each.startswith(("--llm=", "--llm_backend")) for each in typed) else ["llm"]
     given += [] if any(each.startswith("--encoder") for each in typed) else ["encoder"]

@@ -23,7 +23,8 @@ from recbole_llm4sbr.data.manifest import setting_differences
 log = logging.getLogger(__name__)
 
 HISTORY = "history.jsonl"
-_STATE, _PLAN = "state.pt", "plan.json"
+PLAN = "plan.json"
+_STATE = "state.pt"
 _SAVE_EVERY = 120.0  # seconds between two saved states: what a kill costs at most
 _GIVE_BACK = 8  # steps between two times that free memory goes back to the system, where there is plenty of it
 _SCARCE = 75.0  # percent of the machine's memory in use above which it goes back after every step, a sixth slower
@@ -250,7 +251,7 @@ def _claim(folder: Path, made_of: Mapping[str, Any]) -> None:
         UserError: a run of others has begun there.
     """
     make_folder(folder)
-    path = folder / _PLAN
+    path = folder / PLAN
     if not path.is_file():
         write_json(path, made_of)
     elif changed := setting_differences(read_json(path), json.loads(json.dumps(made_of))):

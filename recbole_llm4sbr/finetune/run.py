@@ -24,7 +24,7 @@ from recbole_llm4sbr.data.sessions import PARTS
 from recbole_llm4sbr.finetune import contrast, llm, packing
 from recbole_llm4sbr.finetune.examples import Pairs, training_pairs
 from recbole_llm4sbr.finetune.judge import describe, judge, sample
-from recbole_llm4sbr.finetune.loop import HISTORY, Pace, Plan, State, Tunable, tune
+from recbole_llm4sbr.finetune.loop import HISTORY, PLAN, Pace, Plan, State, Tunable, tune
 from recbole_llm4sbr.intent.backends.chat import render
 from recbole_llm4sbr.intent.backends.transformers import check_full_attention, compute_dtype
 from recbole_llm4sbr.intent.encoder import Encoder
@@ -85,7 +85,7 @@ def finetune(settings: Mapping[str, Any], options: Options) -> str:
     source = resolve(settings[options.part], options.part)
     pairs = training_pairs(settings, options.max_examples, _HELD_OUT, options.seed)
     made_of = _made_of(settings, prepared, source, options)
-    if (options.out / MANIFEST).is_file() and not (options.out / UNFINISHED).is_dir():
+    if (options.out / MANIFEST).is_file() and not _has_begun(options.out):
         state = _finished(options.out, made_of)
     elif settings["dry_run"]:
         return _dry_run(settings, source, pairs, options)
@@ -116,9 +116,9 @@ def _check_options(settings: Mapping[str, Any], options: Options) -> None:
         raise UserError(
             f"llm_backend={settings['llm_backend']!r} has no weights here to tune; take a local model, with transformers or vllm"
         )
-    check_folder(options.out, "out")
-    there = options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir()))
-    if there and not (options.out / MANIFEST).is_file() and not (options.out / UNFINISHED).is_dir():
+    check_folder(options.out, "--out")
+    there = [each for each in options.out.glob("*") if each.name != UNFINISHED or any(each.glob("*"))]
+    if there and not (options.out / MANIFEST).is_file() and not _has_begun(options.out):
         raise UserError(f"--out={str(options.out)!r} is there and was not made by `finetune`; choose another folder")
     if options.part == "llm" and options.lora_rank:
         try:
@@ -134,6 +134,11 @@ def _check_options(settings: Mapping[str, Any], options: Options) -> None:
             import bitsandbytes  # noqa: F401
         except ImportError:
             raise UserError("--quantize needs a GPU and bitsandbytes; pip install bitsandbytes, or leave it out") from None
+
+
+def _has_begun(out: Path) -> bool:
+    """Whether a run that has not ended stands in a folder; a folder of the same name alone is somebody else's, as one of `tune`."""
+    return (out / UNFINISHED / PLAN).is_file()
 
 
 def _asked(settings: Mapping[str, Any]) -> dict[str, Any]:
