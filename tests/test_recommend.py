@@ -1,10 +1,12 @@
 """`recommend`: sessions by what they hold, against the scores that the model gives the same sessions of its own files."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -161,24 +163,77 @@ CATALOGUE = Catalogue(
         (" 3 ", 3),
         ("the godfather", 3),
         ("The  Godfather Part II!", 4),
-        ("part ii", 4),
-        ("the godfahter", 3),
         ("Godfather, The", 3),
     ],
 )
-def test_items_are_found_by_id_title_part_of_a_title_and_nearly_the_same_letters(text, number):
+def test_items_are_found_by_id_and_by_title(text, number):
     assert CATALOGUE.find(text) == number
+    assert CATALOGUE.completed(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [("part ii", "4"), ("II", "4"), ("the godfahter", "the godfahter"), ("2001", "2001"), ("Par", "Par"), ("!?", "!?")],
+)
+def test_what_is_typed_may_be_words_that_one_title_alone_holds_and_no_more(text, meant):
+    assert CATALOGUE.completed(text) == meant
+    with pytest.raises(UserError, match="neither an id nor a title"):
+        CATALOGUE.find(text)
+
+
+@pytest.mark.parametrize("title", ["", "Lamp {}", "lamp, the {} of all"])
+@pytest.mark.parametrize("form", ["SKU-{:05}", "{}", "sku_{:x}", "the {} one", "{:05}a"])
+def test_no_unseen_id_becomes_an_item(form, title):
+    seen, unseen = ([form.format(number) for number in range(first, 600, 3)] for first in (0, 1))
+    titles = [title.format(10_000 + number) or token for number, token in enumerate(seen)]
+    catalogue = Catalogue(["[PAD]", *seen], ["", *titles], [False, *(True for _ in seen)])
+    for text in {*unseen, *map(str.upper, unseen), *(each.replace("-", "_") for each in unseen)} - {*seen}:
+        assert not catalogue.knows(text)
+        assert catalogue.completed(text) == text
+        with pytest.raises(UserError, match="neither an id nor a title"):
+            catalogue.find(text)
+
+
+def test_an_id_whose_digits_a_title_begins_with_is_unknown_and_the_title_is_only_suggested():
+    films = Catalogue(["[PAD]", "924", "1"], ["", "2001: A Space Odyssey", "Toy Story"], [False, True, True])
+    assert films.completed("2001") == "2001"
+    assert films.completed("space odyssey") == "924"
+    with pytest.raises(UserError, match=r"did you mean 924 \(2001: A Space Odyssey\)\?"):
+        films.find("2001")
+
+
+def test_items_without_titles_are_found_by_their_very_ids_alone():
+    catalogue = Catalogue(["[PAD]", "A-1", "B2"], ["", "A-1", "B2"], [False, True, True])
+    assert catalogue.find("A-1") == 1
+    for text in ("a-1", "A 1", "b2"):
+        with pytest.raises(UserError, match="did you mean"):
+            catalogue.find(text)
+
+
+def test_an_item_is_found_by_its_title_however_it_is_shown(tmp_path):
+    long = "a very long title that goes on " * 5
+    (tmp_path / "d.item").write_text(
+        "item_id:token\ttitle:token_seq\tbrand:token_seq\n"
+        f"1\tOak Lamp\tAcme\n2\tLinen Vase\t\n3\t{long}\tZed\n4\t\tAcme\n5\tunknown item\t\n"
+    )
+    settings = load_settings(dataset="d", overrides={"item_name": "{title} by {brand}"})
+    catalogue = Catalogue.read(settings, tmp_path, ["[PAD]", *"12345"], [False] + [True] * 5)
+    texts = ("oak lamp", "Oak Lamp by Acme", "linen vase", long, f"{long} by Zed")
+    assert [catalogue.find(text) for text in texts] == [1, 1, 2, 3, 3]
+    with pytest.raises(UserError):
+        catalogue.find("unknown item")  # what an item without a title is called
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("toy story", r"may mean 1 \(Toy Story\); 2 \(Toy Story\); give the id"),
-        ("godfather", r"may mean 3 .*; 4 "),
-        ("life of brian", r"item '5' .* is unknown to the model: no training session holds it"),
+        ("godfather", r"neither an id nor a title.*did you mean 3 \(The Godfather\) or 4 "),
+        ("the godfahter", r"neither an id nor a title.*did you mean 3 \(The Godfather\)"),
+        ("Monty Pythons Life of Brian", r"item '5' .* is unknown to the model: no training session holds it"),
         ("[PAD]", "neither an id nor a title"),
         ("Jaws", "neither an id nor a title of the 5 items"),
-        ("!?", "no title"),
+        ("!?", "name items by id or title"),
         ("<script>\x1b[31m", r"'<script>.*neither"),
     ],
 )
@@ -265,6 +320,98 @@ def test_a_mistake_is_one_line(trained, tmp_path, monkeypatch, capsys, arguments
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert said in errors[0]
+
+
+def test_a_near_spelling_is_left_out_of_a_file_and_never_read_as_an_item(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    catalogue = Recommender.load(trained).catalogue
+    (token, title), *_ = [pair for pair in zip(catalogue.tokens, catalogue.titles) if catalogue.knows(pair[0])]
+    near = [f"{token}0x", title[:-1], title[1:], f"{title} x", title.split()[0]]
+    Path("s.jsonl").write_text(json.dumps([token, *near]) + "\n" + json.dumps([title.upper()]) + "\n" + json.dumps(near) + "\n")
+    assert main(["recommend", f"--checkpoint={trained}", "--file=s.jsonl", "--topn=2", "--unknown=drop", "--out=o.jsonl"]) == 0
+    rows = [json.loads(line) for line in Path("o.jsonl").read_text().splitlines()]
+    expected = Recommender.load(trained).recommend([[token], [token]], 2)
+    assert [row["session"] for row in rows] == ["1", "1", "2", "2"]
+    assert [row["item"] for row in rows] == expected["item"].tolist()
+    for text in near:
+        with pytest.raises(UserError, match="neither an id nor a title"):
+            Recommender.load(trained).recommend([[text]])
+
+
+def test_words_of_one_title_name_an_item_where_they_are_typed_and_nowhere_else(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    catalogue = Recommender.load(trained).catalogue
+    number = catalogue.clicked.index(True)
+    words = catalogue.titles[number].split(" ", 1)[1]  # as "old house 20", of which there is one
+    command = ["recommend", f"--checkpoint={trained}", "--topn=2"]
+    assert main([*command, f"--items={words}"]) == 0
+    typed = capsys.readouterr().out
+    assert main([*command, f"--items={catalogue.tokens[number]}"]) == 0
+    assert capsys.readouterr().out == typed
+    Path("s.jsonl").write_text(json.dumps([words]) + "\n")
+    assert main([*command, "--file=s.jsonl"]) == 2
+    assert "did you mean" in capsys.readouterr().err
+
+
+def test_an_ambiguous_title_is_said_and_not_left_out_as_unknown():
+    titles = Catalogue(["[PAD]", "1", "2"], ["", "Twin", "twin"], [False, True, False])
+    assert titles.knows("Twin")
+    with pytest.raises(UserError, match=r"may mean 1 \(Twin\); 2 \(twin\)"):
+        titles.find("Twin")
+
+
+def test_a_whole_number_is_the_id_of_its_digits_and_never_a_place(raw, given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(raw, "raw")
+    for path in Path("raw/tiny").iterdir():  # ids that are numbers, none of which is its item's place
+        path.write_text(re.sub(r"(?m)(^|\t)m(\d+)(?=\t)", lambda found: f"{found[1]}{1000 + int(found[2])}", path.read_text()))
+    settings = load_settings(dataset="tiny", overrides=given | {"data_path": "raw", "llm4sbr": False})
+    prepare(settings)
+    checkpoint = train(settings).checkpoint
+    recommender = Recommender.load(checkpoint)
+    ids = [int(token) for token, known in zip(recommender.catalogue.tokens, recommender.catalogue.clicked) if known][:3]
+    expected = recommender.recommend([list(map(str, ids))])
+    for items in (ids, np.array(ids), [ids[0], str(ids[1]), np.int32(ids[2])]):
+        assert recommender.recommend([items]).equals(expected)
+    Path("s.jsonl").write_text(json.dumps({"session": 0, "items": ids}) + "\n")
+    assert main(["recommend", f"--checkpoint={checkpoint}", "--file=s.jsonl", "--out=o.jsonl"]) == 0
+    rows = [json.loads(line) for line in Path("o.jsonl").read_text().splitlines()]
+    assert [row["item"] for row in rows] == expected["item"].tolist()
+    for wrong in (1, True, None, float(ids[0]), (1,)):
+        with pytest.raises(UserError, match=r"neither an id|neither a text"):
+            recommender.recommend([[wrong]])
+    Path("s.jsonl").write_text("[true]\n")
+    assert main(["recommend", f"--checkpoint={checkpoint}", "--file=s.jsonl"]) == 2
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet", ".CSV"])
+def test_recommendations_are_written_in_the_form_that_the_ending_names(trained, tmp_path, monkeypatch, ending):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("recbole_llm4sbr.cli.recommend._BATCH", 2)  # several pieces
+    recommender = Recommender.load(trained)
+    known = [token for token in recommender.catalogue.tokens if recommender.catalogue.knows(token)]
+    sessions = {name: known[place : place + 2] for place, name in enumerate(["007", 'a "b", c', "d\ne", "f", "g"])}
+    lines = [json.dumps({"session": name, "items": items}) for name, items in sessions.items()]
+    Path("s.jsonl").write_text("\n".join(lines) + "\n")
+    command = ["recommend", f"--checkpoint={trained}", "--file=s.jsonl", "--topn=3", f"--out=out{ending}"]
+    assert main(command) == 0
+    assert main(command) == 0  # over its own file
+    read = {
+        ".jsonl": lambda path: pd.read_json(path, lines=True, dtype={"session": str}),
+        ".csv": lambda path: pd.read_csv(path, dtype={"session": str}, keep_default_na=False),
+        ".parquet": pd.read_parquet,
+    }
+    found = read[ending.lower()](f"out{ending}")
+    expected = recommender.recommend([*sessions.values()], 3, names=[*sessions])
+    pd.testing.assert_frame_equal(found, expected, check_dtype=False, check_exact=False, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["out.json", "out", "out.csv.gz", "out.xlsx"])
+def test_another_ending_is_refused_before_anything_is_read(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    assert main(["recommend", "--checkpoint=gone.pth", "--file=gone.jsonl", f"--out={name}"]) == 2
+    assert f"--out: '{name}' must end in .jsonl or .csv or .parquet" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_checkpoint_that_is_gone_is_named(capsys):

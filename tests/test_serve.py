@@ -70,6 +70,22 @@ def test_answers_are_those_of_the_recommender(client, models):
     assert client.get("/openapi.json").json()["paths"].keys() >= {"/recommend", "/health", "/items"}
 
 
+def test_a_near_spelling_is_refused_with_a_suggestion(client, models):
+    title = models["plain"].catalogue.titles[models["plain"].catalogue.number[known(models)[0]]]
+    answer = client.post("/recommend", json={"sessions": [[known(models)[1], title[:-1]]]})
+    assert answer.status_code == 422
+    assert "neither an id nor a title" in answer.json()["detail"]
+    assert "did you mean" in answer.json()["detail"]
+    assert client.post("/recommend", json={"sessions": [[title.upper()]]}).status_code == 200
+
+
+def test_a_whole_number_in_a_request_is_an_id_and_never_a_place(client):
+    for wrong, said in ((1, "item '1' is neither an id nor a title"), (True, "valid"), (1.0, "valid"), (None, "valid")):
+        answer = client.post("/recommend", json={"sessions": [[wrong]]})
+        assert answer.status_code == 422
+        assert said in str(answer.json()["detail"])
+
+
 def test_items_are_found_by_what_is_typed(client, models):
     catalogue = models["plain"].catalogue
     token, title = catalogue.tokens[3], catalogue.titles[3]

@@ -89,3 +89,12 @@ def aligned(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     widths = [max(len(line[column]) for line in cells) for column in range(len(columns))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in cells)
+
+
+def beginning(one: str, other: str) -> int:
+    """How many characters two texts have in common from the start.
+
+    >>> beginning("SKU-00012", "SKU-00021")
+    7
+    """
+    return next((place for place, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))

@@ -12,7 +12,7 @@ import numpy as np
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.facts import intents_of, uses_intents
 from recbole_llm4sbr.base.records import PreparedCounts
-from recbole_llm4sbr.base.wording import shortened
+from recbole_llm4sbr.base.wording import beginning, shortened
 from recbole_llm4sbr.data.checks import check_intents, check_items, check_prepared, settled
 from recbole_llm4sbr.data.features import read_localized
 from recbole_llm4sbr.data.folders import dataset_folder, intents_folder
@@ -155,7 +155,7 @@ class Inspector:
         """
         if session in self._place:
             return session
-        like = heapq.nlargest(500, self._rows.ids, key=lambda each: _beginning(each, session))
+        like = heapq.nlargest(500, self._rows.ids, key=lambda each: beginning(each, session))
         near = difflib.get_close_matches(session, like, 3, 0.5) or like[:3]
         shown = ", ".join(shortened(each, 60) for each in near)
         raise UserError(
@@ -230,8 +230,3 @@ class Inspector:
         part = PARTS[int(np.searchsorted(self._ends, self._place[session], "right"))]
         source = intents_of(self._settings)
         return Case(session, part, [item(token) for token in clicks], item(target), source, self._note, views, models)
-
-
-def _beginning(one: str, other: str) -> int:
-    """How many characters two texts have in common from the start."""
-    return next((place for place, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ class Recommender:
 
     def recommend(
         self,
-        sessions: Sequence[Sequence[str]],
+        sessions: Sequence[Sequence[str | int]],
         topn: int = 10,
         intents: Source = "stored",
         names: Sequence[str] | None = None,
@@ -102,7 +103,8 @@ class Recommender:
         """The best items of each session.
 
         Args:
-            sessions: ids or titles of each session's items, in click order.
+            sessions: ids or titles of each session's items, in click order; a whole number is the id of its digits. What is like an id or a
+                title and is none is unknown.
             topn: items per session.
             intents: where a model that reads intents has them from, in falling order of what they cost: `ask` the LLM (answers are kept in
                 the store), `stored`: the answer store has the very prompt, else as `nearest`: those of the training session nearest in the
@@ -213,8 +215,8 @@ class Recommender:
     def _clicks(self) -> str:
         return str(self._config["ITEM_ID_FIELD"] + self._config["LIST_SUFFIX"])
 
-    def numbers(self, items: Sequence[str], name: str = "0") -> list[int]:
-        """Item numbers of a session, whose items are named by id or title.
+    def numbers(self, items: Sequence[str | int], name: str = "0") -> list[int]:
+        """Item numbers of a session, whose items are named by id or title; a whole number is the id of its digits, and no place.
 
         Raises:
             UserError: it is empty, or an item is unknown or ambiguous; `name` says which session.
@@ -223,7 +225,7 @@ class Recommender:
             said = f"{items!r} is no list of items" if isinstance(items, str) else "it has no items"
             raise UserError(f"session {name!r}: {said}; name at least one by id or title")
         try:
-            return [self.catalogue.find(str(item)) for item in items]
+            return [self.catalogue.find(_text_of(item)) for item in items]
         except UserError as error:
             raise UserError(str(error) if name == "0" else f"session {name!r}: {error}") from None
 
@@ -239,3 +241,16 @@ class Recommender:
             self._dataset.item_list_length_field: torch.tensor([len(each) for each in recent]),
         }
         return Interaction(fields).to(self._config["device"])
+
+
+def _text_of(item: Any) -> str:
+    """An id or a title as text.
+
+    Raises:
+        UserError: it is neither a text nor a whole number, as 50.0, True or None, whose text would be another's title.
+    """
+    if isinstance(item, str):
+        return item
+    if isinstance(item, bool) or not isinstance(item, Integral):
+        raise UserError(f"item {item!r} is neither a text nor a whole number; name items by id or title")
+    return str(int(item))

@@ -45,10 +45,10 @@ def create_app(
     first = next(iter(models))
     lock = threading.Lock()  # a model holds the intents of one request at a time
 
-    Item = Annotated[str, Field(min_length=1, max_length=MOST_LETTERS)]
+    Item = Annotated[str, Field(min_length=1, max_length=MOST_LETTERS)] | Annotated[int, Field(strict=True)]
 
     class Asked(BaseModel):
-        """Sessions to recommend for; items are named by id or title, in click order."""
+        """Sessions to recommend for; items are named by id or title, in click order; a whole number is the id of its digits."""
 
         model_config = ConfigDict(extra="forbid")
         sessions: Annotated[list[Annotated[list[Item], Field(min_length=1, max_length=MOST_ITEMS)]], Field(min_length=1)]
