@@ -105,11 +105,12 @@ def _code(value: Any) -> str:
 
 def verbs() -> str:
     """Every verb: what it does, examples, its options."""
-    return "\n".join(_verb(verb) for verb in VERBS.values() if verb.name)
+    return "\n".join(_verb(verb) for verb in VERBS.values())
 
 
 def _verb(verb: Verb) -> str:
-    parts = [f"## {verb.name}", *(_paragraph(each) for each in re.split(r"\n\s*\n", verb.usage.strip("\n")))]
+    parts = [f"## {verb.name or 'Without a verb'}"]
+    parts += [_paragraph(each) for each in re.split(r"\n\s*\n", (verb.usage or verb.about).strip("\n"))]
     if verb.options:
         parts += ["**Options**", "\n".join(_option(verb, each) for each in verb.options)]
     if verb.takes_settings:
