@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import file_of, session_rows
+from torch.utils.data.distributed import DistributedSampler
 
 from recbole_llm4sbr import run_recbole_llm4sbr
 from recbole_llm4sbr.base.errors import UserError
@@ -17,7 +18,7 @@ from recbole_llm4sbr.data.prepare import prepare
 from recbole_llm4sbr.data.rows import read_items
 from recbole_llm4sbr.training.loading import load_model
 from recbole_llm4sbr.training.run import load_data, train
-from recbole_llm4sbr.training.trainer import read_checkpoint
+from recbole_llm4sbr.training.trainer import read_checkpoint, rows_of_all, session_trainer
 
 
 def scores(loaded):
@@ -205,18 +206,38 @@ def test_item_numbers_do_not_depend_on_the_order_of_the_rows(tiny):
     )
 
 
-def test_two_processes_train_and_their_checkpoint_gives_the_same_metrics_in_one(tiny):
-    result = train(tiny | {"nproc": 2, "epochs": 2})
-    assert len(result.valid_scores) == 2
-    loaded = load_model(result.checkpoint)
-    hits = []
-    with torch.no_grad():
-        for batch, _, _, target in loaded.valid_data:
-            ranked = loaded.model.full_sort_predict(batch).view(len(batch), -1)
-            ranked[:, 0] = -torch.inf
-            hits += (ranked.topk(20).indices == target.view(-1, 1)).any(1).tolist()
-    hits += hits[: len(hits) % 2]  # torch's DistributedSampler repeats a row where the shares are uneven
-    assert result.best_valid_result["hit@20"] == pytest.approx(sum(hits) / len(hits), abs=1e-5)
+@pytest.mark.parametrize("processes", [1, 2, 3, 4])
+@pytest.mark.parametrize("count", range(1, 8))
+def test_rows_dealt_out_to_any_number_of_processes_come_back_in_order_and_once(processes, count, monkeypatch):
+    shares = [torch.tensor(list(DistributedSampler(range(count), processes, rank, shuffle=False))) for rank in range(processes)]
+
+    def all_gather(found, mine):
+        for place, share in zip(found, shares):
+            place.copy_(torch.stack([share, -share], 1))
+
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: processes)
+    monkeypatch.setattr("torch.distributed.all_gather", all_gather)
+    for share in shares:
+        found = rows_of_all(torch.stack([share, -share], 1), count, torch.device("cpu"))
+        assert found.tolist() == [[row, -row] for row in range(count)]
+
+
+def test_two_processes_train_and_have_the_metrics_of_one_though_the_rows_are_odd(settings_for):
+    metrics = ["Hit", "MRR", "GAUC", "ItemCoverage", "GiniIndex"]  # the last two are no means over rows
+    given = {"split_ratio": [0.66, 0.17, 0.17], "cold_items": True, "metrics": metrics}
+    settings = settings_for(llm4sbr=False, nproc=2, epochs=2, **given)
+    rows = prepare(settings).counts["rows"]
+    assert rows["valid"] % 2
+    assert rows["test"] % 2
+    two = train(settings)
+    loaded = load_model(two.checkpoint)
+    one = session_trainer(loaded.config, loaded.model)
+    one.eval_collector.data_collect(loaded.train_data)
+    found = [one.evaluate(data, load_best_model=False) for data in (loaded.valid_data, loaded.test_data)]
+    for mine, alone in zip((two.best_valid_result, two.test_result), found):
+        assert mine == pytest.approx({key: float(value) for key, value in alone.items()}, abs=1e-5)
+    assert sum(bucket.rows for bucket in two.by_clicks) == rows["test"]
+    assert len(two.valid_scores) == 2
 
 
 def test_the_learning_rate_falls_every_so_many_epochs(tiny, monkeypatch):

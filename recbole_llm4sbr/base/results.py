@@ -99,7 +99,7 @@ class Tested(Fitted):
         test_result: RecBole's metrics by name, in small letters.
         peak_memory_mb: of the process, or of its GPU.
         checkpoint: the file; None where none was written.
-        by_clicks: the test by the training clicks of the target; empty unless cold items are ranked, and with several processes.
+        by_clicks: the test by the training clicks of the target; empty unless cold items are ranked.
     """
 
     test_result: dict[str, float]

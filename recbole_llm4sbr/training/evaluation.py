@@ -21,18 +21,21 @@ from recbole_llm4sbr.base.recbole import (
 from recbole_llm4sbr.model.candidates import best_candidates, target_ranks
 from recbole_llm4sbr.model.training_graphs import training_sessions
 
+_PER_ROW = ("rec.items", "rec.topk", "rec.meanrank")  # what is collected of each row
 Items = npt.NDArray[np.int64]
 Values = npt.NDArray[np.float64]
 
 
 class SessionCollector(Collector):  # type: ignore[misc]
-    """What RecBole's metrics are computed from.
+    """What RecBole's metrics are computed from; where several processes share the work, each has what all of them found.
 
     Attributes:
+        count: rows of the part that is evaluated.
         ranks: of the last evaluation, each row's session id and its target's rank, 0 beyond the largest `topk`; None where no metric
             needs them.
     """
 
+    count = 0
     ranks: tuple[Tensor, Tensor] | None = None
 
     def __init__(self, config: Any) -> None:
@@ -75,8 +78,33 @@ class SessionCollector(Collector):  # type: ignore[misc]
     def get_data_struct(self) -> Any:
         """RecBole's, at the end of an evaluation."""
         rows, self._rows = self._rows, []
-        self.ranks = (torch.cat([session for session, _ in rows]), torch.cat([rank for _, rank in rows])) if rows else None
-        return super().get_data_struct()
+        struct = super().get_data_struct()
+        found = [torch.cat(each) for each in zip(*rows)]
+        if not self.config["single_spec"]:
+            found = [rows_of_all(each, self.count, self.config["device"]) for each in found]
+            for name in (each for each in _PER_ROW if each in struct):
+                struct.set(name, rows_of_all(struct.get(name), self.count, self.config["device"]))
+        self.ranks = (found[0], found[1]) if found else None
+        return struct
+
+
+def rows_of_all(mine: Tensor, count: int, device: torch.device) -> Tensor:
+    """What all processes found of their rows, in the order of the data, each row once.
+
+    Torch's DistributedSampler deals the rows out in turn, and repeats the first ones until all processes have as many.
+
+    Args:
+        mine: of this process's rows, [R, ...]; R is the same in all processes.
+        count: rows that there are.
+        device: through which the processes speak.
+
+    Returns:
+        [count, ...] on the CPU.
+    """
+    mine = mine.to(device).contiguous()
+    found = [torch.empty_like(mine) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(found, mine)
+    return torch.stack(found, 1).flatten(0, 1)[:count].cpu()
 
 
 class SessionEvaluator(Evaluator):  # type: ignore[misc]

@@ -154,7 +154,7 @@ def look_at_test(
     """What became of the rows of the test that a trainer was through with last.
 
     Args:
-        trainer: its rows are all there unless several processes share them.
+        trainer: has all rows, also where several processes share them.
         config: RecBole's config.
         trained, tested: RecBole's datasets of the training and the test part.
         on_test: called with the rows.
@@ -162,7 +162,7 @@ def look_at_test(
     Returns:
         The test by the training clicks of the target, where cold items are ranked; else nothing.
     """
-    wanted = on_test is not None or (config["cold_items"] and config["single_spec"])
+    wanted = on_test is not None or config["cold_items"]
     if not wanted or (found := trainer.ranks()) is None:
         return []
     sessions, ranks = found

@@ -72,6 +72,15 @@ class _SessionTrainer:
         """Of the last `evaluate`: each row's session id, and its target's rank, 0 beyond the largest `topk`; None without a ranking."""
         return self.eval_collector.ranks
 
+    def evaluate(self, eval_data: Any, *args: Any, **kwargs: Any) -> Any:
+        """RecBole's; several processes share the work, and each has the metrics of all rows."""
+        self.eval_collector.count = eval_data.sample_size
+        return super().evaluate(eval_data, *args, **kwargs)  # type: ignore[misc]
+
+    def _map_reduce(self, result: Any, num_sample: int) -> Any:
+        """The metrics as they are: RecBole's averages over processes count the rows that its sampler repeats."""
+        return result
+
     def _full_sort_batch_eval(self, batched_data: Any) -> Any:
         interaction, history, *positive = batched_data
         config = self.config  # type: ignore[attr-defined]
