@@ -34,7 +34,7 @@ def test_the_command_line_wins_over_files_and_files_win_over_our_properties(tmp_
     ],
 )
 def test_settings_of_recbole_that_would_have_no_effect_are_refused(key, value, says):
-    with pytest.raises(UserError, match=f"{key}=.* would have no effect.*{says}"):
+    with pytest.raises(UserError, match=f"{key}=.* is not possible here.*{says}"):
         load(**{key: value})
     load(eval_args={"mode": "full", "group_by": "user", "order": "TO"})
 

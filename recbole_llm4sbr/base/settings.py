@@ -18,6 +18,7 @@ from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import PROPERTIES, read_json
 from recbole_llm4sbr.base.model_names import LLM2SEQ, canonical_model
 from recbole_llm4sbr.base.names import FINETUNED
+from recbole_llm4sbr.base.recbole_settings import check_recbole_settings
 from recbole_llm4sbr.base.schema import (
     check_plain,
     load_yaml,
@@ -108,7 +109,7 @@ def load_settings(
     if path.is_file():
         settings.update(read_yaml(path))
     settings.update(dataset_file(external))
-    _check_not_decided_here(external)
+    check_recbole_settings(external, recbole_defaults(name), own_model=":" in external["model"])
     for path, found in of_files.items():
         try:
             check_keys(found, external["model"])
@@ -122,39 +123,6 @@ def load_settings(
         settings.update(recall(settings, frozenset(external)))
     check_values(settings)
     return settings
-
-
-_RANKED = "every session ranks the whole catalogue here"
-_CUT = "`prepare` cuts sessions and parts"
-_DECIDED_HERE = {  # settings of RecBole that would be passed over, and why
-    "eval_neg_sample_args": _RANKED,
-    "valid_neg_sample_args": _RANKED,
-    "test_neg_sample_args": _RANKED,
-    "benchmark_filename": f"{_CUT}: --split",
-    "val_interval": f"{_CUT}: leave such clicks out of the raw files",
-    "filter_inter_by_user_or_item": f"{_CUT}: --min_session_length, --min_item_count",
-    "user_inter_num_interval": f"{_CUT}: --min_session_length",
-    "item_inter_num_interval": f"{_CUT}: --min_item_count",
-}
-
-
-def _check_not_decided_here(given: Mapping[str, Any]) -> None:
-    """Refuse settings of RecBole that would have no effect, since this package decides what they are about.
-
-    Raises:
-        UserError: names the setting, and what decides it here.
-    """
-    for key, why in _DECIDED_HERE.items():
-        if given.get(key) is not None:
-            raise UserError(f"{key}={given[key]!r} would have no effect: {why}; leave it out")
-    asked = given.get("eval_args")
-    if asked is None:
-        return
-    asked = asked if isinstance(asked, dict) else {"mode": asked}
-    if "split" in asked or asked.get("order", "TO") != "TO":
-        raise UserError(f"eval_args={asked!r} would have no effect: {_CUT}: --split, --split_ratio; leave it out")
-    if asked.get("mode", "full") != "full":
-        raise UserError(f"eval_args={asked!r} would have no effect: {_RANKED} (mode: full); leave it out")
 
 
 _ASKED = ("llm_beams", "llm_titles", "intent_answers", "intent_k_max")  # what the folder of a tuned LLM may say

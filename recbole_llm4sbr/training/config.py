@@ -11,6 +11,7 @@ from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.facts import check_intent_k, uses_intents
 from recbole_llm4sbr.base.files import check_folder
 from recbole_llm4sbr.base.recbole import Config
+from recbole_llm4sbr.base.recbole_settings import SESSION_COLUMNS, SESSION_FILES
 from recbole_llm4sbr.base.settings import inherited_defaults, recbole_defaults
 from recbole_llm4sbr.model import SessionRecommender, check_buildable, check_stock, model_class
 from recbole_llm4sbr.model.registry import is_switched
@@ -76,17 +77,12 @@ class SessionConfig(Config):  # type: ignore[misc]
 
 def file_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """RecBole settings under which it reads our session files, whatever else is given."""
-    columns = {**(settings.get("load_col") or {}), "inter": ["session_id", "item_id_list", "item_id"]}
+    columns = {**(settings.get("load_col") or {}), "inter": SESSION_COLUMNS}
     if settings["cold_items"]:  # some stand in no session
         columns.setdefault("item", ["item_id"])
-    return {
-        "USER_ID_FIELD": "session_id",
-        "ITEM_ID_FIELD": "item_id",
-        "LIST_SUFFIX": "_list",
-        "benchmark_filename": ["train", "valid", "test"],
-        "alias_of_item_id": ["item_id_list"],
+    return SESSION_FILES | {
         "eval_args": {"split": {"LS": "valid_and_test"}, "group_by": "user", "order": "TO", "mode": "full"},
-        "normalize_all": False,
+        "normalize_all": bool(settings.get("normalize_all")),  # RecBole's own file of ml-100k says true
         "load_col": columns,
     }
 
