@@ -99,6 +99,8 @@ LINES = [
     ("--clip_grad_norm={norm_type: 2}", "max_norm"),
     ("--clip_grad_norm=5", "clip_grad_norm=5"),
     ("--load_col=[item]", "load_col"),
+    ("--load_col={item: [item_id, yaer]}", "no column 'yaer'"),
+    ("--seq_separator=,", "seq_separator=','"),
     ("--train_neg_sample_args={distribution: foo}", "RecBole refuses these settings"),
     ("--valid_metric=Foo@20", "valid_metric='Foo@20' is not computed"),
     ("--valid_metric=MRR@7", "valid_metric='MRR@7' is not computed"),

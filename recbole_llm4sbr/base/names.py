@@ -1,4 +1,4 @@
-"""Names that the command line, grids and reports must all read: of variants, lists of them, their changes and ensembles."""
+"""Names that several packages must read alike: of variants, lists of them, their changes and ensembles; of missing values."""
 
 import re
 from collections.abc import Iterable
@@ -7,6 +7,11 @@ ENSEMBLE = "ensemble("  # what the name of an ensemble begins with
 FINETUNED = "finetune.json"  # what `finetune` writes beside the weights: of what they were made and how the model is asked
 CASE_PAGE = "recbole-llm4sbr inspect"  # the generator that a page of `inspect` names; `report --case` looks for it
 REPORT_PAGE = "recbole-llm4sbr report"  # that of a page of `report`
+# What pandas, and so RecBole, reads as a missing value.
+MISSING = frozenset(
+    {"", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA", "NULL", "NaN", "None",
+     "n/a", "nan", "null"}
+)  # fmt: skip
 # three changes or more, in a variant or in a member of an ensemble; which LLM is not cut
 _CHANGES = re.compile(r"(?:\+(?!llm=)\w+=(?:(?!\+\w+=)[^,()@'])+){3,}")
 

@@ -16,9 +16,12 @@
 | AUC, MAE and RMSE import sklearn.metrics, and that scipy.stats: a third of the seconds that RecBole and torch take to import | evaluator/metrics.py:29 | `_imported_when_called`: sklearn comes when one of them is computed | RecBole imports it there |
 | metrics count padding among the items and recommend it where fewer candidates are left than `topk`; equal scores rank by item number | evaluator/collector.py:87, 159 | `training.evaluation` | RecBole leaves out padding and what scores -inf, and breaks ties |
 | GAUC is below 0 where a target is no candidate, and nan where no row has another candidate | evaluator/collector.py:178, metrics.py:315 | `training.evaluation` | RecBole ranks such a target last |
+| the reader of atomic files takes a token as NA or None for a missing value, and fails at a cell of more than 131,072 characters | data/dataset/dataset.py:486 | `_read_cells` stands in for `pandas.read_csv` there | RecBole passes `keep_default_na=False` |
+| `data_preparation` unpickles dataloaders that happen to lie in `checkpoint_dir` | data/utils.py:98 | `load_split_dataloaders` finds none | RecBole asks for them by a setting |
 | pandas 3: `_fill_nan`, `_load_feat`, `_benchmark_presets` go wrong without an error | data/dataset/ | setup.cfg caps pandas below 3 | RecBole supports pandas 3 |
 """
 
+import csv
 import importlib
 import sys
 import warnings
@@ -27,9 +30,11 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from recbole_llm4sbr.base.denormals import flush_denormals
+from recbole_llm4sbr.base.names import MISSING
 
 flush_denormals()
 # The two old names of numpy that RecBole reads must be there before RecBole is imported.
@@ -58,6 +63,19 @@ if _SKLEARN not in sys.modules:
         importlib.import_module("recbole.evaluator.metrics")
     finally:
         del sys.modules[_SKLEARN]
+
+
+def _read_cells(path: str, *, dtype: dict[str, type], **given: Any) -> pd.DataFrame:
+    """Read an atomic file as RecBole asks `pandas.read_csv` to, but take no text for a missing value except an empty cell."""
+    csv.field_size_limit(2**31 - 1)
+    missing = {column: [""] if kind is str else list(MISSING) for column, kind in dtype.items()}
+    return pd.read_csv(path, dtype=dtype, keep_default_na=False, na_values=missing, **given)
+
+
+_pandas = ModuleType("pandas")
+vars(_pandas).update(vars(pd), read_csv=_read_cells)
+vars(importlib.import_module("recbole.data.dataset.dataset")).update(pd=_pandas)
+vars(importlib.import_module("recbole.data.utils")).update(load_split_dataloaders=lambda config: None)
 
 from recbole.config import Config  # noqa: E402
 from recbole.data.dataset import SequentialDataset  # noqa: E402

@@ -1,4 +1,5 @@
-"""Reading RecBole's atomic files strictly: what another reader would shift, cut or misread is an error with its line."""
+"""Reading RecBole's atomic files strictly: what another reader would shift, cut or misread is an error with its line; and cells that
+RecBole's reader gives back as they are."""
 
 import csv
 import io
@@ -59,6 +60,26 @@ def read_table(path: Path) -> pd.DataFrame:
     if b"\r\n" in data:
         table[names[-1]] = table[names[-1]].str.removesuffix("\r")
     return table
+
+
+def line_of(path: Path, row: int) -> int:
+    """The number of the line in which a row of `read_table` stands, from 1; empty lines hold no row."""
+    with open(path, "rb") as lines:
+        return [number for number, line in enumerate(lines, 1) if line != b"\n"][row + 1]
+
+
+def quoted(cells: "pd.Series[str]") -> "pd.Series[str]":
+    """Cells to write, which RecBole's reader takes for a quotation where they begin with a quote; `unquoted` gives them back.
+
+    >>> quoted(pd.Series(['"Heroes" live', 'the 12" mix'])).tolist()
+    ['\"\"\"Heroes\"\" live\"', 'the 12\" mix']
+    """
+    return cells.where(~cells.str.startswith('"'), '"' + cells.str.replace('"', '""') + '"')
+
+
+def unquoted(cells: "pd.Series[str]") -> "pd.Series[str]":
+    """Cells of a prepared file as they were before `quoted`; one that is no whole quotation stays as it is."""
+    return cells.where(~cells.str.fullmatch('"(?:[^"]|"")*"'), cells.str.slice(1, -1).str.replace('""', '"'))
 
 
 def decode(path: Path, data: bytes) -> str:

@@ -11,13 +11,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from recbole_llm4sbr.base.errors import UserError
+from recbole_llm4sbr.base.names import MISSING
 
-# What RecBole reads as a missing value: pandas' list.
-MISSING = {
-    *("NA", "N/A", "n/a", "NaN", "nan", "-NaN", "-nan", "NULL", "null", "None", "<NA>", "#N/A", "#NA", "#N/A N/A"),
-    *("1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"),
-}
-_MISSING_TEXTS = MISSING | {"\\N"}  # the sign of databases in their exports
+_MISSING_TEXTS = MISSING - {""} | {"\\N"}  # the sign of databases in their exports
 ROUNDED = "is a number that a spreadsheet rounded; format the column as text in the original table and save it again"
 _EXPONENT = re.compile(r"-?\d(?:[.,](\d+))?[eE]\+(\d+)")
 _ENTITY = re.compile(r"&(?:#\d+|#[xX][\da-fA-F]+|[A-Za-z]\w*);")

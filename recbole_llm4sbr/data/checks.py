@@ -9,6 +9,7 @@ from recbole_llm4sbr.base.facts import deciding, intents_of, uses_intents, uses_
 from recbole_llm4sbr.base.records import PreparedCounts
 from recbole_llm4sbr.base.settings import Settings
 from recbole_llm4sbr.data.folders import INTENTS, ITEMS, PREPARED, dataset_folder, intents_folder
+from recbole_llm4sbr.data.item_columns import check_features
 from recbole_llm4sbr.data.manifest import Manifest, of_views
 
 
@@ -36,6 +37,7 @@ def check_run_files(settings: Mapping[str, Any]) -> RunFiles:
     prepared = check_prepared(settings)
     settings = settled(settings, prepared)
     check_topk(settings, prepared.counts["catalogue"])
+    check_features(settings, dataset_folder(settings) / f"{settings['dataset']}.item")
     if not uses_item_texts(settings):
         return RunFiles(prepared)
     items = check_items(settings, prepared)

@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.data.atomic import read_table
-from recbole_llm4sbr.data.cells import MISSING, ROUNDED, is_rounded
+from recbole_llm4sbr.base.names import MISSING
+from recbole_llm4sbr.data.atomic import line_of, read_table
+from recbole_llm4sbr.data.cells import ROUNDED, is_rounded
 from recbole_llm4sbr.data.sessions import PARTS
 from recbole_llm4sbr.data.times import no_second
 
-NO_IDS = MISSING | {"[PAD]"}  # which is RecBole's own name of the padding item
+NO_IDS = MISSING | {"[PAD]"}  # [PAD] is RecBole's own name of the padding item
 
 
 def click_columns(settings: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -112,12 +113,14 @@ def _times(path: Path, table: pd.DataFrame, settings: Mapping[str, Any]) -> Any:
     times = pd.to_numeric(table[column], errors="coerce").to_numpy(np.float64)
     if not np.isfinite(times).all():
         line = int(np.flatnonzero(~np.isfinite(times))[0])
-        raise UserError(f"{str(path)!r}, line {line + 2}: {column}={table[column][line]!r} is not a number of seconds")
+        raise UserError(
+            f"{str(path)!r}, line {line_of(path, line)}: {column}={table[column][line]!r} is not a number of seconds"
+        )
     rounded = table[column].map(is_rounded).to_numpy(bool)
     found = (int(rounded.argmax()), ROUNDED) if rounded.any() else no_second(times, rule in ("bucket", "gap"))
     if found is not None:
         line, reason = found
-        raise UserError(f"{str(path)!r}, line {line + 2}: {column}={table[column][line]!r} {reason}")
+        raise UserError(f"{str(path)!r}, line {line_of(path, line)}: {column}={table[column][line]!r} {reason}")
     return times
 
 
@@ -152,5 +155,7 @@ def _parts(path: Path, table: pd.DataFrame, column: str) -> Any:
     place = pd.Index(PARTS).get_indexer(table[column])
     if (place < 0).any():
         line = int(np.flatnonzero(place < 0)[0])
-        raise UserError(f"{str(path)!r}, line {line + 2}: {column}={table[column][line]!r} is none of {', '.join(PARTS)}")
+        raise UserError(
+            f"{str(path)!r}, line {line_of(path, line)}: {column}={table[column][line]!r} is none of {', '.join(PARTS)}"
+        )
     return place.astype(np.int8)

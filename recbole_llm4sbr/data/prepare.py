@@ -16,8 +16,10 @@ from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.facts import deciding
 from recbole_llm4sbr.base.files import make_folder, sha256_file
 from recbole_llm4sbr.base.records import PreparedCounts
+from recbole_llm4sbr.data.atomic import quoted
 from recbole_llm4sbr.data.clicks import check_ids, read_clicks
 from recbole_llm4sbr.data.folders import ITEMS, PREPARED, dataset_folder, intents_manifests
+from recbole_llm4sbr.data.item_columns import number_cells
 from recbole_llm4sbr.data.manifest import Manifest
 from recbole_llm4sbr.data.raw import RawItems, check_columns, click_files, locate, read_raw_items
 from recbole_llm4sbr.data.sessions import (
@@ -237,11 +239,16 @@ def _session_tables(
 
 
 def _item_table(catalogue: Any, raw: RawItems | None) -> list[str]:
-    """Lines of `.item`: the raw ones in their order for the catalogue, then empty cells for every item that has none."""
+    """Lines of `.item`: the raw ones in their order for the catalogue, then empty cells for every item that has none.
+
+    Raises:
+        UserError: a cell that is to be a number is none.
+    """
     if raw is None:
         return ["item_id:token\n", *(f"{token}\n" for token in catalogue)]
-    table = raw.table[raw.table["item_id"].isin(set(catalogue))]
+    table = number_cells(raw.path, raw.table[raw.table["item_id"].isin(set(catalogue))], raw.types)
     known = set(table["item_id"])
-    rows = table.to_numpy().tolist()
+    rows = table.apply(quoted).to_numpy().tolist()
     rows += [[token if name == "item_id" else "" for name in table] for token in catalogue if token not in known]
-    return ["\t".join(row) + "\n" for row in [raw.head, *rows]]
+    head = [f"{name}:{kind}" for name, kind in raw.types.items()]
+    return ["\t".join(row) + "\n" for row in [head, *rows]]

@@ -17,6 +17,7 @@ from recbole_llm4sbr.base.schema import read_yaml
 from recbole_llm4sbr.base.settings import format_columns
 from recbole_llm4sbr.data.atomic import column_names, read_header, read_table
 from recbole_llm4sbr.data.clicks import click_columns
+from recbole_llm4sbr.data.item_columns import check_features, check_types
 from recbole_llm4sbr.data.sessions import PARTS
 
 log = logging.getLogger(__name__)
@@ -66,12 +67,14 @@ class RawItems:
     """The items of a raw dataset, each once.
 
     Attributes:
-        table: text columns without their types; the items' own is `item_id`.
-        head: the columns with their types.
+        path: of the file.
+        table: text columns without their types, by row of the file; the items' own is `item_id`.
+        types: of the columns.
     """
 
+    path: Path
     table: pd.DataFrame
-    head: list[str]
+    types: dict[str, str]
 
 
 def read_raw_items(path: Path, item_column: str) -> RawItems:
@@ -84,10 +87,11 @@ def read_raw_items(path: Path, item_column: str) -> RawItems:
     types = dict(cell.partition(":")[::2] for cell in read_header(path))
     # Another column named item_id would stand twice.
     kept = [name for name in types if name == item_column or name != "item_id"]
-    table = read_table(path)[kept].rename(columns={item_column: "item_id"}).drop_duplicates("item_id", ignore_index=True)
+    table = read_table(path)[kept].rename(columns={item_column: "item_id"}).drop_duplicates("item_id")
     table = table.replace(r"[\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]", " ", regex=True)
-    head = ["item_id:token" if name == item_column else f"{name}:{types[name]}" for name in kept]
-    return RawItems(table, head)
+    return RawItems(
+        path, table, {("item_id" if name == item_column else name): types[name] for name in kept} | {"item_id": "token"}
+    )
 
 
 def _download(dataset: str, url: str, folder: Path) -> Path:
@@ -131,17 +135,20 @@ def check_columns(settings: Mapping[str, Any], inter_files: Sequence[Path], item
                         f"{str(inter_file)!r} has no column {column!r}; it has {', '.join(present)}; name the right one with "
                         f"--{option}{none}"
                     )
+    present = column_names(item_file) if item_file.is_file() else []
+    if present:
+        check_types(item_file)
+        if settings["item_column"] not in present:
+            raise UserError(
+                f"{str(item_file)!r} has no column {settings['item_column']!r}; it has {', '.join(present)}; "
+                f"name the right one with --item_column"
+            )
+    check_features(settings, item_file, settings["item_column"])
     if not uses_item_texts(settings):
         return
     if not item_file.is_file():
         raise UserError(
             f"there is no {str(item_file)!r}, whose texts the LLM is shown; add it, or --llm4sbr=false for the plain model"
-        )
-    present = column_names(item_file)
-    if settings["item_column"] not in present:
-        raise UserError(
-            f"{str(item_file)!r} has no column {settings['item_column']!r}; it has {', '.join(present)}; "
-            f"name the right one with --item_column"
         )
     for option in ("item_name", "item_text"):
         for column in format_columns(option, settings[option]):

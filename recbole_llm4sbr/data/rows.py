@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from recbole_llm4sbr.data.atomic import read_table
+from recbole_llm4sbr.data.atomic import read_table, unquoted
 
 
 @dataclass(frozen=True)
@@ -64,5 +64,5 @@ def read_sessions(folder: Path, dataset: str, *parts: str) -> SessionRows:
 
 
 def read_items(path: Path) -> pd.DataFrame:
-    """An `.item` file as text columns named without their types; empty cells are empty strings."""
-    return read_table(path)
+    """A prepared `.item` file as text columns named without their types; empty cells are empty strings."""
+    return read_table(path).apply(unquoted)

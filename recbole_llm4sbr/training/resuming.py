@@ -13,6 +13,7 @@ import numpy
 import torch
 
 from recbole_llm4sbr.base.files import OWNER, make_folder, owned, write_whole
+from recbole_llm4sbr.training.trainer import other_parameters
 
 log = getLogger(__name__)
 
@@ -67,7 +68,7 @@ class TrainingState:
         started = time.monotonic()
         state = {
             "model": trainer.model.state_dict(),
-            "other_parameter": trainer.model.other_parameter(),
+            "other_parameter": other_parameters(trainer.model),
             "optimizer": trainer.optimizer.state_dict(),
             "epoch": epoch,
             "cur_step": int(trainer.cur_step),

@@ -135,13 +135,18 @@ class _SessionTrainer:
             "cur_step": int(self.cur_step),  # type: ignore[attr-defined]
             "best_valid_score": float(self.best_valid_score),  # type: ignore[attr-defined]
             "state_dict": model.state_dict(),
-            "other_parameter": model.other_parameter(),
+            "other_parameter": other_parameters(model),
             "optimizer": self.optimizer.state_dict(),  # type: ignore[attr-defined]
         }
         with write_whole(path, "wb") as handle:
             torch.save(state, handle)
         if verbose:
             getLogger(RECBOLE).info("Saving current: %s", path)
+
+
+def other_parameters(model: Any) -> dict[str, Any]:
+    """What a model of RecBole keeps beside its parameters, without the modules that SASRecF and its like name: `state_dict` has these."""
+    return {name: each for name, each in (model.other_parameter() or {}).items() if not isinstance(each, torch.nn.Module)}
 
 
 def plain(value: Any) -> Any:
