@@ -16,9 +16,10 @@ from recbole_llm4sbr.cli.summary import summary
 from recbole_llm4sbr.data.folders import dataset_folder
 from recbole_llm4sbr.data.prepare import prepare
 from recbole_llm4sbr.data.rows import read_items
+from recbole_llm4sbr.training.evaluation import rows_of_all
 from recbole_llm4sbr.training.loading import load_model
 from recbole_llm4sbr.training.run import load_data, train
-from recbole_llm4sbr.training.trainer import read_checkpoint, rows_of_all, session_trainer
+from recbole_llm4sbr.training.trainer import read_checkpoint, session_trainer
 
 
 def scores(loaded):

@@ -80,7 +80,7 @@ class SessionCollector(Collector):  # type: ignore[misc]
         rows, self._rows = self._rows, []
         struct = super().get_data_struct()
         found = [torch.cat(each) for each in zip(*rows)]
-        if not self.config["single_spec"]:
+        if torch.distributed.is_initialized():
             found = [rows_of_all(each, self.count, self.config["device"]) for each in found]
             for name in (each for each in _PER_ROW if each in struct):
                 struct.set(name, rows_of_all(struct.get(name), self.count, self.config["device"]))
