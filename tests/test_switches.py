@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import file_of
+from hypothesis import given
+from hypothesis import settings as hypothesis
+from hypothesis import strategies as st
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.settings import load_settings
@@ -13,6 +16,7 @@ from recbole_llm4sbr.data.features import read_vectors
 from recbole_llm4sbr.data.folders import dataset_folder
 from recbole_llm4sbr.intent.infer import infer
 from recbole_llm4sbr.model import IntentFiles, SessionIntents, build_model
+from recbole_llm4sbr.model.intents import exchanged
 from recbole_llm4sbr.model.text_space import Components, project_texts
 from recbole_llm4sbr.training.config import check_runnable
 from recbole_llm4sbr.training.loading import load_model
@@ -254,11 +258,44 @@ def test_shuffled_gives_every_session_anothers_intent(tiny, settings_for):
     other = SessionIntents.from_dataset(config, train_data.dataset)
     rows = [[tuple(each.nearest[s].flatten().tolist()) for s in range(1, len(each.nearest))] for each in (own, other)]
     assert sorted(rows[0]) == sorted(rows[1])
-    assert rows[0] != rows[1]
+    having = [s for s in range(len(rows[0])) if any(rows[0][s])]
+    alone = [s for s in having if sum(set(rows[0][s]) == set(rows[0][t]) for t in having) == 1]
+    assert alone and all(rows[0][s] != rows[1][s] for s in alone)
     place = {row: s for s, row in reversed(list(enumerate(rows[0], 1)))}
     for s, row in enumerate(rows[1], 1):  # similarities travel with their items
         if rows[0].count(row) == 1:
             assert torch.equal(other.sims[s], own.sims[place[row]])
+
+
+def nearest_of(contents):
+    """Rows of sessions whose views have these contents, 0 for no intent; padding first, [S + 1, V, 2]."""
+    rows = torch.tensor([[0] * len(contents[0]), *contents])
+    return torch.stack([rows, rows * 2], -1)
+
+
+@hypothesis(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=30), st.integers(0, 99))
+def test_no_session_keeps_its_own_intents_when_sessions_exchange_them(contents, seed):
+    nearest = nearest_of(contents)
+    other = exchanged(nearest, torch.Generator().manual_seed(seed)).tolist()
+    assert other == exchanged(nearest, torch.Generator().manual_seed(seed)).tolist()
+    assert sorted(other) == list(range(len(nearest)))
+    holders = [session for session, (long, short) in enumerate(contents, 1) if long or short]
+    for session, whose in enumerate(other):
+        assert (whose != session) == (session in holders and len(holders) > 1)
+        assert (whose in holders) == (session in holders)
+
+
+def test_sessions_that_share_an_answer_get_another_one_and_not_all_the_same():
+    generator, draw = torch.Generator().manual_seed(3), np.random.default_rng(3)
+    # two in five sessions have the first answer in the view `long`, and no few have the same in both views
+    contents = [(1 if n % 5 < 2 else 2 + int(draw.integers(300)), 1 + int(draw.integers(300))) for n in range(2000)]
+    other = exchanged(nearest_of(contents), generator).tolist()
+    got = [contents[whose - 1] for whose in other[1:]]
+    assert not any(own[view] == theirs[view] for own, theirs in zip(contents, got) for view in (0, 1))
+    assert len({theirs for own, theirs in zip(contents, got) if own[0] == 1}) > 100
+    alone = exchanged(nearest_of([(4, 4)]), generator).tolist()
+    assert alone == [0, 1]  # nobody else has intents
 
 
 def test_random_intents_are_random_unit_vectors_for_those_who_have_one(tiny, settings_for):

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from recbole_llm4sbr.model.intent_files import IntentFiles
 
+_SWAPS = 50  # rounds of swaps between sessions that got what they have
+
 
 class SessionIntents(nn.Module):
     """Intent vectors by session id. Nothing here is trained; buffers are not saved in checkpoints, they come from the feature files.
@@ -103,7 +105,7 @@ class SessionIntents(nn.Module):
         vectors, nearest, sims = cls._read(config, dataset)
         control = torch.Generator().manual_seed(config["seed"])
         if config["intent_source"] == "shuffled":
-            other = torch.cat([torch.zeros(1, dtype=torch.long), torch.randperm(len(nearest) - 1, generator=control) + 1])
+            other = exchanged(nearest, control)
             nearest, sims = nearest[other], sims[other]
         elif config["intent_source"] == "random":
             drawn = nn.functional.normalize(torch.randn(vectors[1:].shape, generator=control), dim=-1)
@@ -124,6 +126,48 @@ class SessionIntents(nn.Module):
             nearest = files.answer[:, chosen]
             return files.answers, nearest, shares(nearest)
         return files.items[: dataset.item_num], files.nearest[:, chosen, :k], files.sims[:, chosen, :k]
+
+
+def exchanged(nearest: Tensor, generator: torch.Generator) -> Tensor:
+    """Whose intents each session gets under `intent_source: shuffled`: all views of another session that has intents, drawn at random.
+
+    Where more than one session has intents, none keeps its own. As far as random swaps get, none gets in any view the very items that its
+    own intent has, as the same answer gives; that fails where most sessions share one answer. Sessions without intents stay without.
+
+    Args:
+        nearest: as in `SessionIntents`, [S, V, k].
+        generator: of the draws.
+
+    Returns:
+        A permutation of the sessions, [S].
+
+    >>> nearest = torch.tensor([0, 5, 5, 0, 7, 7]).reshape(6, 1, 1)
+    >>> nearest[exchanged(nearest, torch.Generator().manual_seed(1))].flatten().tolist()
+    [0, 7, 7, 0, 5, 5]
+    """
+    holders = (nearest[..., 0] != 0).any(1).nonzero().squeeze(1)
+    held = nearest[holders]
+    order = torch.randperm(len(holders), generator=generator)
+    given = torch.empty_like(order)
+    given[order] = order.roll(1)  # a single cycle through all holders
+
+    def alike(to: Tensor, of: Tensor) -> Tensor:
+        return ((held[to] == held[of]).all(-1) & (held[to][..., 0] != 0)).any(1)
+
+    wrong = alike(torch.arange(len(holders)), given)
+    for _ in range(_SWAPS):
+        if not wrong.any():
+            break
+        one, two = torch.randperm(len(holders), generator=generator)[: len(holders) // 2 * 2].view(2, -1)
+        some = wrong[one] | wrong[two]
+        one, two = one[some], two[some]
+        better = ~(alike(one, given[two]) | alike(two, given[one]))
+        one, two = one[better], two[better]
+        given[one], given[two] = given[two], given[one]
+        wrong[one] = wrong[two] = False
+    other = torch.arange(len(nearest))
+    other[holders] = holders[given]
+    return other
 
 
 def shares(titles: Tensor) -> Tensor:
