@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.intent.localization import localize
+from recbole_llm4sbr.intent.localization import ItemIndex, localize
 
 
 def unit(vectors):
@@ -47,6 +47,21 @@ def test_equal_items_come_in_catalogue_order():
     found, sims = localize(unit(np.array([[1.0, 0]])), items, 3)
     assert found.tolist() == [[1, 2, 3]]
     assert sims.tolist() == [[1.0, 1.0, 1.0]]
+
+
+@pytest.mark.parametrize("factory", ["Flat", "HNSW16"])
+@pytest.mark.parametrize("size", [1, 1000])
+def test_items_of_one_text_come_in_catalogue_order_in_batches_of_any_shape(factory, size):
+    rng = np.random.default_rng(0)
+    texts, answers = unit(rng.normal(size=(40, 384))), unit(rng.normal(size=(1000, 384)))
+    text = rng.permutation(np.r_[np.arange(40), rng.integers(0, 40, 200), np.full(100, 7)])  # of each item
+    index = ItemIndex(texts[text], factory)
+    pieces = [index.nearest(answers[start : start + size], 20) for start in range(0, len(answers), size)]
+    for found, sims in zip(*(np.concatenate(each) for each in zip(*pieces))):
+        for each in set(text[found]):
+            mine = text[found] == each
+            assert found[mine].tolist() == np.flatnonzero(text == each)[: mine.sum()].tolist()
+            assert len(set(sims[mine])) == 1
 
 
 def test_other_indexes_work_and_a_bad_one_is_named():

@@ -73,6 +73,32 @@ def test_answers_that_are_held_to_the_catalogue_are_found_again(tiny, tiny_llm):
     )
 
 
+@pytest.mark.parametrize("changed", [{}, {"intent_source": "session_text"}, {"intent_answers": 2}, {"repeatable": False}])
+def test_items_of_the_same_text_are_the_intents_of_infer(raw, given, tmp_path, monkeypatch, changed):
+    """Of three items each with one title only some find place among the nearest four: those that come first in the `.item` file."""
+    from recbole_llm4sbr.intent.infer import infer
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(raw, "raw")
+    head, *lines = Path("raw/tiny/tiny.item").read_text().splitlines()
+    cells = [line.split("\t") for line in lines]
+    lines = ["\t".join([item, cells[number % 10][1], cells[number % 10][2]]) for number, (item, *_) in enumerate(cells)]
+    Path("raw/tiny/tiny.item").write_text("\n".join([head, *np.random.default_rng(4).permutation(lines)]) + "\n")
+    own = {"data_path": "raw", "intent_k": 4, "intent_k_max": 10}
+    settings = load_settings(dataset="tiny", overrides=given | own | changed)
+    prepare(settings)
+    infer(settings)
+    checkpoint = train(settings).checkpoint
+    loaded, recommender = load_model(checkpoint), Recommender.load(checkpoint)
+    sessions, batch = test_sessions(loaded)
+    expected = loaded.model.intents.nearest[batch["session_id"]]
+    for source in ("stored", "ask"):
+        for piece in (slice(None), slice(0, 1), slice(3, 8)):  # batches of other shapes
+            _, (found,) = recommender.ranked(sessions[piece], source)
+            assert "nearest" not in found.source
+            assert found.nearest.tolist() == expected[piece].tolist()
+
+
 def test_a_model_of_items_without_titles_recommends_by_ids(raw, given, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(raw, "raw")

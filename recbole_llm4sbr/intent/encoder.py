@@ -64,7 +64,10 @@ class Encoder:
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> Vectors:
-        """Unit vectors [len(texts), dim]; an empty text gets zeros. Longer texts are cut at the model's limit (at most 256 tokens)."""
+        """Unit vectors [len(texts), dim]; an empty text gets zeros. Longer texts are cut at the model's limit (at most 256 tokens).
+
+        Equal texts have the very same vector, in whatever batches they stood.
+        """
         vectors = np.zeros((len(texts), self.dim), np.float32)
         order = sorted((i for i in range(len(texts)) if texts[i]), key=lambda i: len(texts[i]))
         limit = longest_text(self._model)
@@ -77,7 +80,8 @@ class Encoder:
                 batch = batch.to(self._device)
                 vectors[rows] = sentence_vectors(self._model, batch).float().cpu().numpy()
                 bar.update(len(rows))
-        return vectors
+        first: dict[str, int] = {}
+        return vectors[[first.setdefault(text, row) for row, text in enumerate(texts)]]
 
 
 def longest_text(model: Any) -> int:

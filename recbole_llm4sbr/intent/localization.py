@@ -4,6 +4,9 @@ Under `repeatable: false` they are the nearest items *outside* the session: an i
 
 Where an LLM gives several titles for an intent (`intent_answers`), we depart from eq. 4-5, which know one: of the k items nearest to each
 title, an item keeps its largest similarity, and the k most similar of all of them are the intent's.
+
+Equally similar items stand in the order of the catalogue, the `.item` file. Items with one and the same vector, as items of the same text
+have, are one vector in the index, so that rounding cannot part them; others are equally similar when six decimals say so.
 """
 
 from typing import Any
@@ -19,7 +22,7 @@ Rows = npt.NDArray[np.int64]
 Places = npt.NDArray[np.int32]
 
 _SAME = 1 - 1e-5  # similarity from which on an answer names an item exactly, however batches round
-_TIES = 32  # neighbours fetched beyond k, so that equal similarities at the edge can be put into catalogue order
+_TIES = 32  # neighbours fetched beyond k, so that equal similarities of different vectors at the edge can be put into catalogue order
 _CELLS = 40_000_000  # of the table of sessions and items, true where an item is in a session
 _SESSIONS = 4096  # at once
 
@@ -38,19 +41,24 @@ class ItemIndex:
     def __init__(self, items: Vectors, factory: str = "Flat") -> None:
         import faiss
 
-        self._known = np.flatnonzero(np.abs(items).sum(1) > 0)
+        known = np.flatnonzero(np.abs(items).sum(1) > 0)
         self._factory = factory
         self.catalogue = len(items)
+        vectors = np.ascontiguousarray(items[known])
+        first, which = _distinct_rows(vectors)
+        self._sizes = np.bincount(which, minlength=len(first))
+        self._starts = np.cumsum(self._sizes) - self._sizes
+        self._items = known[np.argsort(which, kind="stable")]  # of one distinct vector after the other, each in catalogue order
+        vectors = vectors[first]
         try:
             self._index = faiss.index_factory(items.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
-            vectors = np.ascontiguousarray(items[self._known])
             if not self._index.is_trained:
                 self._index.train(vectors)
             self._index.add(vectors)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1][:200]
             raise UserError(
-                f"faiss_index={factory!r} cannot be built over {len(self._known)} items ({reason}); Flat always can"
+                f"faiss_index={factory!r} cannot be built over {len(vectors)} vectors of items ({reason}); Flat always can"
             ) from None
 
     def nearest(self, answers: Vectors, k: int) -> tuple[Rows, Vectors]:
@@ -66,12 +74,19 @@ class ItemIndex:
         Raises:
             UserError: the index found too few items.
         """
-        k = min(k, len(self._known))
-        sims, found = self._index.search(np.ascontiguousarray(answers), min(k + _TIES, len(self._known)))
-        if (found[:, :k] < 0).any():
+        k = min(k, len(self._items))
+        width = min(k + _TIES, len(self._items))
+        sims, found = self._index.search(np.ascontiguousarray(answers), min(width, len(self._sizes)))
+        sizes = np.where(found >= 0, self._sizes[found], width)
+        # of each vector the items that have room in the row, [N, vectors]; those of a row are `width` in all
+        taken = np.clip(width - (np.cumsum(sizes, 1) - sizes), 0, sizes)
+        places = ranges(self._starts[found].ravel(), taken.ravel()).reshape(len(answers), width)
+        there = np.repeat(found.ravel() >= 0, taken.ravel()).reshape(places.shape)
+        if not there[:, :k].all():
             raise UserError(f"faiss_index={self._factory!r} found fewer than {k} items for some answers; Flat never does")
-        rows = np.where(found >= 0, self._known[found], np.iinfo(np.int64).max)
-        # faiss rounds differently from row to row of a block; at six decimals the same vector has the same similarity
+        rows = np.where(there, self._items[np.where(there, places, 0)], np.iinfo(np.int64).max)
+        sims = np.repeat(sims.ravel(), taken.ravel()).reshape(places.shape)
+        # faiss rounds differently from row to row of a block
         order = np.lexsort((rows, -np.round(sims, 6)), axis=1)[:, :k]
         return np.take_along_axis(rows, order, 1), np.take_along_axis(sims, order, 1)
 
@@ -87,7 +102,7 @@ class ItemIndex:
             Item rows and similarities, both [C, k], in falling order of similarity; of equal ones those of an earlier answer first, as all
             titles of the catalogue are that an LLM names exactly; those of one answer in catalogue order.
         """
-        k = min(k, len(self._known))
+        k = min(k, len(self._items))
         used, which = np.unique(sets, return_inverse=True)
         absent = int(len(used) > 0 and used[0] < 0)
         near, near_sims = self.nearest(answers[used[absent:]], k)
@@ -122,7 +137,7 @@ class ItemIndex:
             Item rows and similarities, both [S, k], ordered as in `nearest` or `nearest_to_sets`. Where fewer than `k` items lie outside a
             session, the last of them is repeated with similarity 0, which adds nothing to eq. 5; where none does, the row is -1.
         """
-        k = min(k, len(self._known))
+        k = min(k, len(self._items))
         lengths = np.diff(starts)
         found, sims = np.full((len(answer), k), -1, np.int32), np.zeros((len(answer), k), np.float32)
         size = int(np.clip(_CELLS // max(self.catalogue, 1), 64, _SESSIONS))
@@ -180,6 +195,14 @@ def _best_distinct(items: Rows, sims: Vectors, place: Rows, lacking: npt.NDArray
     again[:, 1:] |= items[:, 1:] == items[:, :-1]
     best = np.sort(np.where(again, nothing, distance_and_place << 31 | items), axis=1)[:, :k]
     return best & (2**31 - 1), (2 - (best >> 41) / 1e6).astype(np.float32)
+
+
+def _distinct_rows(vectors: Vectors) -> tuple[Rows, Rows]:
+    """The distinct rows of vectors in order of first appearance: where each first appears [M'], and by row its number among them [M]."""
+    whole = vectors.view(np.dtype((np.void, vectors.dtype.itemsize * vectors.shape[1]))).ravel()
+    _, first, which = np.unique(whole, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    return first[order], np.argsort(order)[which]
 
 
 def localize(answers: Vectors, items: Vectors, k: int, factory: str = "Flat") -> tuple[Rows, Vectors]:

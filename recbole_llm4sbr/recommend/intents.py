@@ -2,17 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import torch
 from torch import Tensor
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.facts import intents_of
 from recbole_llm4sbr.base.records import IntentCounts
-from recbole_llm4sbr.data.rows import SessionRows
+from recbole_llm4sbr.data.features import Vectors
+from recbole_llm4sbr.data.folders import dataset_folder
+from recbole_llm4sbr.data.rows import SessionRows, read_items
 from recbole_llm4sbr.intent.encoder import Encoder
 from recbole_llm4sbr.intent.infer import localized
 from recbole_llm4sbr.intent.llm_intents import Intents, ask_llm, known_answers
@@ -51,6 +55,26 @@ class Found:
     of_items: bool
 
 
+@dataclass(frozen=True)
+class _Items:
+    """The M items of a model, padding among them, in the order of the catalogue: of its `.item` file, then those that came later.
+
+    Attributes:
+        order: the model's number of each, [M].
+        place: where each number stands here, [M].
+        tokens, titles: of each; titles as prompts have them.
+        vectors: of their texts, [M, D].
+        index: of those that intents may stand for.
+    """
+
+    order: npt.NDArray[np.int64]
+    place: npt.NDArray[np.int64]
+    tokens: list[str]
+    titles: list[str]
+    vectors: Vectors
+    index: ItemIndex
+
+
 class IntentLookup:
     """Looks intents up by what a session holds, for one trained model.
 
@@ -66,7 +90,6 @@ class IntentLookup:
         # the controls say nothing of a session
         self._own = self._settings["intent_source"] not in ("none", "random", "shuffled")
         self._encoder: Encoder | None = None
-        self._index: ItemIndex | None = None
         self._near: tuple[Any, Tensor] | None = None
 
     def __call__(self, rows: SessionRows, interaction: Any, source: Source) -> Found:
@@ -107,6 +130,8 @@ class IntentLookup:
         sims = held.sims.new_zeros(nearest.shape)
         if source == "nearest" or not self._own:
             return held.item_emb, nearest, sims
+        items = self._items
+        rows = SessionRows(items.tokens, rows.ids, items.place[rows.clicks].astype(np.int32), rows.starts, rows.targets)
         made = self._intents_of(rows, source)
         if made is None:
             return held.item_emb, nearest, sims
@@ -120,30 +145,50 @@ class IntentLookup:
                 places = torch.from_numpy(titles).to(nearest.device)
                 nearest[:, column, : places.size(1)] = torch.where(places < 0, 0, places + len(held.item_emb))
             return vectors, nearest, shares(nearest).to(sims.dtype)
-        assert self._index is not None
-        found = localized(made, rows, rows.tokens, self._index, settings)
+        found = localized(made, rows, items.tokens, items.index, settings)
         for column, view in enumerate(views):
             at = found.places[view]
             has = np.flatnonzero(at >= 0)
-            nearest[has, column] = torch.from_numpy(found.items[at[has], :k].astype(np.int64)).to(nearest.device)
+            nearest[has, column] = torch.from_numpy(items.order[found.items[at[has], :k]]).to(nearest.device)
             # as the feature files have them, with four decimals
             sims[has, column] = torch.from_numpy(np.round(found.sims[at[has], :k], 4)).to(sims)
         return held.item_emb, nearest, sims
 
+    @cached_property
+    def _items(self) -> _Items:
+        """The items as `infer` has them, in the order of the catalogue, so that intents do not hang on the model's numbers."""
+        dataset, settings = self._loaded.dataset, self._settings
+        tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field]]
+        catalogue = read_items(dataset_folder(settings) / f"{settings['dataset']}.item")["item_id"]
+        place = pd.Index(catalogue).get_indexer(tokens)
+        place[1:][place[1:] < 0] = len(catalogue)  # those that came after training, in their order; padding stays first
+        order = np.argsort(place, kind="stable")
+        vectors = item_vectors(self._loaded.config, dataset).numpy()
+        known = vectors.copy()
+        known[trained_part(dataset).item_num :] = 0  # no intent stands for an item that training does not have
+        return _Items(
+            order,
+            np.argsort(order),
+            [tokens[number] for number in order],
+            [self._titles[number] for number in order],
+            vectors[order],
+            ItemIndex(known[order], settings["faiss_index"]),
+        )
+
     def _intents_of(self, rows: SessionRows, source: Source) -> Intents | None:
-        """The sessions' intents before localization; None where there are none."""
-        settings = self._settings
-        if self._index is None:
-            texts = item_vectors(self._loaded.config, self._loaded.dataset).numpy()
-            known = texts.copy()
-            known[trained_part(self._loaded.dataset).item_num :] = 0  # no intent stands for an item that training does not have
-            self._texts, self._index = texts, ItemIndex(known, settings["faiss_index"])
+        """The sessions' intents before localization; None where there are none.
+
+        Args:
+            rows: sessions over the tokens of `_items`.
+            source: `ask` or `stored`.
+        """
+        settings, items = self._settings, self._items
         if intents_of(settings) == "session_text":
-            return Intents(*session_text(rows, rows.tokens, self._texts, settings["views"]), IntentCounts())
+            return Intents(*session_text(rows, items.tokens, items.vectors, settings["views"]), IntentCounts())
         if source == "ask":
             given = {**settings, "llm_batch": False}  # whoever asks here waits
-            return ask_llm(given, rows, self._text_encoder(), (rows.tokens, self._texts))
-        return known_answers(settings, rows, self._text_encoder, self._titles, self._texts)
+            return ask_llm(given, rows, self._text_encoder(), (items.tokens, items.vectors))
+        return known_answers(settings, rows, self._text_encoder, items.titles, items.vectors)
 
     def _text_encoder(self) -> Encoder:
         if self._encoder is None:
