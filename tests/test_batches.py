@@ -424,12 +424,19 @@ def test_a_file_that_breaks_off_is_read_again_and_one_without_an_end_is_not(worl
 def test_the_key_is_seen_nowhere(world, tmp_path, caplog, capsys):
     caplog.set_level("DEBUG", logger="recbole_llm4sbr")
     ask(world, tmp_path, ["key\nx", "expires\ny", *FINE], wait=20)
+    assert logged(tmp_path)["key\nx"] == "the answer holds the key of OPENAI_API_KEY"
     world.id = "{}" + KEY  # an endpoint that calls a batch by the key
     with pytest.raises(UserError) as error:
         ask(world, tmp_path, ["fine\nz"])
     said = caplog.text + str(error.value) + "".join(capsys.readouterr())
     assert KEY not in said + "".join(path.read_bytes().decode(errors="replace") for path in tmp_path.iterdir())
-    assert answers(world, tmp_path, ["key\nx"]) == ["is [key]"]
+
+
+def test_a_key_of_one_letter_changes_neither_answers_nor_the_ids_of_batches(world, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "b")
+    texts = ["fine\nbabe, b", *FINE]
+    ask(world, tmp_path, texts, wait=20)
+    assert answers(world, tmp_path, texts) == ["echo babe, b", *ECHO]
 
 
 def test_while_batches_are_under_way_nothing_of_them_is_asked_online_unless_they_are_given_up(world, tmp_path, capsys):

@@ -19,7 +19,7 @@ import torch
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.intent.backends import Request
-from recbole_llm4sbr.intent.backends.openai import OpenAIBackend
+from recbole_llm4sbr.intent.backends.openai import OpenAIBackend, hide_key
 from recbole_llm4sbr.intent.backends.transformers import TransformersBackend
 from recbole_llm4sbr.intent.prompts import PromptTemplate
 from recbole_llm4sbr.intent.questions import Questions
@@ -208,7 +208,7 @@ def ask(backend, texts, folder, rate=1.0):
 
 PASSING = ["busy*1", "broken*2", "reset*1", "hang*1", "half*1", "malformed*1", "page*2"]  # come right on another try
 LASTING = ["broken", "reset", "hang", "half", "malformed", "page", "empty", "bad", "huge", "bomb", "drip", "no_message", "string_message",
-    "number", "deep", "no_choices", "key_finish", "escapes"]  # fmt: skip
+    "number", "deep", "no_choices", "key_finish", "escapes", "key"]  # fmt: skip
 
 
 def test_whatever_goes_wrong_every_prompt_is_answered_or_logged_and_no_key_is_seen(server, backend, tmp_path, caplog):
@@ -225,7 +225,7 @@ def test_whatever_goes_wrong_every_prompt_is_answered_or_logged_and_no_key_is_se
     reasons = {each["prompt"].split("\n")[0]: each["reason"] for each in logged}
     assert "content_filter" in reasons["empty"]
     assert "context too long" in reasons["bad"]
-    assert counts.prompt_tokens == 7 * (len(fine + passing) + 3)  # the long and the empty answers count too
+    assert counts.prompt_tokens == 7 * (len(fine + passing) + 4)  # long and empty answers and one with the key count too
     times = [at for text, at in server.asked if text.startswith("busy")]
     assert 1.0 <= times[1] - times[0] < 3  # Retry-After was kept
     asked_once = ("bad", "huge", "bomb", "empty")  # another try would bring the same
@@ -233,6 +233,7 @@ def test_whatever_goes_wrong_every_prompt_is_answered_or_logged_and_no_key_is_se
     assert "larger than 4 MB" in reasons["huge"]
     assert "compressed" in reasons["bomb"]
     assert "\x1b" not in reasons["escapes"]
+    assert reasons["key"] == "the answer holds the key of OPENAI_API_KEY"
     seen = caplog.text + "".join(path.read_bytes().decode(errors="replace") for path in tmp_path.iterdir())
     assert KEY not in seen
     assert "[key]" in reasons["bad"]
@@ -241,13 +242,37 @@ def test_whatever_goes_wrong_every_prompt_is_answered_or_logged_and_no_key_is_se
 def test_an_answer_is_taken_once_whatever_its_usage_says_and_without_what_is_no_text(server, backend, tmp_path):
     usages = ["7", "[]", '{"prompt_tokens": "x"}', '{"prompt_tokens": -3}', '{"prompt_tokens": 1e999}', '{"completion_tokens": 1e30}',
         '{"prompt_tokens": null, "completion_tokens": 5}', '{"prompt_tokens": 99999999999999999999}']  # fmt: skip
-    texts = [f"usage\n{value}" for value in usages] + ["surrogate\nx", "parts\nx", "key\nx"]
+    texts = [f"usage\n{value}" for value in usages] + ["surrogate\nx", "parts\nx"]
     counts, answers = ask(backend(), texts, tmp_path)
     assert counts.calls == len(texts) == len(server.asked)
     assert counts.failures == 0
-    assert [answers[text] for text in texts] == ["Heat"] * len(usages) + ["Heat ?", "Heat (1995)", "the key is [key]"]
-    assert (counts.prompt_tokens, counts.answer_tokens) == (3 * 7, 5 + 3 * 3)
-    assert KEY not in (tmp_path / "answers.sqlite").read_bytes().decode(errors="replace")
+    assert [answers[text] for text in texts] == ["Heat"] * len(usages) + ["Heat ?", "Heat (1995)"]
+    assert (counts.prompt_tokens, counts.answer_tokens) == (2 * 7, 5 + 2 * 3)
+
+
+@pytest.mark.parametrize("key", ["k", "lamp", "oak-lamp", KEY])
+def test_answers_are_kept_as_they_came_whatever_the_key_is_and_messages_hide_it(key, server, backend, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    _, answers = ask(backend(), ["fine\noak lamp, oak-lamp"], tmp_path)
+    assert list(answers.values()) == ["echo oak lamp, oak-lamp"]
+    for what, said in (("bad", "context too long Bearer [key]; check"), ("unauthorized", "bad key Bearer [key]; check")):
+        with pytest.raises(UserError) as caught:
+            ask(backend(concurrency=1), [f"{what}\n{n}" for n in range(8)], tmp_path / what)
+        assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "said", "shown"),
+    [
+        ("k", "context of 4 k tokens, top-k, ask", "context of 4 k tokens, top-k, ask"),
+        ("k", "Incorrect API key provided: k. See api_key='k'", "Incorrect API key provided: [key]. See api_key='[key]'"),
+        ("sk-1", "sk-1 and sk-12, not desk-1", "[key] and sk-12, not desk-1"),
+        (KEY, f"x{KEY}y", "x[key]y"),
+        ("", "nothing to hide", "nothing to hide"),
+    ],
+)
+def test_a_short_key_is_hidden_as_a_word_and_a_long_one_anywhere(key, said, shown):
+    assert hide_key(said, key) == shown
 
 
 def test_a_prompt_of_several_lines_gets_the_tokens_of_each(server, backend, tmp_path):

@@ -228,7 +228,7 @@ class _Run:
             with temporary_file(self.failures.parent) as handle:
                 self.endpoint.download(file, handle)
                 handle.seek(0)
-                for line in reply_lines(handle, self.backend.hide):
+                for line in reply_lines(handle, self.backend.key):
                     if line is None or line.key not in keys:
                         self.passed_over["unreadable" if line is None else "to unknown requests"] += 1
                         continue

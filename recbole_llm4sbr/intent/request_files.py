@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import write_whole
-from recbole_llm4sbr.intent.backends.openai import hide_key
 from recbole_llm4sbr.intent.batch_rows import BatchRows
 from recbole_llm4sbr.intent.batches import openai_backend
 from recbole_llm4sbr.intent.questions import Questions
@@ -86,7 +85,7 @@ def import_replies(store: AnswerStore, path: str | Path) -> Imported:
     total, some = Imported(), list[Line]()
     unreadable = failed = 0
     with open(path, "rb") as handle:
-        for line in reply_lines(handle, lambda text: hide_key(text, key)):
+        for line in reply_lines(handle, key):
             if line is None:
                 unreadable += 1
             elif line.reply.failure:

@@ -5,12 +5,12 @@ elsewhere: whatever stands in a line costs that line and no more.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
 from recbole_llm4sbr.base.wording import printable
 from recbole_llm4sbr.intent.backends import Reply
-from recbole_llm4sbr.intent.backends.openai import read_completion
+from recbole_llm4sbr.intent.backends.openai import hide_key, read_completion
 
 ENDPOINT = "/v1/chat/completions"
 LONGEST_LINE = 4 * 1024 * 1024  # bytes
@@ -34,16 +34,16 @@ def request_line(key: bytes, body: Mapping[str, Any]) -> bytes:
     return json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
 
 
-def reply_lines(handle: BinaryIO, hide: Callable[[str], str]) -> Iterator[Line | None]:
+def reply_lines(handle: BinaryIO, key: str) -> Iterator[Line | None]:
     """The replies in a file, in its order; None for a line that is none.
 
     Args:
         handle: the file, open for reading.
-        hide: takes out of a text what nobody shall see.
+        key: that nobody shall see.
     """
     for line in _bounded_lines(handle):
         if line is None or line.strip():
-            yield None if line is None else _line(line, hide)
+            yield None if line is None else _line(line, key)
 
 
 def _bounded_lines(handle: BinaryIO) -> Iterator[bytes | None]:
@@ -57,22 +57,22 @@ def _bounded_lines(handle: BinaryIO) -> Iterator[bytes | None]:
         yield None
 
 
-def _line(text: bytes, hide: Callable[[str], str]) -> Line | None:
+def _line(text: bytes, key: str) -> Line | None:
     try:
         row = json.loads(text)
-        key = bytes.fromhex(row["custom_id"])
+        question = bytes.fromhex(row["custom_id"])
         response, error = row.get("response"), row.get("error")
     except _UNREADABLE:
         return None
     if not isinstance(response, dict) or response.get("status_code", 200) != 200:
-        return Line(key, Reply(0, failure=_reason(response, error, hide)))
+        return Line(question, Reply(0, failure=_reason(response, error, key)))
     try:
-        return Line(key, read_completion(0, response["body"], hide))
+        return Line(question, read_completion(0, response["body"], key))
     except _UNREADABLE as unreadable:
-        return Line(key, Reply(0, failure=f"the reply cannot be read ({type(unreadable).__name__})"))
+        return Line(question, Reply(0, failure=f"the reply cannot be read ({type(unreadable).__name__})"))
 
 
-def _reason(response: Any, error: Any, hide: Callable[[str], str]) -> str:
+def _reason(response: Any, error: Any, key: str) -> str:
     """Why a request failed: what the line says, or the reply in it."""
     said = ""
     if isinstance(response, dict):
@@ -81,4 +81,4 @@ def _reason(response: Any, error: Any, hide: Callable[[str], str]) -> str:
         error = (body.get("error") if isinstance(body, dict) else None) or error
     if isinstance(error, dict):
         said = ": ".join(filter(None, [said, *(str(error[each]) for each in ("code", "message") if error.get(each))]))
-    return hide(printable(said))[:300] or "no answer and no reason"
+    return hide_key(printable(said), key)[:300] or "no answer and no reason"

@@ -1,7 +1,7 @@
 """Backend `openai`: any endpoint that speaks OpenAI's chat completions: vLLM, llama.cpp, Ollama, hosted services.
 
-The key comes from the environment (OPENAI_API_KEY) and goes nowhere but into the request; whatever an endpoint says is searched for it
-before anyone sees it. Retries with back-off and jitter, and Retry-After, are the openai client's own; that a reply ends, in time and in
+The key comes from the environment (OPENAI_API_KEY) and goes nowhere but into the request; whatever an endpoint says of itself is searched
+for it before anyone sees it. Answers are never rewritten: one that holds a key is a failure. Retries with back-off and jitter, and Retry-After, are the openai client's own; that a reply ends, in time and in
 size, is seen to here.
 """
 
@@ -11,7 +11,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from queue import Empty, SimpleQueue
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,6 +24,8 @@ from recbole_llm4sbr.intent.cleaning import without_thoughts
 
 _HOSTED = "https://api.openai.com/v1"
 _LONGEST = 4_000  # characters kept of an answer; the prompts ask for names
+_SECRET = 12  # characters from which on a key stands in no text by chance
+_ANNOUNCED = r"((?<![a-z])(?:bearer|key|token)(?: provided)?[\s:=\"'(]+)"  # what stands before a key
 _LARGEST = 4 * 1024 * 1024  # bytes of a reply
 _OF_FORMAT = re.compile(
     r"response_?format|json_?\s?schema|structured|guided|grammar", re.I
@@ -81,8 +83,8 @@ class OpenAIBackend:
             raise UserError(f"llm_url={url!r} is not an address; write it as http://127.0.0.1:8000/v1")
         if parts.username or parts.password or parts.query:
             raise UserError("llm_url holds a password or a query; put the key into the environment variable OPENAI_API_KEY")
-        self._key = os.environ.get("OPENAI_API_KEY", "").strip()
-        self._lacks_key = not self._key and parts.hostname == urlsplit(_HOSTED).hostname
+        self.key = os.environ.get("OPENAI_API_KEY", "").strip()
+        self._lacks_key = not self.key and parts.hostname == urlsplit(_HOSTED).hostname
         if not name:
             self.check_key()
         self.identity = name or f"{llm} at {parts.netloc}{parts.path.rstrip('/')}"
@@ -114,7 +116,7 @@ class OpenAIBackend:
         """A client of the endpoint; a reply must have come after `whole` seconds, unless it is streamed."""
         return self._openai.OpenAI(
             base_url=self.url,
-            api_key=self._key or "none",
+            api_key=self.key or "none",
             timeout=self._timeout,
             max_retries=self.retries,
             http_client=_bounded_client(self._openai, self._timeout, whole),
@@ -230,7 +232,7 @@ class OpenAIBackend:
             try:
                 reply = self._client.post("/chat/completions", body=body, cast_to=object)
                 self._answered = True
-                return read_completion(position, reply, self.hide)
+                return read_completion(position, reply, self.key)
             except self._openai.OpenAIError as error:  # the client has retried what is worth it
                 if isinstance(error, self._fatal):
                     raise UserError(
@@ -275,26 +277,34 @@ class OpenAIBackend:
         return self.hide(printable(f"{type(error).__name__}: {error}"))[:300]
 
     def hide(self, text: str) -> str:
-        """A text from the endpoint, without the key."""
-        return hide_key(text, self._key)
+        """What the endpoint says of itself, without the key."""
+        return hide_key(text, self.key)
 
 
 def hide_key(text: str, key: str) -> str:
-    """A text from elsewhere without a key in it.
+    """A message without a key in it; answers, which are data, are not changed so.
 
-    >>> hide_key("Bearer sk-1", "sk-1"), hide_key("as it is", "")
-    ('Bearer [key]', 'as it is')
+    A key of `_SECRET` characters is hidden wherever it stands. A shorter one, as servers of one's own take, is hidden as a whole word; one
+    of up to two characters, which may well be a word of the message, only where something like "key" or "Bearer" announces it.
+
+    >>> hide_key("Bearer sk-1", "sk-1"), hide_key("no key k, ok", "k"), hide_key("a token limit", "a"), hide_key("as it is", "")
+    ('Bearer [key]', 'no key [key], ok', 'a token limit', 'as it is')
     """
-    return text.replace(key, "[key]") if key else text
+    if not key or len(key) >= _SECRET:
+        return text.replace(key, "[key]") if key else text
+    whole = rf"(?<![\w-]){re.escape(key)}(?![\w-])"
+    if len(key) > 2:
+        return re.sub(whole, "[key]", text)
+    return re.sub(rf"(?i:{_ANNOUNCED}){whole}", r"\1[key]", text)
 
 
-def read_completion(position: int, reply: Any, hide: Callable[[str], str]) -> Reply:
-    """The answer in a chat completion.
+def read_completion(position: int, reply: Any, key: str) -> Reply:
+    """The answer in a chat completion, as it came; a failure where it is empty or holds the key.
 
     Args:
         position: of its request.
         reply: JSON from an endpoint, of any form.
-        hide: takes out of a text what nobody shall see.
+        key: that nobody shall see.
 
     Raises:
         ValueError, TypeError, LookupError, AttributeError: it has another form.
@@ -306,13 +316,16 @@ def read_completion(position: int, reply: Any, hide: Callable[[str], str]) -> Re
     if content is not None and not isinstance(content, str):
         raise TypeError(f"the content is a {type(content).__name__}")
     answer = without_thoughts(content or "")
-    text = hide(answer[:_LONGEST]).encode("utf-8", "replace").decode()  # half a surrogate pair is no text
+    text = answer[:_LONGEST].encode("utf-8", "replace").decode()  # half a surrogate pair is no text
     usage = reply.get("usage")
     tokens = _tokens(usage, "prompt_tokens"), _tokens(usage, "completion_tokens")
+    finish = choice.get("finish_reason")
     if not text.strip():
-        reason = hide(printable(str(choice.get("finish_reason"))))[:100]
+        reason = hide_key(printable(str(finish)), key)[:100]
         what = "thoughts without an answer; raise --llm_max_new_tokens" if (content or "").strip() else "an empty answer"
         return Reply(position, "", f"{what} (finish_reason {reason!r})", *tokens)
+    if len(key) >= _SECRET and key in answer:
+        return Reply(position, "", "the answer holds the key of OPENAI_API_KEY", *tokens)
     return Reply(position, text, "", *tokens)
 
 
