@@ -16,6 +16,7 @@ from recbole_llm4sbr.intent.backends.echo import EchoBackend
 from recbole_llm4sbr.intent.cleaning import clean
 from recbole_llm4sbr.intent.questions import Questions, estimate
 from recbole_llm4sbr.intent.store import AnswerStore, Asker, answer_key, read_answers, shipped_answers, write_answers
+from recbole_llm4sbr.intent.titles import TitleReader
 
 QUALIFIER = "Guess one movie this person loves. Think of the whole list."
 
@@ -253,6 +254,43 @@ def test_answers_of_one_model_that_were_decoded_otherwise_are_exported_and_dropp
     assert store.export(tmp_path / "out.jsonl", "m", "t", "greedy") == 2
     assert read_answers(tmp_path / "out.jsonl")[0]["decoding"] == {"sampling": "greedy"}
     assert (store.drop("m", "", "likeliest"), len(store)) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    "lead_in",
+    [
+        "Here is one thing this person loves:",
+        "Sure! Here's a movie that they would enjoy:",
+        "Based on the list, I think this person likes:",
+        "I would say:",
+        "The next item in the session could be:",
+        "My recommendation for you:",
+        "One movie this person loves is:",
+        "Guess one movie this person loves:",
+    ],
+)
+def test_a_sentence_with_a_colon_before_the_name_goes(lead_in):
+    names = ["Oak Lamp", "Star Wars: A New Hope", "Mission: Impossible", "101 Dalmatians", "the colour of spring: a jug"]
+    for name in names:
+        for raw in (f"{lead_in} {name}", f'{lead_in} "{name}".', f"{lead_in} **{name}**", f"{lead_in}\n{name}"):
+            assert clean(raw, [QUALIFIER]) == name
+            if "\n" not in raw:
+                assert TitleReader(["long"], 3, [QUALIFIER], []).read(f"1. {raw}\n2. Heat") == [[name, "Heat"]]
+
+
+def test_no_title_loses_what_stands_before_its_colon():
+    titles = [
+        "Star Wars: A New Hope", "Mission: Impossible", "2001: A Space Odyssey", "Alien: Resurrection", "Dr. Strangelove or: How I Learned",
+        "Here Is Where We Meet: A Fiction", "The Person You Love Is 72.8% Water: Stories", "oak lamp: small",
+        "in the mood for love: the soundtrack", "The one that got away: a novel",
+    ]  # fmt: skip
+    assert [clean(title, [QUALIFIER]) for title in titles] == titles
+    # titles of the catalogue stay, whatever they read like, and so does what a title of the catalogue begins with
+    known = ["my next item: heat", "heat", "here is one thing this person loves: oak lamp", "oak lamp"]
+    assert [clean(title, [], known) for title in known] == known
+    assert clean("my next item: Heat Wave", [], known) == "my next item: Heat Wave"
+    assert clean("A thing so fine: Oak Lamp", [], known) == "Oak Lamp"  # what follows is a title of the catalogue
+    assert clean("Crimson Lamp Shop: Oak Lamp", [], known) == "Crimson Lamp Shop: Oak Lamp"
 
 
 @pytest.mark.parametrize(

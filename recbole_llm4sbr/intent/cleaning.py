@@ -20,6 +20,14 @@ _REFUSAL = re.compile(
     r"|make|name|predict|provide|recommend|say|see|suggest|sure|tell|think|understand)\b)"
     r"|[Uu]nfortunately(?:$|,? (?:[a-z]|I\b))|(?:[Nn]/?[Aa]|[Nn]one|[Uu]nknown)$)"
 )
+# What may stand before a colon and the name: a sentence in small letters that speaks of answering, as no title of an item does.
+_SENTENCE = re.compile(r"\S+(?: +(?:[a-z0-9(]\S*|I(?:['’]\w+)?))+")
+_ANNOUNCES = re.compile(
+    r"^here(?:['’]s| is| are| you)\b|\b(?:person|user|customer|viewer|buyer|guess|recommend\w*|suggest\w*|answer|my (?:choice|pick)"
+    r"|movie|film|product|item|title|I(?:['’]d| would| think| believe)|would (?:love|like|enjoy|pick|choose|watch|buy)"
+    r"|(?:s?he|they) (?:loves?|likes?|enjoys?|picks?))\b",
+    re.I,
+)
 _PLACEHOLDER = re.compile(r"^(?:movie|product|item|thing|title|name|answer)(?: (?:title|name))?(?: #?\d+)?$", re.I)
 
 
@@ -33,10 +41,12 @@ def clean(raw: str, qualifiers: Sequence[str] = (), titles: Collection[str] = ()
 
     >>> clean('1. "Toy Story" is a good choice.'), clean("Sure! My guess is: Heat (1995)"), clean("I'm sorry, I cannot")
     ('Toy Story', 'Heat (1995)', '')
+    >>> clean("Here is one thing this person loves: Oak Lamp"), clean("Star Wars: A New Hope")
+    ('Oak Lamp', 'Star Wars: A New Hope')
     >>> clean("Sorry"), clean("Sorry", titles={"sorry"}), clean("Movie 43"), clean("Movie 43", titles={"movie 43"})
     ('', 'Sorry', '', 'Movie 43')
     """
-    text = tidy(raw)
+    text = tidy(raw, titles)
     words = re.findall(r"\w+", text.lower())
     no_title = _PLACEHOLDER.match(text) or _REFUSAL.match(text)
     if not words or (no_title and text.casefold() not in titles):
@@ -59,10 +69,14 @@ def without_thoughts(raw: str) -> str:
     return "" if not end and raw.lstrip().startswith("<think>") else answer
 
 
-def tidy(raw: str) -> str:
+def tidy(raw: str, titles: Collection[str] | None = None) -> str:
     """The first line of an answer that does not announce others, without numbering, quotes and talk around it, whatever is left.
 
     Titles of items are compared so, too.
+
+    Args:
+        raw: an answer, or a title.
+        titles: as for `clean`, of an answer: a sentence before its name goes, too; None for a title, whose colons are its own.
 
     >>> tidy("Here is my guess:\\n'Heat (1995)'")
     'Heat (1995)'
@@ -74,5 +88,28 @@ def tidy(raw: str) -> str:
         before = text
         for pattern in _BEFORE:
             text = re.sub(rf"^{pattern}", "", text, flags=re.I)
+        if titles is not None:
+            text = _behind_lead_in(text, titles)
     text = re.split(r"[\"“”]", text)[0]  # what follows a closing quote is talk
     return re.sub(r"[\s.,;:!*_`'’]+$", "", re.sub(r"\s+", " ", text))
+
+
+def _behind_lead_in(text: str, titles: Collection[str]) -> str:
+    """What stands behind the colon of a sentence that announces a name; the whole text where no such sentence begins it.
+
+    A title keeps its colon ("Mission: Impossible"): those of the catalogue always, others unless what stands before it reads like a
+    sentence in small letters about an answer.
+
+    >>> _behind_lead_in("One that fits well: Oak Lamp", {"oak lamp"}), _behind_lead_in("My next item: part 2", {"my next item: part 2"})
+    ('Oak Lamp', 'My next item: part 2')
+    """
+    head, colon, rest = text.partition(": ")
+    if not colon or not rest.strip() or re.search(r"[\"“”]", head):
+        return text
+    announces, sentence = _ANNOUNCES.search(head), _SENTENCE.fullmatch(head)
+    if tidy(rest).casefold() in titles:
+        lead_in = announces or (sentence and head.count(" ") > 1)
+    else:
+        lead_in = announces and sentence
+    begun = f"{tidy(head).casefold()}:"
+    return rest if lead_in and not any(title.startswith(begun) for title in titles) else text

@@ -1,8 +1,8 @@
 """Backend `openai`: any endpoint that speaks OpenAI's chat completions: vLLM, llama.cpp, Ollama, hosted services.
 
 The key comes from the environment (OPENAI_API_KEY) and goes nowhere but into the request; whatever an endpoint says of itself is searched
-for it before anyone sees it. Answers are never rewritten: one that holds a key is a failure. Retries with back-off and jitter, and Retry-After, are the openai client's own; that a reply ends, in time and in
-size, is seen to here.
+for it before anyone sees it. Answers are never rewritten: one that holds a key is a failure. Retries with back-off and jitter, and
+Retry-After, are the openai client's own; that a reply ends, in time and in size, is seen to here.
 """
 
 import importlib
