@@ -15,7 +15,7 @@ from recbole_llm4sbr.intent.backends import Reply, Request
 from recbole_llm4sbr.intent.backends.echo import EchoBackend
 from recbole_llm4sbr.intent.cleaning import clean
 from recbole_llm4sbr.intent.questions import Questions, estimate
-from recbole_llm4sbr.intent.store import AnswerStore, Asker, answer_key, read_answers, shipped_answers, write_answers
+from recbole_llm4sbr.intent.store import Answer, AnswerStore, Asker, answer_key, read_answers, shipped_answers, write_answers
 from recbole_llm4sbr.intent.titles import TitleReader
 
 QUALIFIER = "Guess one movie this person loves. Think of the whole list."
@@ -111,7 +111,7 @@ def ask(backend, requests, store, failures=None, rate=0.01, **changed):
     store = AnswerStore(store)
     questions = Questions(backend, requests, store, "t", **changed)
     counts = questions.ask(failures or store.path.with_name("failures.jsonl"), rate)
-    names, numbers = questions.answers(lambda raw: [raw], 1)
+    names, numbers, _ = questions.answers(lambda answer: [answer.text], 1)
     store.close()
     return counts, [names[number] if number >= 0 else None for number in numbers[questions.number, 0]]
 
@@ -127,10 +127,50 @@ def test_equal_requests_are_sent_once_and_a_second_run_sends_none(tmp_path):
 
 
 def test_shipped_answers_serve_only_their_own_model_and_decoding(tmp_path):
-    one, two = b"1" * 16, b"2" * 16
-    write_answers(tmp_path / "a.jsonl", {"model": "m", "decoding": {"n": 1}}, [(one.hex(), 'a "quoted" one'), (two.hex(), "é")])
-    assert shipped_answers("m", {"n": 1}, tmp_path) == {one: 'a "quoted" one', two: "é"}
+    one, two, quoted = b"1" * 16, b"2" * 16, Answer('a "quoted" one', cut=True)
+    write_answers(tmp_path / "a.jsonl", {"model": "m", "decoding": {"n": 1}}, [(one.hex(), quoted), (two.hex(), Answer("é"))])
+    assert shipped_answers("m", {"n": 1}, tmp_path) == {one: quoted, two: Answer("é")}
     assert shipped_answers("m", {"n": 2}, tmp_path) == shipped_answers("m2", {"n": 1}, tmp_path) == {}
+
+
+class Short(EchoBackend):
+    """Echo whose answers about an even number were cut."""
+
+    def generate(self, requests):
+        for reply in super().generate(requests):
+            yield reply._replace(cut=reply.answer[-1] in "02468")
+
+
+def test_a_cut_answer_is_stored_as_such_and_not_asked_again(tmp_path):
+    requests = [Request("s", f"1. item {n}") for n in range(10)]
+    assert ask(Short(), requests, tmp_path / "store")[0].calls == 10
+    assert ask(Short(), requests, tmp_path / "store")[0].calls == 0
+
+    def cut(path):
+        questions = Questions(Short(), requests, AnswerStore(path), "t")
+        return [questions.answer(n) for n in range(10)], questions.answers(lambda answer: [answer.text], 1)[2].tolist()
+
+    expected = [Answer(f"item {n}", n % 2 == 0) for n in range(10)], [n % 2 == 0 for n in range(10)]
+    assert cut(tmp_path / "store") == expected
+    store = AnswerStore(tmp_path / "store")
+    assert store.export(tmp_path / "out.jsonl", "echo", "t") == 10
+    assert AnswerStore(tmp_path / "other").import_answers(tmp_path / "out.jsonl") == 10
+    assert cut(tmp_path / "other") == expected
+    whole = ask(EchoBackend(), requests, tmp_path / "store", since=int(time.time()) + 1)
+    assert whole[0].calls == 10
+    assert not any(cut(tmp_path / "store")[1])  # those of the refresh are whole
+    assert store.drop("echo", "t") == 10
+    assert store.rows("SELECT * FROM cut") == []
+
+
+def test_a_store_of_an_earlier_version_keeps_its_answers(tmp_path):
+    requests = [Request("s", f"1. item {n}") for n in range(4)]
+    ask(EchoBackend(), requests, tmp_path / "store")
+    with sqlite3.connect(tmp_path / "store") as db:
+        db.execute("DROP TABLE cut")  # as stores were before
+    counts, answers = ask(EchoBackend(), requests, tmp_path / "store")
+    assert (counts.calls, answers) == (0, [f"item {n}" for n in range(4)])
+    assert ask(Short(), [Request("s", "1. item 8")], tmp_path / "store")[0].calls == 1
 
 
 class Faulty(EchoBackend):
@@ -243,7 +283,7 @@ def test_export_and_import_carry_answers_to_another_store_and_drop_removes_them(
 def test_answers_of_one_model_that_were_decoded_otherwise_are_exported_and_dropped_apart(tmp_path):
     store = AnswerStore(tmp_path / "store")
     for number, sampling in enumerate(("greedy", "greedy", "5 likeliest by beam search")):
-        store.put([(bytes([number]) * 16, f"answer {number}")], store.source("m", {"sampling": sampling}, "t"))
+        store.put([(bytes([number]) * 16, Answer(f"answer {number}"))], store.source("m", {"sampling": sampling}, "t"))
     with pytest.raises(UserError, match=r"more than one kind of answers fits.*--decoding=greedy"):
         store.export(tmp_path / "out.jsonl", "m", "t")
     with pytest.raises(UserError, match=r"holds no answers of a model named like 'm'.* and decoding like 'top_p'"):
@@ -300,6 +340,7 @@ def test_no_title_loses_what_stands_before_its_colon():
         ('{"provenance": {"model": "m"}}\n', "not a file of exported answers"),
         ('{"provenance": {"model": "m", "decoding": {}}}\n["00", "x"]\n', "line 2, is not a key"),
         (f'{{"provenance": {{"model": "m", "decoding": {{}}}}}}\n["{"0" * 32}", "x"]\n["{"1" * 32}", ', "line 3, is not a key"),
+        (f'{{"provenance": {{"model": "m", "decoding": {{}}}}}}\n["{"0" * 32}", "x", "y"]\n', "line 2, is not a key"),
     ],
 )
 def test_a_broken_file_of_answers_is_refused_and_nothing_of_it_is_taken(tmp_path, text, complaint):
@@ -407,8 +448,8 @@ def test_a_question_that_another_process_is_asking_is_waited_for_and_asked_when_
 
 def test_half_a_surrogate_pair_in_an_answer_does_not_hinder_the_others(tmp_path):
     store = AnswerStore(tmp_path / "store")
-    store.put([(b"a", "fine"), (b"b", "half \ud83d")], store.source("m", {}, "t"))
-    assert store.get([b"a", b"b"]) == {b"a": "fine", b"b": "half ?"}
+    store.put([(b"a", Answer("fine")), (b"b", Answer("half \ud83d"))], store.source("m", {}, "t"))
+    assert store.get([b"a", b"b"]) == {b"a": Answer("fine"), b"b": Answer("half ?")}
 
 
 def test_a_store_that_lost_a_table_is_refused(tmp_path):

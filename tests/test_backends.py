@@ -44,6 +44,19 @@ def one_by_one(folder, asked, max_new_tokens):
     return answers
 
 
+@pytest.mark.parametrize("lines", [1, 2])
+def test_an_answer_is_cut_where_the_model_went_on_to_the_limit(tiny_llm, monkeypatch, lines):
+    monkeypatch.setattr("recbole_llm4sbr.intent.backends.transformers.compute_dtype", lambda device: torch.float32)
+    asked = [request._replace(lines=lines) for request in requests()]
+    long, short = (list(TransformersBackend(tiny_llm, limit, device="cpu").generate(asked)) for limit in (60, 12))
+    whole = {reply.position: reply for reply in long}
+    cut = {reply.position: reply.cut for reply in short}
+    assert {True, False} == set(cut.values())
+    for reply in short:
+        assert whole[reply.position].answer.startswith(reply.answer)
+        assert reply.cut == (whole[reply.position].answer_tokens > 12 * lines)
+
+
 def answers(backend, asked):
     return {reply.position: reply.answer for reply in backend.generate(asked)}
 

@@ -25,16 +25,16 @@ from recbole_llm4sbr.intent.batch_rows import BatchRow, BatchRows
 from recbole_llm4sbr.intent.batches import ask_in_batches
 from recbole_llm4sbr.intent.questions import Questions, estimate
 from recbole_llm4sbr.intent.request_files import import_replies, write_questions
-from recbole_llm4sbr.intent.store import AnswerStore
+from recbole_llm4sbr.intent.store import Answer, AnswerStore
 
 KEY = "sk-very-secret-0123456789"
 ALWAYS = 10**6
-WORDS = ("empty", "key", "expires", "fails", "lost")
+WORDS = ("empty", "key", "limit", "expires", "fails", "lost")
 
 
-def completion(text):
+def completion(text, finish="stop"):
     message = {"role": "assistant", "content": text}
-    return {"choices": [{"finish_reason": "stop", "message": message}], "usage": {"prompt_tokens": 7, "completion_tokens": 3}}
+    return {"choices": [{"finish_reason": finish, "message": message}], "usage": {"prompt_tokens": 7, "completion_tokens": 3}}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -181,9 +181,12 @@ class World:
             what, _, times = question.split()[0].partition("*")
             what = what if what in WORDS and self.runs[name] <= int(times or 10**6) else "fine"
             reply = {"id": f"r{name}", "custom_id": name, "response": None, "error": None}
-            if what in ("fine", "empty", "key"):
-                text = {"fine": f"echo {question.splitlines()[-1]}", "empty": "", "key": f"is {KEY}"}[what]
-                lines["output"].append(reply | {"response": {"status_code": 200, "body": completion(text)}})
+            if what in ("fine", "empty", "key", "limit"):
+                text = {"fine": f"echo {question.splitlines()[-1]}", "empty": "", "key": f"is {KEY}", "limit": "Crouching Ti"}[
+                    what
+                ]
+                body = completion(text, "length" if what == "limit" else "stop")
+                lines["output"].append(reply | {"response": {"status_code": 200, "body": body}})
                 self.paid[name] += 1
             elif what == "expires":
                 status = "expired"
@@ -234,7 +237,7 @@ def ask(world, folder, texts, wait=0.0, rate=1.0, **changed):
 
 def answers(world, folder, texts):
     questions = asked_of(world.url, folder, texts)
-    found = [questions.raw_answer(position) for position in range(len(texts))]
+    found = [answer and answer.text for answer in map(questions.answer, range(len(texts)))]
     questions.store.close()
     return found
 
@@ -432,6 +435,13 @@ def test_the_key_is_seen_nowhere(world, tmp_path, caplog, capsys):
     assert KEY not in said + "".join(path.read_bytes().decode(errors="replace") for path in tmp_path.iterdir())
 
 
+def test_an_answer_of_a_batch_that_ended_at_the_token_limit_is_cut_and_not_asked_again(world, tmp_path):
+    ask(world, tmp_path, ["limit\nx", *FINE], wait=20)
+    questions = asked_of(world.url, tmp_path, ["limit\nx", *FINE])
+    assert [questions.answer(n) for n in range(11)] == [Answer("Crouching Ti", True), *map(Answer, ECHO)]
+    assert ask(world, tmp_path, ["limit\nx", *FINE]).calls == 0
+
+
 def test_a_key_of_one_letter_changes_neither_answers_nor_the_ids_of_batches(world, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "b")
     texts = ["fine\nbabe, b", *FINE]
@@ -464,12 +474,12 @@ def ask_at_another_address(world, tmp_path):
 
 def test_a_store_of_an_earlier_version_opens_with_its_answers(tmp_path, world):
     store = AnswerStore(tmp_path / "answers.sqlite")
-    store.put([(b"a" * 16, "kept")], store.source("m", {}, "t"))
+    store.put([(b"a" * 16, Answer("kept"))], store.source("m", {}, "t"))
     store.close()
     with sqlite3.connect(tmp_path / "answers.sqlite") as db:
         db.executescript("DROP TABLE batches; DROP TABLE batched; DROP TABLE requested;")
     assert ask(world, tmp_path, FINE, wait=20).calls == 10
-    assert AnswerStore(tmp_path / "answers.sqlite").get([b"a" * 16]) == {b"a" * 16: "kept"}
+    assert AnswerStore(tmp_path / "answers.sqlite").get([b"a" * 16]) == {b"a" * 16: Answer("kept")}
 
 
 def test_a_batch_that_a_living_process_is_making_is_left_to_it_and_one_of_a_dead_process_is_taken_over(world, tmp_path):
@@ -692,7 +702,11 @@ def test_answers_are_imported_under_the_model_that_was_asked_for_and_nothing_nee
     mine = OpenAIBackend("m", 16, name="mine")
     assert write_questions(Questions(mine, requests, store, "t"), tmp_path / "requests.jsonl") == 5
     runner(tmp_path / "requests.jsonl", tmp_path / "replies.jsonl")
+    lines = (tmp_path / "replies.jsonl").read_text().splitlines()
+    lines = [line.replace('"stop"', '"length"') if '"title 1"' in line else line for line in lines]
+    (tmp_path / "replies.jsonl").write_text("\n".join(lines) + "\n")
     assert import_replies(store, tmp_path / "replies.jsonl").new == 4
+    assert len(store.rows("SELECT * FROM cut")) == 1
     assert len(Questions(mine, requests, store, "t").missing) == 1
     assert len(Questions(OpenAIBackend("m", 16, name="another"), requests, store, "t").missing) == 5
     assert [(row["model"], row["answers"]) for row in store.statistics()] == [("mine", 4)]

@@ -18,7 +18,7 @@ from recbole_llm4sbr.cli.main import main
 from recbole_llm4sbr.experiment.compare import compare
 from recbole_llm4sbr.intent.llm_intents import FAILURES, STORE
 from recbole_llm4sbr.intent.prompts import PromptTemplate
-from recbole_llm4sbr.intent.store import AnswerStore
+from recbole_llm4sbr.intent.store import Answer, AnswerStore
 from recbole_llm4sbr.report.page import report
 
 MARKUP = '"><img src=x onerror=alert(1)>'
@@ -233,7 +233,7 @@ def test_titles_and_models_cannot_command_the_terminal(line, tiny, raw, tmp_path
         == 0
     )
     store = AnswerStore("other/answers.sqlite")
-    store.put([(b"k", "x")], store.source("evil \x1b[31m", {}, "t"))
+    store.put([(b"k", Answer("x"))], store.source("evil \x1b[31m", {}, "t"))
     store.close()
     assert main(["answers", "stats", "--atomic_path=other"]) == 0
     captured = capsys.readouterr()

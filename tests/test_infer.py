@@ -1,6 +1,7 @@
 import multiprocessing
 import random
 import time
+from contextlib import closing
 
 import numpy as np
 import pandas as pd
@@ -11,12 +12,13 @@ from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.data.checks import check_run_files
 from recbole_llm4sbr.data.folders import dataset_folder
 from recbole_llm4sbr.data.prepare import prepare
-from recbole_llm4sbr.data.rows import read_items
+from recbole_llm4sbr.data.rows import read_items, read_sessions
 from recbole_llm4sbr.data.sessions import PARTS
 from recbole_llm4sbr.intent.encoder import Encoder
-from recbole_llm4sbr.intent.infer import infer
-from recbole_llm4sbr.intent.llm_intents import _spread
+from recbole_llm4sbr.intent.infer import describe_counts, infer
+from recbole_llm4sbr.intent.llm_intents import STORE, _spread, asked_about
 from recbole_llm4sbr.intent.prompts import item_texts
+from recbole_llm4sbr.intent.store import AnswerStore
 
 FILES = ("tiny.itememb", "tiny.sessemb", "tiny.intentemb", "infer.json")
 
@@ -32,6 +34,25 @@ def table(settings, name):
 
 def rows_of(settings):
     return {row: prefix for row, prefix, _ in session_rows(dataset_folder(settings), "tiny", *PARTS)}
+
+
+def test_answers_that_were_cut_are_missing_and_the_summary_names_the_remedy(settings_for, tiny_llm):
+    settings = settings_for(llm=tiny_llm, llm_backend="transformers", llm_device="cpu", llm_max_new_tokens=12, max_sessions=40)
+    prepare(settings)
+    counts = infer(settings).counts
+    rows = read_sessions(dataset_folder(settings), "tiny", *PARTS)
+    asked = [each for views in asked_about(settings, rows) for each in views.values() if each.raw is not None]
+    assert not any(end in each.raw for each in asked if each.cut for end in '"\n')
+    assert not any(each.names for each in asked if each.cut)
+    with closing(AnswerStore(dataset_folder(settings).parent / STORE)) as store:
+        assert 0 < len(store.rows("SELECT * FROM cut")) < len(store)
+    assert 0 < counts.cut <= counts.no_intent
+    assert f"of these {counts.cut:,} with an answer that was cut (raise --llm_max_new_tokens)" in describe_counts(counts)
+    again = infer(settings | {"rebuild": True}).counts
+    assert (again.calls, again.cut) == (0, counts.cut)
+    assert infer(settings).counts.cut == counts.cut  # as the files say
+    with pytest.raises(UserError, match=r"names anything; [0-9]+ were cut: raise --llm_max_new_tokens"):
+        infer(settings | {"rebuild": True, "llm_max_new_tokens": 1})
 
 
 def test_every_session_gets_the_items_nearest_to_its_answer(tiny):

@@ -103,6 +103,9 @@ class Handler(BaseHTTPRequestHandler):
     def long(self, _):
         self.say("long " * 1_000)
 
+    def at_limit(self, _):
+        self.say("Crouching Tiger, Hid", "length")
+
     def bomb(self, _):
         self.send(200, gzip.compress(b"0" * 20_000_000).decode("latin-1"), Content_Encoding="gzip")
 
@@ -201,7 +204,7 @@ def ask(backend, texts, folder, rate=1.0):
     store = AnswerStore(folder / "answers.sqlite")
     questions = Questions(backend, [Request("s", text) for text in texts], store, "t")
     counts = questions.ask(folder / "failures.jsonl", rate)
-    names, numbers = questions.answers(lambda raw: [raw], 1)
+    names, numbers, _ = questions.answers(lambda answer: [answer.text], 1)
     store.close()
     return counts, {text: names[number] for text, number in zip(texts, numbers[questions.number, 0]) if number >= 0}
 
@@ -273,6 +276,13 @@ def test_answers_are_kept_as_they_came_whatever_the_key_is_and_messages_hide_it(
 )
 def test_a_short_key_is_hidden_as_a_word_and_a_long_one_anywhere(key, said, shown):
     assert hide_key(said, key) == shown
+
+
+def test_an_answer_that_ended_at_the_token_limit_is_cut(backend):
+    texts = ["fine\nx", "at_limit\nx", "long\nx"]
+    found = {texts[reply.position]: reply for reply in backend().generate([Request("s", text) for text in texts])}
+    assert [found[text].cut for text in texts] == [False, True, True]  # what is longer than we keep is cut, too
+    assert not any(reply.failure for reply in found.values())
 
 
 def test_a_prompt_of_several_lines_gets_the_tokens_of_each(server, backend, tmp_path):

@@ -64,7 +64,7 @@ CATALOGUE = ["Heat", "Babe", "Sorry, Wrong Number", "I can't say", "Good, the Ba
         ('```json\n{"titles": ["Alien", "Babe"]}\n```', ["Alien", "Babe"]),
         ('["Alien", {"title": "Babe", "year": 1995}, 7, null]', ["Alien", "Babe"]),
         ('{"titles": ["Say \\"Anything\\""]}', ["Say 'Anything"]),
-        ('{"titles": ["Alien", "Babe", "He', ["Alien", "Babe", "He"]),  # cut off
+        ('{"titles": ["Alien", "Babe", "He', ["Alien", "Babe"]),  # cut off
         ('{\n  "titles": [\n    "Alien",\n    "Babe",\n', ["Alien", "Babe"]),
         ("[" * 5000, []),
         ('{"titles": []}', []),
@@ -72,6 +72,65 @@ CATALOGUE = ["Heat", "Babe", "Sorry, Wrong Number", "I can't say", "Good, the Ba
 )
 def test_the_titles_of_a_reply_are_found_whatever_its_form(raw, names):
     assert TitleReader(["long"], 3, ["Guess one movie"], CATALOGUE).read(raw) == [names]
+
+
+@pytest.mark.parametrize(
+    ("raw", "names"),
+    [
+        ('["Oak Lamp", "Linen Vase",   ', ["Oak Lamp", "Linen Vase"]),
+        ('["Oak Lamp",\n  ', ["Oak Lamp"]),
+        ('Sure: {"titles": ["Oak Lamp"', ["Oak Lamp"]),
+        ('{"titles": ["Oak Lamp", ', ["Oak Lamp"]),
+        ('{"titles": ["Oak Lamp", "Linen Va', ["Oak Lamp"]),
+        ('{"titles": ["Oak Lamp", "Linen Vase', ["Oak Lamp", "Linen Vase"]),  # of the catalogue, and no longer one begins so
+        ('{"titles": ["Oak Lamp", "Oak', ["Oak Lamp"]),
+        ('{"titles": ["Oak Lamp", "Heat', ["Oak Lamp"]),  # Heathers
+        ('{"titles": ["Oak Lamp"], "reas', ["Oak Lamp"]),
+        ('[{"title": "Oak Lamp", "year": 1995}, {"title": "Linen Vase", "year": 19', ["Oak Lamp", "Linen Vase"]),
+        ('["Oak \\"Lamp\\"", "Lin\\', ["Oak 'Lamp"]),
+        ('["Oak Lamp", "Linen Vase",   ]', ["Oak Lamp", "Linen Vase"]),
+        ('{"titles"', []),
+        ("1. Oak Lamp\n2. Linen Va", ["Oak Lamp"]),
+        ("1. Oak Lamp\n2. Linen Vase", ["Oak Lamp", "Linen Vase"]),
+        ("1. Oak Lamp\n2. Linen Jug\n", ["Oak Lamp", "Linen Jug"]),
+        ("1. Oak Lamp\n2. Linen Jug\n3.", ["Oak Lamp", "Linen Jug"]),
+        ('1. "Oak Lamp"\n2. "Linen Jug"', ["Oak Lamp", "Linen Jug"]),
+        ("1. Oak Lamp\n2. Linen Vase - a vase of li", ["Oak Lamp", "Linen Vase"]),
+        ("1. Oak Lamp\n2. Star Wars: A New", ["Oak Lamp"]),
+        ("Oak Lamp; Glass Jug; Linen", ["Oak Lamp", "Glass Jug"]),
+        ("Oak Lamp, Glass Jug, Linen", ["Oak Lamp", "Glass Jug"]),
+        ("1. Oak Lamp\n2. Glass Jug\nThese are thi", ["Oak Lamp", "Glass Jug"]),
+        ("This person may well lo", []),
+    ],
+)
+def test_of_a_list_that_was_cut_the_titles_count_that_are_at_their_end(raw, names):
+    catalogue = ["Oak Lamp", "Linen Vase", "Heat", "Heathers", "Star Wars", "Star Wars: A New Hope"]
+    assert TitleReader(["long"], 3, [], catalogue).read(raw, cut=True) == [names]
+    if raw.lstrip("Sure: ")[0] in "[{":  # that it was cut is seen where it is not known
+        assert TitleReader(["long"], 3, [], catalogue).read(raw) == [names]
+
+
+@pytest.mark.parametrize(
+    ("raw", "name"),
+    [
+        ("Oak La", ""), ("Oak Lamp", "Oak Lamp"), ("Heat", ""), ("Glass Jug", ""), ('"Glass Jug" is a good gue', "Glass Jug"),
+        ('Glass Jug"', "Glass Jug"),
+        ("Glass Jug\nIt is ma", "Glass Jug"), ("I think that this person, who has seen ma", ""), ("Here is my guess:", ""),
+        ("Here is one thing this person loves: Oak La", ""), ("Here is one thing this person loves: Oak Lamp", "Oak Lamp"),
+    ],
+)  # fmt: skip
+def test_a_single_answer_that_was_cut_names_something_only_where_its_name_is_at_its_end(raw, name):
+    assert TitleReader(["long"], 1, [], ["Oak Lamp", "Heat", "Heathers"]).read(raw, cut=True) == [[name] if name else []]
+
+
+def test_a_joint_answer_that_was_cut_lacks_the_last_name_alone():
+    def read(answers, raw):
+        return TitleReader(["long", "short"], answers, [], ["Oak Lamp"]).read(raw, cut=True)
+
+    assert read(1, "long: Glass Jug\nshort: Linen Va") == [["Glass Jug"], []]
+    assert read(1, "long: Glass Jug\nshort: Oak Lamp") == [["Glass Jug"], ["Oak Lamp"]]
+    assert read(2, '{"long": ["Glass Jug", "Vase"], "short": ["Oak Lamp", "Li') == [["Glass Jug", "Vase"], ["Oak Lamp"]]
+    assert read(2, '{"long": ["Glass Jug", "Vase"], "sho') == [["Glass Jug", "Vase"], []]
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,7 @@ class IntentCounts(Record):
     Attributes:
         sessions: rows of the session files.
         intents, no_intent, not_asked: sessions x views with an intent, without one, and not asked for (`max_sessions`).
+        cut: of those without one, how many have an answer that was cut at `llm_max_new_tokens` before it named anything.
         prompts, distinct_prompts, distinct_answers: all that were needed, whoever answered.
         dim, k_max: numbers per vector, and nearest items stored per intent.
         calls, reused, shipped, failures: of this run: LLM calls, answers from the store or shipped, of these shipped, calls that failed.
@@ -137,6 +138,7 @@ class IntentCounts(Record):
     intents: int = 0
     no_intent: int = 0
     not_asked: int = 0
+    cut: int = 0
     prompts: int = 0
     distinct_prompts: int = 0
     distinct_answers: int = 0
@@ -165,6 +167,6 @@ class IntentCounts(Record):
 
 
 _OF_INTENT_FILES = (
-    "sessions", "intents", "no_intent", "not_asked", "prompts", "distinct_prompts", "distinct_answers", "dim", "k_max",
+    "sessions", "intents", "no_intent", "not_asked", "cut", "prompts", "distinct_prompts", "distinct_answers", "dim", "k_max",
     "quality",
 )  # fmt: skip

@@ -53,7 +53,9 @@ def _of_training(result: RunResult) -> list[str]:
         lines.append(
             f"intents from {settings['intent_source']}: {intents.prompts:,} prompts, {intents.distinct_prompts:,} distinct; "
             f"{intents.calls:,} calls made, {intents.reused:,} answers reused; {intents.intents:,} intents, "
-            f"{intents.no_intent:,} missing" + (f", {intents.not_asked:,} not asked for" if intents.not_asked else "")
+            f"{intents.no_intent:,} missing"
+            + (f", of these {intents.cut:,} with an answer that was cut (raise --llm_max_new_tokens)" if intents.cut else "")
+            + (f", {intents.not_asked:,} not asked for" if intents.not_asked else "")
         )
     if result.checkpoint:
         lines.append(f"checkpoint {result.checkpoint}")

@@ -21,7 +21,7 @@ from recbole_llm4sbr.intent.batch_rows import TRIES, BatchRow, BatchRows
 from recbole_llm4sbr.intent.progress import BatchProgress
 from recbole_llm4sbr.intent.questions import Counts, FailureLog, Questions
 from recbole_llm4sbr.intent.request_lines import reply_lines
-from recbole_llm4sbr.intent.store import Asker
+from recbole_llm4sbr.intent.store import Answer, Asker
 
 log = logging.getLogger(__name__)
 
@@ -223,7 +223,7 @@ class _Run:
         counts, keys = self.questions.counts, set(self.rows.questions(row.tag))
         answered: set[bytes] = set()
         reasons: dict[bytes, str] = {}
-        waiting: list[tuple[bytes, str]] = []
+        waiting: list[tuple[bytes, Answer]] = []
         for file in batch.files:
             with temporary_file(self.failures.parent) as handle:
                 self.endpoint.download(file, handle)
@@ -243,7 +243,7 @@ class _Run:
                         reasons[key] = reply.failure
                         continue
                     answered.add(key)
-                    waiting.append((key, reply.answer))
+                    waiting.append((key, Answer(reply.answer, reply.cut)))
                     if len(waiting) >= _STORED:
                         self.questions.store.put(waiting, row.source)
                         waiting.clear()

@@ -107,9 +107,8 @@ def _behind_lead_in(text: str, titles: Collection[str]) -> str:
     if not colon or not rest.strip() or re.search(r"[\"“”]", head):
         return text
     announces, sentence = _ANNOUNCES.search(head), _SENTENCE.fullmatch(head)
-    if tidy(rest).casefold() in titles:
-        lead_in = announces or (sentence and head.count(" ") > 1)
-    else:
-        lead_in = announces and sentence
+    named = tidy(rest).casefold() in titles
     begun = f"{tidy(head).casefold()}:"
-    return rest if lead_in and not any(title.startswith(begun) for title in titles) else text
+    if not (announces and sentence) and not (named and (announces or (sentence and head.count(" ") > 1))):
+        return text
+    return text if any(title.startswith(begun) for title in titles) else rest

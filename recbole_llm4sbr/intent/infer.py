@@ -294,6 +294,8 @@ def describe_counts(counts: IntentCounts) -> str:
     text = f"infer: {counts.sessions:,} sessions, {counts.intents:,} intents, {counts.no_intent:,} missing"
     if counts.no_intent and counts.prompts:
         text += " (the answer names nothing, or the call failed)"
+    if counts.cut:
+        text += f", of these {counts.cut:,} with an answer that was cut (raise --llm_max_new_tokens)"
     if counts.not_asked:
         text += f", {counts.not_asked:,} not asked for (max_sessions)"
     text += f"; {counts.calls:,} LLM calls made, {counts.reused:,} answers reused, of these {counts.shipped:,} shipped"

@@ -25,7 +25,7 @@ from recbole_llm4sbr.intent.encoder import NamesOfItems, TextEncoder
 from recbole_llm4sbr.intent.prompts import UNKNOWN_ITEM, PromptTemplate, SessionPrompts, item_names
 from recbole_llm4sbr.intent.questions import Questions, cost, estimate
 from recbole_llm4sbr.intent.request_files import write_questions
-from recbole_llm4sbr.intent.store import AnswerStore
+from recbole_llm4sbr.intent.store import Answer, AnswerStore
 from recbole_llm4sbr.intent.titles import HeldReader, TitleReader
 
 log = logging.getLogger(__name__)
@@ -88,11 +88,12 @@ def ask_llm(
     else:
         batches.check_none_under_way(questions)
         asked = questions.ask(failures, rate, prices)
-    names, by_view, sets, places = _read_answers(settings, questions, rows, titles.values())
+    names, by_view, sets, places, cut = _read_answers(settings, questions, rows, titles.values())
     store.close()
     if not names:
+        advice = f"{cut:,} were cut: raise --llm_max_new_tokens, or " if cut else ""
         raise UserError(
-            f"none of the {asked.prompts:,} answers of {llm_name(settings)!r} names anything; try another --llm or --prompt"
+            f"none of the {asked.prompts:,} answers of {llm_name(settings)!r} names anything; {advice}try another --llm or --prompt"
         )
     counts = IntentCounts(
         prompts=asked.prompts,
@@ -106,6 +107,7 @@ def ask_llm(
         answer_tokens=asked.answer_tokens,
         llm_seconds=round(asked.seconds, 1),
         cost=round(cost(asked, prices) * (batches.PRICE if settings["llm_batch"] else 1.0), 4) if prices else None,
+        cut=cut,
         not_asked=(len(rows.ids) - len(places)) * len(views),
     )
     return Intents(_name_encoder(settings, encoder, titles, items).encode(names), by_view, counts, names, sets)
@@ -129,11 +131,13 @@ class Asked:
         prompt: the two messages, and what was put into the LLM's mouth.
         raw: the answer as it came; None where there is none.
         names: found in it; none where it names nothing.
+        cut: whether the answer was cut at the limit of tokens.
     """
 
     prompt: str
     raw: str | None
     names: Sequence[str]
+    cut: bool = False
 
 
 def asked_about(settings: Mapping[str, Any], rows: SessionRows) -> list[dict[str, Asked]]:
@@ -151,20 +155,20 @@ def asked_about(settings: Mapping[str, Any], rows: SessionRows) -> list[dict[str
     template.check_views(views)
     titles = _titles(settings)
     requests, reader = _requests(whole, template, rows, titles), _reader(settings, titles.values())
-    raws: list[str | None] = [None] * len(requests)
+    answers: list[Answer | None] = [None] * len(requests)
     # an LLM that is not there any more has left its answers under a name that cannot be told
     with closing(AnswerStore(dataset_folder(settings).parent / STORE)) as store, suppress(UserError):
         questions = Questions(make_backend(settings, _held_to(settings)), requests, store, template.name)
-        raws = [questions.raw_answer(position) for position in range(len(requests))]
+        answers = [questions.answer(position) for position in range(len(requests))]
     found: list[dict[str, Asked]] = []
     for row in range(len(rows.ids)):
         found.append({})
         for column, view in enumerate(views):
             position = row if joint else row * len(views) + column
-            raw, request = raws[position], requests[position]
-            names = [] if raw is None else reader.read(raw)[column if joint else 0]
+            answer, request = answers[position], requests[position]
+            names = reader.read(*answer)[column if joint else 0] if answer else []
             prompt = "\n\n".join(filter(None, [request.system, request.user, request.answer_start]))
-            found[-1][view] = Asked(prompt, raw, names)
+            found[-1][view] = Asked(prompt, answer.text if answer else None, names, answer is not None and answer.cut)
     return found
 
 
@@ -192,7 +196,7 @@ def known_answers(
             questions = _questions(settings, store, rows, titles)
         except UserError:
             return None
-        found, by_view, sets, _ = _read_answers(settings, questions, rows, names)
+        found, by_view, sets, *_ = _read_answers(settings, questions, rows, names)
     if not found:
         return None
     encoded = _name_encoder(settings, encoder(), titles, (rows.tokens, vectors)).encode(found)
@@ -201,8 +205,8 @@ def known_answers(
 
 def _read_answers(
     settings: Mapping[str, Any], questions: Questions, rows: SessionRows, titles: Iterable[str]
-) -> tuple[list[str], dict[str, npt.NDArray[np.int32]], npt.NDArray[np.int32] | None, list[int]]:
-    """Distinct names in the answers, `rows` and `sets` as in `Intents`, and the rows that were asked about.
+) -> tuple[list[str], dict[str, npt.NDArray[np.int32]], npt.NDArray[np.int32] | None, list[int], int]:
+    """Distinct names in the answers, `rows` and `sets` as in `Intents`, the rows that were asked about, and `IntentCounts.cut`.
 
     Args:
         settings: of the run.
@@ -213,19 +217,20 @@ def _read_answers(
     views, joint, answers = settings["views"], settings["views_in_one_call"], settings["intent_answers"]
     reader = _reader(settings, titles)
 
-    def parse(raw: str) -> list[str]:
-        return [name for names in reader.read(raw) for name in [*names, *[""] * (answers - len(names))]]
+    def parse(answer: Answer) -> list[str]:
+        return [name for names in reader.read(*answer) for name in [*names, *[""] * (answers - len(names))]]
 
-    names, numbers = questions.answers(parse, len(views) * answers if joint else answers)
+    names, numbers, cut = questions.answers(parse, len(views) * answers if joint else answers)
     sets = None
     if answers > 1:
         sets, numbers = _distinct_sets(numbers, answers)
     places = _spread(len(rows.ids), settings["max_sessions"])
     by_row = numbers[questions.number].reshape(len(places), len(views))  # [asked rows, V]
+    short = cut[questions.number].reshape(len(places), -1) & (by_row < 0)  # [asked rows, V]
     by_view = {view: np.full(len(rows.ids), -1, np.int32) for view in views}
     for column, view in enumerate(views):
         by_view[view][places] = by_row[:, column]
-    return names, by_view, sets, places
+    return names, by_view, sets, places, int(short.sum())
 
 
 def _distinct_sets(numbers: npt.NDArray[np.int32], answers: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:

@@ -18,7 +18,7 @@ from recbole_llm4sbr.base.files import make_folder
 from recbole_llm4sbr.base.wording import duration, printable
 from recbole_llm4sbr.intent.backends import LLMBackend, Request
 from recbole_llm4sbr.intent.progress import Progress
-from recbole_llm4sbr.intent.store import AnswerStore, Asker, answer_key, shipped_answers
+from recbole_llm4sbr.intent.store import Answer, AnswerStore, Asker, answer_key, shipped_answers
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class Questions:
     ) -> None:
         self.backend, self.requests, self.store, self.template = backend, requests, store, template
         self._keys, self._first, self.number = _distinct(backend, requests)
-        self._shipped: dict[bytes, str] = {}
+        self._shipped: dict[bytes, Answer] = {}
         self.since = since or 0
         known = np.zeros(len(self._keys), bool)
         self.counts = Counts(len(requests), len(self._keys))
@@ -98,8 +98,8 @@ class Questions:
         """A distinct question."""
         return self.requests[int(self._first[number])]
 
-    def raw_answer(self, position: int) -> str | None:
-        """What was answered to the request at a position of `requests`, as it came; None where nothing was."""
+    def answer(self, position: int) -> Answer | None:
+        """What was answered to the request at a position of `requests`; None where nothing was."""
         key = self.key(int(self.number[position]))
         return self.store.get([key]).get(key, self._shipped.get(key))
 
@@ -170,7 +170,7 @@ class Questions:
                             )
                     else:
                         in_a_row = 0
-                        writer.put(self.key(number), reply.answer)
+                        writer.put(self.key(number), Answer(reply.answer, reply.cut))
                     writer.came(reply.more)
                     progress.came(reply.prompt_tokens + reply.answer_tokens, reply.more, _postfix(counts, prices))
                 writer.flush()
@@ -215,30 +215,34 @@ class Questions:
                 else:
                     taken.append(number)
 
-    def answers(self, parse: Callable[[str], Sequence[str]], width: int) -> tuple[list[str], npt.NDArray[np.int32]]:
+    def answers(
+        self, parse: Callable[[Answer], Sequence[str]], width: int
+    ) -> tuple[list[str], npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
         """Names in the answers.
 
         Args:
-            parse: raw answer -> `width` names, "" where there is none.
+            parse: answer -> `width` names, "" where there is none.
             width: names per answer.
 
         Returns:
-            Distinct names in alphabetical order, and per distinct question the places of its names there, -1 for none, [Q, width].
+            Distinct names in alphabetical order; per distinct question the places of its names there, -1 for none, [Q, width]; and whether
+            its answer was cut, [Q].
         """
         places: dict[str, int] = {"": -1}
-        numbers = np.full((len(self._keys), width), -1, np.int32)
+        numbers, cut = np.full((len(self._keys), width), -1, np.int32), np.zeros(len(self._keys), bool)
         for start in range(0, len(self._keys), _ROWS):
             keys = self.keys(start, start + _ROWS)
             stored = self.store.get(keys)
             for row, key in enumerate(keys, start):
-                raw = stored.get(key, self._shipped.get(key))
-                if raw is not None:
-                    numbers[row] = [places.setdefault(name, len(places) - 1) for name in parse(raw)]
+                answer = stored.get(key, self._shipped.get(key))
+                if answer is not None:
+                    cut[row] = answer.cut
+                    numbers[row] = [places.setdefault(name, len(places) - 1) for name in parse(answer)]
         del places[""]
         names = sorted(places)
         order = np.full(len(places) + 1, -1, np.int32)  # the last place serves -1
         order[[places[name] for name in names]] = np.arange(len(names))
-        return names, order[numbers]
+        return names, order[numbers], cut
 
 
 @dataclass
@@ -248,11 +252,11 @@ class _Writer:
     store: AnswerStore
     source: int
     note: Callable[[], None]  # called with every transaction
-    waiting: list[tuple[bytes, str]] = field(default_factory=list)
+    waiting: list[tuple[bytes, Answer]] = field(default_factory=list)
     since: float = field(default_factory=time.monotonic)
     batch: bool = False
 
-    def put(self, key: bytes, answer: str) -> None:
+    def put(self, key: bytes, answer: Answer) -> None:
         self.waiting.append((key, answer))
 
     def came(self, more: bool) -> None:

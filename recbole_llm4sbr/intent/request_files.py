@@ -12,7 +12,7 @@ from recbole_llm4sbr.intent.batch_rows import BatchRows
 from recbole_llm4sbr.intent.batches import openai_backend
 from recbole_llm4sbr.intent.questions import Questions
 from recbole_llm4sbr.intent.request_lines import Line, reply_lines, request_line
-from recbole_llm4sbr.intent.store import AnswerStore
+from recbole_llm4sbr.intent.store import Answer, AnswerStore
 
 _ROWS = 500  # questions or answers at once
 _FIRST = 10  # lines that are looked at for the form of a file
@@ -100,13 +100,10 @@ def import_replies(store: AnswerStore, path: str | Path) -> Imported:
 
 def _stored(store: AnswerStore, rows: BatchRows, lines: list[Line], total: Imported) -> Imported:
     """Store answers, the first of each key, under the sources of their requests."""
-    answers = {line.key: line.reply.answer for line in reversed(lines)}
+    answers = {line.key: Answer(line.reply.answer, line.reply.cut) for line in reversed(lines)}
     known = rows.requested(list(answers))
-    with store.writing() as db:
-        made = int(time.time())
-        new = 0
-        for key, source in known.items():
-            row = key, answers[key], source, made
-            new += db.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?)", row).rowcount
+    made = int(time.time())
+    with store.writing():
+        new = sum(store.put_new(key, answers[key], source, made) for key, source in known.items())
     unknown = sum(line.key not in known for line in lines)
     return total._replace(new=total.new + new, unknown=total.unknown + unknown, there=total.there + len(lines) - unknown - new)

@@ -15,7 +15,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import PROPERTIES, alive, make_folder, write_whole
@@ -28,6 +28,7 @@ _TABLES = """
 CREATE TABLE sources (id INTEGER PRIMARY KEY, model TEXT NOT NULL, decoding TEXT NOT NULL, template TEXT NOT NULL,
     UNIQUE (model, decoding, template));
 CREATE TABLE answers (key BLOB PRIMARY KEY, answer TEXT NOT NULL, source INTEGER NOT NULL, made INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE cut (key BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE runs (source INTEGER NOT NULL, made INTEGER NOT NULL, calls INTEGER NOT NULL, seconds REAL NOT NULL,
     prompt_tokens INTEGER NOT NULL, answer_tokens INTEGER NOT NULL);
 CREATE TABLE claims (key BLOB PRIMARY KEY, owner TEXT NOT NULL) WITHOUT ROWID;
@@ -37,10 +38,24 @@ CREATE TABLE batches (tag TEXT PRIMARY KEY, source INTEGER NOT NULL, url TEXT NO
 CREATE TABLE batched (key BLOB PRIMARY KEY, batch TEXT NOT NULL, failed INTEGER NOT NULL, reason TEXT NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS batched_by_batch ON batched (batch);
 CREATE TABLE requested (key BLOB PRIMARY KEY, source INTEGER NOT NULL) WITHOUT ROWID;
-"""  # the last three: batch_rows.py
+"""  # cut: the answers that were; the last three: batch_rows.py
+_ANSWERS = "SELECT key, answer, EXISTS (SELECT 1 FROM cut WHERE cut.key = answers.key) FROM answers"
+_CUT = "cut"  # behind a key and an answer in a file
 _ALIVE = 30.0  # seconds that an owner of claims lives without a sign of life
 _CHECKSUM = "(sha256 "  # behind the name of a folder or a .gguf file in an identity
 _SIGN = 5.0  # seconds between two signs
+
+
+class Answer(NamedTuple):
+    """What an LLM said.
+
+    Attributes:
+        text: as it came.
+        cut: whether it was not at its end when it had all its tokens; false where that is not known, of answers of earlier versions.
+    """
+
+    text: str
+    cut: bool = False
 
 
 def _decoding_text(decoding: Mapping[str, Any]) -> str:
@@ -126,13 +141,13 @@ class AnswerStore:
         """What a query finds."""
         return self._db.execute(query, values).fetchall()
 
-    def get(self, keys: Sequence[bytes], since: int = 0) -> dict[bytes, str]:
+    def get(self, keys: Sequence[bytes], since: int = 0) -> dict[bytes, Answer]:
         """The stored answers among `keys` that were made at `since` (seconds since 1970) or later."""
-        found: dict[bytes, str] = {}
+        found: dict[bytes, Answer] = {}
         for start in range(0, len(keys), 500):
             some = keys[start : start + 500]
-            query = f"SELECT key, answer FROM answers WHERE made >= ? AND key IN ({','.join('?' * len(some))})"
-            found.update(self._db.execute(query, [since, *some]).fetchall())
+            query = f"{_ANSWERS} WHERE made >= ? AND key IN ({','.join('?' * len(some))})"
+            found |= {key: Answer(text, bool(cut)) for key, text, cut in self._db.execute(query, [since, *some])}
         return found
 
     def claim(self, keys: Sequence[bytes], owner: str) -> set[bytes]:
@@ -175,13 +190,22 @@ class AnswerStore:
         query = "SELECT id FROM sources WHERE model = ? AND decoding = ? AND template = ?"
         return int(self._db.execute(query, row).fetchone()[0])
 
-    def put(self, answers: Iterable[tuple[bytes, str]], source: int) -> None:
+    def put(self, answers: Iterable[tuple[bytes, Answer]], source: int) -> None:
         """Store (key, answer) pairs, all or none, replacing what is there."""
-        made = int(time.time())
-        rows = [(key, answer.encode("utf-8", "replace").decode(), source, made) for key, answer in answers]
+        made, answers = int(time.time()), list(answers)
+        rows = [(key, answer.text.encode("utf-8", "replace").decode(), source, made) for key, answer in answers]
         with self.writing() as db:
             db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)", rows)
-            db.executemany("DELETE FROM claims WHERE key = ?", ((key,) for key, *_ in rows))
+            db.executemany("DELETE FROM cut WHERE key = ?", ((key,) for key, _ in answers))
+            db.executemany("INSERT INTO cut VALUES (?)", ((key,) for key, answer in answers if answer.cut))
+            db.executemany("DELETE FROM claims WHERE key = ?", ((key,) for key, _ in answers))
+
+    def put_new(self, key: bytes, answer: Answer, source: int, made: int) -> bool:
+        """Store an answer, inside of `writing`, unless its question has one; whether it had none."""
+        new = self._db.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?)", (key, answer.text, source, made)).rowcount
+        if new and answer.cut:
+            self._db.execute("INSERT OR IGNORE INTO cut VALUES (?)", (key,))
+        return bool(new)
 
     def begin_run(self, source: int) -> int:
         """The number of a new run, for `note_run`."""
@@ -232,14 +256,15 @@ class AnswerStore:
             UserError: nothing fits, or more than one model, decoding and template do; the file must not be written.
         """
         source, name, of_decoding, prompt = self._one_source(model, template, decoding)
-        rows = self._db.execute("SELECT key, answer FROM answers WHERE source = ? ORDER BY key", (source,))
+        rows = self._db.execute(f"{_ANSWERS} WHERE source = ? ORDER BY key", (source,))
         (count,) = self._db.execute("SELECT count(*) FROM answers WHERE source = ?", (source,)).fetchone()
         kind = {"model": name, "decoding": json.loads(of_decoding), "template": prompt}
         # An export of other answers stays: they may be dropped here by now.
         same = replace(ANSWERS, head=re.escape(_first_line(kind).removesuffix("}}\n")))
         check_output("file", path, same, [self.path], overwrite)
         date = datetime.now(UTC).strftime("%Y-%m-%d")
-        write_answers(path, kind | {"date": date, "answers": count}, ((key.hex(), answer) for key, answer in rows))
+        answers = ((key.hex(), Answer(text, bool(cut))) for key, text, cut in rows)
+        write_answers(path, kind | {"date": date, "answers": count}, answers)
         return int(count)
 
     def import_answers(self, path: str | Path) -> int:
@@ -253,11 +278,11 @@ class AnswerStore:
         """
         before = len(self)
         provenance, rows = read_answers(path)
-        with self.writing() as db:
+        with self.writing():
             source = self.source(provenance["model"], provenance["decoding"], provenance.get("template", ""))
             made = int(time.time())
-            new = ((bytes.fromhex(key), answer, source, made) for key, answer in rows)
-            db.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?)", new)
+            for key, answer in rows:
+                self.put_new(bytes.fromhex(key), answer, source, made)
         return len(self) - before
 
     def drop(self, model: str, template: str, decoding: str = "") -> int:
@@ -270,6 +295,7 @@ class AnswerStore:
         sources = self._sources(model, template, decoding)
         with self.writing() as db:
             for source, *_ in sources:
+                db.execute("DELETE FROM cut WHERE key IN (SELECT key FROM answers WHERE source = ?)", (source,))
                 count += db.execute("DELETE FROM answers WHERE source = ?", (source,)).rowcount
                 db.execute("DELETE FROM runs WHERE source = ?", (source,))
                 db.execute("DELETE FROM requested WHERE source = ?", (source,))
@@ -351,14 +377,14 @@ def is_alive(owner: str, seen: float) -> bool:
     return alive(int(pid))
 
 
-def shipped_answers(identity: str, decoding: Mapping[str, Any], folder: Path = PROPERTIES / "answers") -> dict[bytes, str]:
+def shipped_answers(identity: str, decoding: Mapping[str, Any], folder: Path = PROPERTIES / "answers") -> dict[bytes, Answer]:
     """Answers that came with the package, of files made by exactly this model and decoding; read once in a process, not to be changed."""
     return _shipped(identity, json.dumps(dict(decoding), sort_keys=True), folder)
 
 
 @lru_cache(maxsize=4)
-def _shipped(identity: str, decoding: str, folder: Path) -> dict[bytes, str]:
-    answers: dict[bytes, str] = {}
+def _shipped(identity: str, decoding: str, folder: Path) -> dict[bytes, Answer]:
+    answers: dict[bytes, Answer] = {}
     for path in sorted(folder.glob("*.jsonl")):
         provenance, rows = read_answers(path)
         if provenance["model"] == identity and provenance["decoding"] == json.loads(decoding):
@@ -366,35 +392,36 @@ def _shipped(identity: str, decoding: str, folder: Path) -> dict[bytes, str]:
     return answers
 
 
-def write_answers(path: str | Path, provenance: Mapping[str, Any], answers: Iterable[tuple[str, str]]) -> None:
-    """Write a file of answers: a line of provenance, then per line a JSON list of key (hexadecimal) and raw answer."""
+def write_answers(path: str | Path, provenance: Mapping[str, Any], answers: Iterable[tuple[str, Answer]]) -> None:
+    """Write a file of answers: a line of provenance, then per line a JSON list of key (hexadecimal), raw answer and, if it was, `cut`."""
     with write_whole(path) as handle:
         handle.write(_first_line(provenance))
-        handle.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in answers)
+        rows = ([key, answer.text, *[_CUT] * answer.cut] for key, answer in answers)
+        handle.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def _first_line(provenance: Mapping[str, Any]) -> str:
     return json.dumps({"provenance": dict(provenance)}, ensure_ascii=False) + "\n"
 
 
-def read_answers(path: str | Path) -> tuple[dict[str, Any], Iterator[tuple[str, str]]]:
+def read_answers(path: str | Path) -> tuple[dict[str, Any], Iterator[tuple[str, Answer]]]:
     """Provenance and (key, raw answer) rows of a file that `write_answers` wrote.
 
     Raises:
         UserError: the file cannot be read or is not such a file; for a bad row, its number, when it is reached.
     """
 
-    def rows() -> Iterator[tuple[str, str]]:
+    def rows() -> Iterator[tuple[str, Answer]]:
         with open(path, encoding="utf-8") as lines:
             next(lines)
             for number, line in enumerate(lines, 2):
                 try:
-                    key, answer = json.loads(line)
-                    if len(bytes.fromhex(key)) != 16 or not isinstance(answer, str):
+                    key, answer, *rest = json.loads(line)
+                    if len(bytes.fromhex(key)) != 16 or not isinstance(answer, str) or rest not in ([], [_CUT]):
                         raise ValueError
                 except (ValueError, TypeError, RecursionError):
                     raise UserError(f"{str(path)!r}, line {number}, is not a key and an answer; take an intact copy") from None
-                yield key, answer
+                yield key, Answer(answer, bool(rest))
 
     try:
         with open(path, encoding="utf-8") as lines:

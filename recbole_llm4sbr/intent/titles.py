@@ -2,12 +2,17 @@
 
 What was asked for and what comes differ: small models number only the first line, chat models greet, explain and use bullets, and an
 endpoint may know nothing of JSON schemas.
+
+An answer that was cut at the limit of tokens ends in `_CUT` here, so that the name which that mark ends is known not to be at its end.
+Such a name counts only where it is a title of the catalogue and no longer one begins so.
 """
 
 import json
 import re
-from collections.abc import Sequence
-from functools import lru_cache
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property, lru_cache
 from typing import Any
 
 from recbole_llm4sbr.intent.backends.chat import title_text
@@ -19,6 +24,9 @@ _BULLET = re.compile(r"^\s*[-*•·+][ \t]+(?=\S)")
 _QUOTED = re.compile(r'["“]([^"“”]+)["”]')
 _KEY = re.compile(r'"[^"]*"\s*:')  # of JSON
 _INLINE = re.compile(r"(?:^|[\s,;])\(?\d{1,2}[.)]\s+")
+_ESCAPED = re.compile(r"\\.", re.S)  # in JSON
+_CUT = "\ue000"  # behind a text that was cut; of no script, so that it is part of no word
+_ENDS = 3  # places at which JSON that was cut may be closed: behind its last value, before which a key without one may stand
 _KEPT = 10_000  # candidates whose names are remembered, since the same ones come again and again
 _TALK = (" - ", " – ", " — ", ": ")  # may stand between a title and what is said of it
 
@@ -38,12 +46,19 @@ class TitleReader:
         self._known = _known_titles(tuple(names))
         self._name = lru_cache(_KEPT)(self._name_in)
 
-    def read(self, raw: str) -> list[list[str]]:
-        """By view the distinct names in an answer, in its order; upper and lower case do not count. None where it names nothing."""
-        raw = without_thoughts(raw)
+    def read(self, raw: str, cut: bool = False) -> list[list[str]]:
+        """By view the distinct names in an answer, in its order; upper and lower case do not count. None where it names nothing.
+
+        Args:
+            raw: the answer.
+            cut: whether it was cut at the limit of tokens.
+        """
+        raw = without_thoughts(raw).replace(_CUT, "")
+        if cut and (text := raw.rstrip(" \t")) and not text.endswith("\n"):
+            raw = text + _CUT
         if self._answers == 1:
             parts = split_joint(raw, self._views) if len(self._views) > 1 else [raw]
-            return [[name] if (name := clean(part, self._qualifiers, self._known)) else [] for part in parts]
+            return [[name] if (name := self._whole(part)) else [] for part in parts]
         candidates = from_json(raw, self._views) or self._from_lines(raw)
         return [self._names(each) for each in candidates]
 
@@ -56,11 +71,29 @@ class TitleReader:
 
     def _name_in(self, candidate: str) -> str:
         """The name in one candidate; of a title of the catalogue and what is said of it, the title."""
-        name = clean(candidate, self._qualifiers, self._known)
-        if name.casefold() not in self._known:
+        name = self._whole(candidate)
+        if name.casefold() not in self._known and not (_CUT in candidate and self._goes_on(candidate)):
             heads = (tidy(candidate.partition(sign)[0]) for sign in _TALK if sign in candidate)
             name = next((head for head in heads if head.casefold() in self._known), name)
         return name
+
+    def _whole(self, candidate: str) -> str:
+        """The name in one candidate, "" for one that was cut."""
+        name = clean(candidate, self._qualifiers, self._known)
+        if not name.endswith(_CUT):
+            return name
+        name = clean(candidate.replace(_CUT, ""), self._qualifiers, self._known)
+        return name if name.casefold() in self._known and not self._goes_on(candidate) else ""
+
+    def _goes_on(self, candidate: str) -> bool:
+        """Whether a title of the catalogue is longer than the name in one candidate, and begins with it."""
+        name = clean(candidate.replace(_CUT, ""), self._qualifiers, self._known).casefold()
+        place = bisect_right(self._in_order, name)
+        return self._in_order[place : place + 1] != [] and self._in_order[place].startswith(name)
+
+    @cached_property
+    def _in_order(self) -> list[str]:
+        return sorted(self._known)
 
     def _from_lines(self, raw: str) -> list[list[str]]:
         if len(self._views) == 1:
@@ -86,9 +119,8 @@ class TitleReader:
         Commas stand in titles too. They part where a part is known, or where there are as many parts as titles were asked for; parts that
         make up a known title stay together.
         """
-        if line[:1] in "{[":  # JSON that was cut off
+        if line[:1] in "{[":  # JSON with a fault in it
             line = _KEY.sub("", line)
-            line += '"' * (line.count('"') % 2)
         elif line.count('"') % 2:  # the first quote was put into the LLM's mouth
             line = '"' + line
         if len(quoted := _QUOTED.findall(line)) > 1:
@@ -110,7 +142,7 @@ class TitleReader:
         return whole if len(whole) >= self._answers or any(map(self._is_known, whole)) else [line]
 
     def _is_known(self, text: str) -> bool:
-        return tidy(text).casefold() in self._known
+        return tidy(text.replace(_CUT, "")).casefold() in self._known
 
 
 class HeldReader:
@@ -125,8 +157,8 @@ class HeldReader:
         self._answers = answers
         self._named = {title_text(name): name for name in names}
 
-    def read(self, raw: str) -> list[list[str]]:
-        """The names in an answer about a single view, in its order."""
+    def read(self, raw: str, cut: bool = False) -> list[list[str]]:
+        """The names in an answer about a single view, in its order; no title that it is held to is ever cut."""
         lines = (re.sub(r"^\d+\. ", "", line) for line in raw.splitlines())
         return [[self._named[line] for line in lines if line in self._named][: self._answers]]
 
@@ -138,21 +170,19 @@ def _known_titles(names: tuple[str, ...]) -> frozenset[str]:
 
 
 def from_json(raw: str, views: Sequence[str]) -> list[list[str]]:
-    """By view the texts in the JSON of an answer; nothing where it holds no JSON of that kind.
+    """By view the texts in the JSON of an answer, also where its end is lacking; nothing where it holds no JSON of that kind.
 
-    Of several views, each one's stand under its name; of a single one, under whatever key comes first, or in a list without one.
+    Of several views, each one's stand under its name; of a single one, under whatever key comes first, or in a list without one. A text
+    that is not at its end has `_CUT` behind it.
 
-    >>> from_json('Sure: {"titles": ["Heat", "Babe"]}', ["long"]), from_json('{"titles": ["Heat", "Ba', ["long"])
-    ([['Heat', 'Babe']], [])
+    >>> from_json('Sure: {"titles": ["Heat", "Babe"]}', ["long"]), from_json('{"titles": ["Heat", "Babe",  ', ["long"])
+    ([['Heat', 'Babe']], [['Heat', 'Babe']])
     """
     for opening, closing in sorted((("{", "}"), ("[", "]")), key=lambda pair: raw.find(pair[0])):  # the outer one first
         start, end = raw.find(opening), raw.rfind(closing)
-        if start < 0 or end < start:
+        if start < 0:
             continue
-        try:
-            value = json.loads(raw[start : end + 1])
-        except (ValueError, RecursionError):
-            continue
+        value = next(_values([raw[start : end + 1], *_closed(raw[start:])]), None)
         if isinstance(value, dict) and len(views) > 1:
             by_name = {key.casefold(): each for key, each in value.items()}
             found = [_texts(by_name.get(view.casefold())) for view in views]
@@ -162,6 +192,42 @@ def from_json(raw: str, views: Sequence[str]) -> list[list[str]]:
         if any(found):
             return found
     return []
+
+
+def _values(texts: Iterable[str]) -> Iterator[Any]:
+    """What the texts that are JSON say."""
+    for text in texts:
+        try:
+            yield json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+
+
+def _closed(text: str) -> list[str]:
+    """JSON that was cut, with what is open in it closed: as far as it goes, else behind one of its last values.
+
+    >>> _closed('{"titles": ["Heat",  '), _closed('["Heat"]')
+    (['{"titles": ["Heat"]}', '{"titles"}'], [])
+    """
+    text = text.replace(_CUT, "")
+    open_ones: list[str] = []
+    ends: deque[str] = deque(maxlen=_ENDS)
+    inside = False
+    for place, sign in enumerate(_ESCAPED.sub("__", text), 1):
+        if sign == '"':
+            inside = not inside
+        elif inside or sign not in "{}[]":
+            continue
+        elif sign in "{[":
+            open_ones.append("}" if sign == "{" else "]")
+        elif open_ones.pop() != sign:
+            return []
+        if not inside and sign not in "{[":
+            ends.append(text[:place] + "".join(reversed(open_ones)))
+        if not open_ones:
+            return []  # it is closed
+    in_text = [f'{text.rstrip(chr(92))}{_CUT}"{"".join(reversed(open_ones))}'] if inside else []
+    return [*in_text, *reversed(ends)]
 
 
 def _texts(value: Any) -> list[str]:

@@ -11,6 +11,7 @@ from recbole_llm4sbr.recommend.cases import Case, Item, ModelCase, ViewCase
 from recbole_llm4sbr.recommend.cases_text import (
     ANSWER,
     CLICKS,
+    CUT,
     TITLE,
     gates_said,
     name_said,
@@ -89,7 +90,7 @@ def _view(view: ViewCase) -> str:
     if view.asked is not None:
         prompt = escape("\n".join(prompt_lines(view.asked.prompt, 60, 60)))
         raw = view.asked.raw
-        answer = "(none is kept)" if raw is None else f"<q>{_text(raw, ANSWER)}</q>"
+        answer = "(none is kept)" if raw is None else f"<q>{_text(raw, ANSWER)}</q>{CUT * view.asked.cut}"
         body += f"<details><summary>prompt</summary><pre>{prompt}</pre></details>"
         body += f"<p>answer: {answer}</p><p>name: <b>{escape(name_said(view))}</b></p>"
     if not view.near:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from recbole_llm4sbr.base.wording import shortened
 from recbole_llm4sbr.recommend.cases import Case, Item, ModelCase, ViewCase
 
+CUT = " (cut at llm_max_new_tokens)"  # said of an answer
 TITLE, ANSWER, LINE = 64, 400, 400  # the most characters of a title, an answer and a line of a prompt that are shown
 CLICKS = 20  # the most clicks that are shown, the newest
 _HEAD, _TAIL = 8, 14  # lines of a long prompt that are shown
@@ -38,7 +39,7 @@ def _view(view: ViewCase) -> list[str]:
         for line in prompt_lines(view.asked.prompt, _HEAD, _TAIL):
             lines += [f"    | {each}" for each in textwrap.wrap(line, 90) or [""]]
         raw = view.asked.raw
-        lines += _wrapped("  answer  ", "(none is kept)" if raw is None else shortened(raw, ANSWER))
+        lines += _wrapped("  answer  ", "(none is kept)" if raw is None else shortened(raw, ANSWER) + CUT * view.asked.cut)
         lines += _wrapped("  name    ", name_said(view))
     if view.near:
         lines += [f"  {near_said(view)}", *_columns([(f"{item.value:.4f}", item) for item in view.near])]

@@ -39,7 +39,8 @@ class Request(NamedTuple):
 class Reply(NamedTuple):
     """What came back for the request at `position`: an answer, or the reason why there is none; tokens where they are known.
 
-    `more` says that further replies of the same batch follow at once; behind the last one a batch is stored.
+    `more` says that further replies of the same batch follow at once; behind the last one a batch is stored. `cut` says that the answer was
+    not at its end when it had all the tokens that it may have.
     """
 
     position: int
@@ -48,6 +49,7 @@ class Reply(NamedTuple):
     prompt_tokens: int = 0
     answer_tokens: int = 0
     more: bool = False
+    cut: bool = False
 
 
 class LLMBackend(Protocol):

@@ -326,7 +326,7 @@ def read_completion(position: int, reply: Any, key: str) -> Reply:
         return Reply(position, "", f"{what} (finish_reason {reason!r})", *tokens)
     if len(key) >= _SECRET and key in answer:
         return Reply(position, "", "the answer holds the key of OPENAI_API_KEY", *tokens)
-    return Reply(position, text, "", *tokens)
+    return Reply(position, text, "", *tokens, cut=finish == "length" or len(answer) > _LONGEST)
 
 
 def _tokens(usage: Any, name: str) -> int:

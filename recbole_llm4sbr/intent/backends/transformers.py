@@ -217,13 +217,13 @@ class TransformersBackend:
                 answer = "\n".join(f"{number}. {title}" for number, title in enumerate(mine, 1))
                 yield Reply(position, answer, "", len(tokens[position]), count, more=position != members[-1])
             return
-        made = self._greedy(ids, mask, cache, block[0].lines)
+        made, cut = self._greedy(ids, mask, cache, block[0].lines)
         counts = (made != self._tokenizer.pad_token_id).sum(1).tolist()
         answers = self._tokenizer.batch_decode(made, skip_special_tokens=True)
-        for position, answer, count in zip(members, answers, counts, strict=True):
-            yield Reply(position, answer, "", len(tokens[position]), count, more=position != members[-1])
+        for position, answer, count, short in zip(members, answers, counts, cut.tolist(), strict=True):
+            yield Reply(position, answer, "", len(tokens[position]), count, more=position != members[-1], cut=short)
 
-    def _greedy(self, ids: torch.Tensor, mask: torch.Tensor, cache: Any, lines: int) -> torch.Tensor:
+    def _greedy(self, ids: torch.Tensor, mask: torch.Tensor, cache: Any, lines: int) -> tuple[torch.Tensor, torch.Tensor]:
         """New tokens of each row, padded behind its end, [B, T]. Unlike `generate`, rows that are done leave the batch.
 
         Args:
@@ -232,27 +232,30 @@ class TransformersBackend:
             lines: lines of an answer.
 
         Returns:
-            Token ids, the padding id behind an answer's end, [B, T] with T at most `max_new_tokens * lines`.
+            Token ids, the padding id behind an answer's end, [B, T] with T at most `max_new_tokens * lines`; and which answers are not at
+            their end there, [B].
         """
         most, pad = self._max_new_tokens * lines, self._tokenizer.pad_token_id
         made = torch.full((len(ids), most), pad, device=self.device)
         row = torch.arange(len(ids), device=self.device)  # where in `made` each row of the batch goes
         new = ids[:, cache.get_seq_length() :]  # [B, columns that are not computed yet], later [B, 1]
         ended = torch.zeros(len(ids), dtype=torch.bool, device=self.device)
+        cut = ~ended
         for step in range(most):
             token = self._next(new, mask, cache).argmax(-1)
             made[row, step] = token.masked_fill(ended, pad)
             ended = ended | torch.isin(token, self._ends) | self.stop(lines, 0)(made[row, : step + 1], None)
+            cut[row] = ~ended
             done = int(ended.sum())
             if done == len(row):
-                return made[:, : step + 1]
+                return made[:, : step + 1], cut
             if 4 * done > len(row):  # copying the cache costs less than computing a quarter of it in vain
                 alive = (~ended).nonzero().squeeze(1)
                 cache.batch_select_indices(alive)
                 row, token, mask, ended = row[alive], token[alive], mask[alive], ended[alive]
             new = token.unsqueeze(1)
             mask = torch.cat([mask, torch.ones_like(new)], 1)
-        return made
+        return made, cut
 
     def _likeliest(
         self, ids: torch.Tensor, mask: torch.Tensor, cache: Any, requests: Sequence[Request]

@@ -97,7 +97,15 @@ class VLLMBackend:
                     return
                 ended = [(places.pop(each.request_id), each.outputs[0]) for each in engine.step() if each.finished]
                 yield [
-                    Reply(place, each.text, "", len(tokens[place]), len(each.token_ids), number < len(ended))
+                    Reply(
+                        place,
+                        each.text,
+                        "",
+                        len(tokens[place]),
+                        len(each.token_ids),
+                        more=number < len(ended),
+                        cut=each.finish_reason == "length",
+                    )
                     for number, (place, each) in enumerate(ended, 1)
                 ]
         finally:
