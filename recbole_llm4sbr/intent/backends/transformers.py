@@ -12,6 +12,7 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 
 from recbole_llm4sbr.base.errors import UserError
@@ -213,9 +214,9 @@ class TransformersBackend:
         cache = DynamicCache(config=self._model.config) if cache is None else cache
         if self._beams > 1:
             titles = self._likeliest(ids, mask, cache, [block[position] for position in members])
-            for position, (mine, count) in zip(members, titles, strict=True):
+            for position, (mine, count, short) in zip(members, titles, strict=True):
                 answer = "\n".join(f"{number}. {title}" for number, title in enumerate(mine, 1))
-                yield Reply(position, answer, "", len(tokens[position]), count, more=position != members[-1])
+                yield Reply(position, answer, "", len(tokens[position]), count, more=position != members[-1], cut=short)
             return
         made, cut = self._greedy(ids, mask, cache, block[0].lines)
         counts = (made != self._tokenizer.pad_token_id).sum(1).tolist()
@@ -259,8 +260,10 @@ class TransformersBackend:
 
     def _likeliest(
         self, ids: torch.Tensor, mask: torch.Tensor, cache: Any, requests: Sequence[Request]
-    ) -> Iterator[tuple[list[str], int]]:
-        """The likeliest titles of each row, the best first, and how many tokens they have.
+    ) -> Iterator[tuple[list[str], int, bool]]:
+        """The likeliest titles of each row, the best first; how many tokens they have; whether the only one that is given was cut.
+
+        Titles that are not at their end count in the search and are left out, but for the likeliest where no title is at its end.
 
         Args:
             ids, mask, cache: as in `_greedy`.
@@ -273,16 +276,18 @@ class TransformersBackend:
             places = likeliest_titles(_Beams(self._model, cache), first, mask, tree, allowed, self._beams).tokens.squeeze(2)
             for row in places.tolist():
                 chosen = [place for place in row if place >= 0]
-                yield [title_text(tree.titles[place]) for place in chosen], sum(tree.length[place] for place in chosen)
+                yield [title_text(tree.titles[place]) for place in chosen], sum(tree.length[place] for place in chosen), False
             return
         stops = torch.unique(torch.cat([self._newline_or_quote, self._ends[self._ends >= 0]]))
         pad = self._tokenizer.pad_token_id
         found = likeliest(_Beams(self._model, cache), first, mask, stops, self._beams, self._max_new_tokens, pad)
         counts = (found.tokens != pad).sum((1, 2)).tolist()
         texts = self._tokenizer.batch_decode(found.tokens.flatten(0, 1), skip_special_tokens=True)
-        titles = [re.split(r'["\n]', text)[0].strip() for text in texts]
-        for row, count in enumerate(counts):
-            yield list(dict.fromkeys(filter(None, titles[row * self._beams : (row + 1) * self._beams]))), count
+        titles = np.array([re.split(r'["\n]', text)[0].strip() for text in texts], object).reshape(-1, self._beams)
+        ended = torch.isin(found.tokens, stops).any(2).cpu().numpy()
+        for mine, whole, count in zip(titles, ended, counts):
+            kept = list(dict.fromkeys(filter(None, mine[whole])))
+            yield kept or mine[:1].tolist(), count, not kept
 
     def _tree(self, start: str) -> TitleTree:
         """The titles that answers are held to, as tokens behind the beginning of an answer."""
