@@ -14,7 +14,7 @@ from recbole_llm4sbr.base.outputs import Output, check_output
 from recbole_llm4sbr.base.settings import load_settings
 from recbole_llm4sbr.cli.main import VERBS, main
 from recbole_llm4sbr.experiment.compare import compare
-from recbole_llm4sbr.intent.store import AnswerStore
+from recbole_llm4sbr.intent.store import Answer, AnswerStore
 from recbole_llm4sbr.recommend.cases_page import page
 from recbole_llm4sbr.report.page import report
 from recbole_llm4sbr.training.run import train
@@ -166,7 +166,7 @@ def test_overwrite_replaces_a_file_of_mine_but_no_input(here, capsys):
 def test_an_export_replaces_an_earlier_one_of_the_same_answers_alone(here, capsys):
     store = AnswerStore("atomic/answers.sqlite")
     for model in ("cheap", "dear"):
-        store.put([(bytes([len(model)] * 16), f"of {model}")], store.source(model, {"n": 1}, "generic"))
+        store.put([(bytes([len(model)] * 16), Answer(f"of {model}"))], store.source(model, {"n": 1}, "generic"))
     before, count = store.path.read_bytes(), len(store)
     export = [*EXPORT, "--llm=dear"]
     assert main([*export, "--file=dear.jsonl"]) == 0
