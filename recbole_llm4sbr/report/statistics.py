@@ -7,10 +7,10 @@ import numpy.typing as npt
 from scipy import stats
 
 Numbers = npt.NDArray[np.float64]
-RESAMPLES = 2000
 LEVEL = 0.05
 _EXACT = 13  # pairs whose 2 ** n signs are all looked at
 _DIGITS = 12  # of a difference of metrics; what is smaller is rounding
+_NO_BOUND = 10_000.0  # percent; an improvement of which no more is known than that it may be larger
 UNFINISHED_RUN = "unfinished: not judged"
 ONE_SEED = "one seed: not judged"
 
@@ -29,59 +29,60 @@ def paired_p(a: Numbers, b: Numbers) -> float:
     return float(stats.wilcoxon(difference, method=method).pvalue)
 
 
-def improvement(a: Numbers, b: Numbers, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float, float]:
-    """By how many percent the mean of `b` is above that of `a`, with a 95 % interval by a hierarchical bootstrap over seeds and sessions.
+def improvement(a: Numbers, b: Numbers) -> tuple[float, float, float]:
+    """By how many percent the mean of `b` is above that of `a`, with a 95 % interval for other sessions and other training runs.
 
-    In each resample the sessions are drawn anew, the same for both, and then for each of the two its training runs. Few runs show too
-    little of their spread: their deviations are widened by sqrt(n / (n - 1)) (the bootstrap's variance of n values is too small by
-    that factor) and by the ratio of Student's quantile with 2 (n - 1) degrees of freedom to the normal one. A single run has no spread:
-    its interval is over sessions alone.
+    The metric of model m in its run r on session s is taken as
+
+        y[m, r, s] = mean[m] + session[m, s] + run[m, r] + noise[m, r, s]
+
+    All runs of both models meet the same sessions, so the models are paired by session. Runs are taken as independent; where runs of the
+    same seed are alike, the interval is too wide rather than too narrow. A model's mean over n runs and R sessions has the variance
+
+        var(session) / R  +  var(noise) / (n R)  +  var(run) / n
+
+    The variance of the sessions' means, divided by R, estimates the first two terms; that of the runs' means, divided by n, the last two.
+    Noise is in both and counted once: of the runs only what exceeds it is added. The interval is that of the log of the ratio of the
+    means, whose variance is that of the difference of the metrics relative to their means (delta method), by Student's quantile with
+    Satterthwaite's degrees of freedom over sessions (R - 1) and the runs of each model (n - 1). A single run shows no spread of runs: its
+    interval is over sessions alone.
 
     Args:
-        a, b: a metric of each session for each training run, [seeds, R].
-        resamples: of the bootstrap.
-        seed: of its draws.
+        a, b: a metric, never negative, of each session for each training run, [runs, R].
 
     Returns:
-        Improvement, lower and upper end, inf where resamples of `a` have no hit at all. nan where the mean of `a` is 0; the interval is
-        nan with a single session.
+        Improvement, lower and upper end, which is inf where it is beyond `_NO_BOUND`. nan where the mean of `a` is 0; the interval is nan
+        with a single session.
     """
-    before, after = float(a.mean()), float(b.mean())
+    before, after, rows = float(a.mean()), float(b.mean()), a.shape[1]
     if before == 0:
         return float("nan"), float("nan"), float("nan")
     percent = float(np.round(100 * (after / before - 1), _DIGITS))
-    rows = a.shape[1]
     if rows < 2:
         return percent, float("nan"), float("nan")
-    rng = np.random.default_rng(seed)
-    both = np.concatenate([a, b]).T  # [R, seeds of a + seeds of b]
-    drawn = (np.bincount(rng.integers(rows, size=rows), minlength=rows) for _ in range(resamples))
-    means = np.stack([weights @ both / rows for weights in drawn])  # of each run in each resample
-    x, y = (_resampled_seeds(each, rng) for each in (means[:, : len(a)], means[:, len(a) :]))
-    y = np.maximum(y, 0)  # no metric is negative, which a widened mean may be
-    with np.errstate(divide="ignore", invalid="ignore"):
-        # where `a` has no hit at all the improvement on it has no bound, or is none where `b` has none either
-        ratios = np.where(x > 0, 100 * (y / x - 1), np.where(y > 0, np.inf, 0.0))
-    ends = np.percentile(ratios, [2.5, 97.5], method="linear" if np.isfinite(ratios).all() else "nearest")
-    low, high = np.round(ends, _DIGITS).tolist()
-    return percent, low, high
+    if after == 0:
+        return percent, percent, percent
+    x, y = a / before, b / after
+    sessions = float((y.mean(0) - x.mean(0)).var(ddof=1)) / rows
+    runs, noise = np.array([_variance_of_runs(x), _variance_of_runs(y)]).T
+    variance = sessions + float(np.maximum(0, runs - noise).sum())
+    freedom = np.array([rows - 1, *(max(1, len(each) - 1) for each in (a, b))])
+    uncertainty = float((np.array([sessions, *runs]) ** 2 / freedom).sum())
+    least = freedom[[True, *(runs > 0)]].min()  # of the sources that there are; no sum of them has fewer
+    total = max(least, variance**2 / uncertainty) if uncertainty > 0 else np.inf
+    factor = np.exp(stats.t.ppf(1 - LEVEL / 2, total) * np.sqrt(variance))
+    low, high = (float(np.round(100 * (after / before * each - 1), _DIGITS)) for each in (1 / factor, factor))
+    return percent, low, high if high < _NO_BOUND else np.inf
 
 
-def _resampled_seeds(means: Numbers, rng: np.random.Generator) -> Numbers:
-    """Means over runs drawn anew in each resample, their deviations widened as `improvement` says.
-
-    Args:
-        means: of each run in each resample, [resamples, seeds].
-        rng: draws the runs.
-    """
-    count = means.shape[1]
-    centre: Numbers = means.mean(1)
-    if count == 1:
-        return centre
-    drawn = np.take_along_axis(means, rng.integers(count, size=means.shape), 1).mean(1)
-    student = float(stats.t.ppf(0.975, 2 * (count - 1)) / stats.norm.ppf(0.975))
-    widened: Numbers = centre + np.sqrt(count / (count - 1)) * student * (drawn - centre)
-    return widened
+def _variance_of_runs(values: Numbers) -> tuple[float, float]:
+    """The variance of the mean over runs, [runs, R], as the runs' means show it, and how much of that their noise makes by itself."""
+    runs, rows = values.shape
+    if runs < 2:
+        return 0.0, 0.0
+    means = values.mean(1)
+    noise = values - values.mean(0) - means[:, None] + values.mean()
+    return float(means.var(ddof=1)) / runs, float((noise**2).sum()) / ((runs - 1) * (rows - 1) * rows * runs)
 
 
 def verdict(low: float, high: float, p: float, seeds: int, level: float = LEVEL, *, unfinished: bool = False) -> str:

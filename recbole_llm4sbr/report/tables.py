@@ -98,12 +98,12 @@ def _tests_table(group: str, lines: Sequence[Line], tests: Sequence[Comparison])
         for each in tests
     ]  # fmt: skip
     how = (
-        "Over the same test sessions (all prefixes of a session together). Improvement with a 95 % interval by a bootstrap over seeds and "
-        "sessions (2,000 resamples, widened for few seeds); Wilcoxon's signed-rank test over sessions, two-sided, each metric averaged "
-        "over the seeds, and its p-value after Holm's correction over this table. Different is what both say: better or worse. "
-        "One seed is not judged: the interval knows the sessions only, and training again may turn it round. Nor is a comparison in which "
-        "a run of either side is unfinished (its best epoch is the last that it was allowed). Rows that are not judged stay in the family "
-        "of the correction, so that they make no other verdict easier."
+        "Over the same test sessions (all prefixes of a session together). Improvement with a 95 % interval for other sessions and other "
+        "training runs (Student's, by the variance between sessions and what runs differ by beyond it); Wilcoxon's signed-rank test over "
+        "sessions, two-sided, each metric averaged over the seeds, and its p-value after Holm's correction over this table. Different is "
+        "what both say: better or worse. One seed is not judged: the interval knows the sessions only, and training again may turn it "
+        "round. Nor is a comparison in which a run of either side is unfinished (its best epoch is the last that it was allowed). Rows "
+        "that are not judged stay in the family of the correction, so that they make no other verdict easier."
     )
     head = ["model", "variants", "metric", "improvement", "p", "p (Holm)", "different?"]
     return Table(f"Is it more than chance? {group}", how + note(lines), head, rows, 3, section=group)
