@@ -49,7 +49,7 @@ def slow_waves(length: Tensor, width: int, c: int, dtype: torch.dtype = torch.fl
     angle = (2 * math.pi / n.to(dtype)) * (place * periods % n)  # [B, L, c // 2 + 1]
     alone = (periods == 0) | (2 * periods == n)  # frequencies without a sine: the constant, and clicks that alternate
     there = (place < n) & (2 * periods <= n)
-    height = torch.where(there, torch.where(alone, 1.0, 2.0) / n, 0).sqrt().to(dtype)
+    height = (torch.where(there, torch.where(alone, 1, 2), 0) / n.to(dtype)).sqrt()
     sine = (height * angle.sin()).masked_fill(alone, 0)
     return torch.cat([height * angle.cos(), sine[..., 1:]], -1)
 
