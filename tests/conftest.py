@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 
+import hypothesis
 import pytest
 import torch
 
@@ -13,6 +14,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Two processes of tests, and what they start, take a thread each: more would wait for each other on two cores.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+
+hypothesis.settings.register_profile("any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("any machine")
 
 # Models of RecBole that are adapted as those beside them are, and seldom used: the tests of every model take half a minute more with them.
 SELDOM = {"FDSA", "FEARec", "GCSAN", "GRU4RecF", "LightSANs", "NextItNet", "SASRecF", "SINE"}

@@ -26,11 +26,11 @@ def requests():
 
 
 def one_by_one(folder, asked, max_new_tokens):
-    """The plain loop of the authors' code: one prompt, one generate."""
+    """The plain loop of the authors' code: one prompt, one generate. In double, so that rounding chooses no token."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.double).eval()
     answers = []
     for request in asked:
         chat = [{"role": "system", "content": request.system}] if request.system else []
@@ -64,7 +64,7 @@ def answers(backend, asked):
 @pytest.mark.parametrize("batch_tokens", [1, 1500, 0])
 def test_batches_with_shared_prefixes_answer_as_one_prompt_at_a_time(tiny_llm, batch_tokens, monkeypatch):
     monkeypatch.setattr("recbole_llm4sbr.intent.backends.transformers._BLOCK", 20)  # several blocks
-    monkeypatch.setattr("recbole_llm4sbr.intent.backends.transformers.compute_dtype", lambda device: torch.float32)
+    monkeypatch.setattr("recbole_llm4sbr.intent.backends.transformers.compute_dtype", lambda device: torch.double)
     asked = requests()
     got = answers(TransformersBackend(tiny_llm, 12, batch_tokens, "cpu"), asked)
     assert [got[n] for n in range(len(asked))] == one_by_one(tiny_llm, asked, 12)
@@ -93,7 +93,7 @@ def test_when_memory_is_too_small_batches_and_then_groups_are_halved_and_nothing
 def test_a_sliding_window_is_not_led_through_a_chain_with_holes(tiny_llm, tmp_path, monkeypatch):
     from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
 
-    monkeypatch.setattr("recbole_llm4sbr.intent.backends.transformers.compute_dtype", lambda device: torch.float32)
+    monkeypatch.setattr("recbole_llm4sbr.intent.backends.transformers.compute_dtype", lambda device: torch.double)
     tokenizer = AutoTokenizer.from_pretrained(tiny_llm)
     torch.manual_seed(2)
     config = MistralConfig(

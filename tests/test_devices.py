@@ -49,7 +49,8 @@ def step(model, batch):
     with torch.device("meta"):
         loss = model.calculate_loss(batch)
         (sum(loss) if isinstance(loss, tuple) else loss).backward()
-        optimizer.step()
+    optimizer.step()  # PyTorch 2.6 makes its count of steps on the default device
+    with torch.device("meta"):
         scores = model.eval().full_sort_predict(batch)
     return loss, scores
 

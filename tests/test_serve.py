@@ -201,12 +201,12 @@ def address(checkpoints):
 
 
 def test_the_command_serves_each_model_and_all_together(address, models, checkpoints):
-    assert json.loads(urllib.request.urlopen(address + "health", timeout=10).read())["models"] == [
+    assert json.loads(urllib.request.urlopen(address + "health", timeout=60).read())["models"] == [
         "plain", "enhanced", "ensemble of 2"]  # fmt: skip
     for name, expected in (("enhanced", models["enhanced"]), ("ensemble of 2", Recommender.load(checkpoints))):
         body = json.dumps({"sessions": [known(models)[:2]], "model": name, "topn": 3}).encode()
         request = urllib.request.Request(address + "recommend", body, {"Content-Type": "application/json"})
-        found = json.loads(urllib.request.urlopen(request, timeout=10).read())["results"][0]["items"]
+        found = json.loads(urllib.request.urlopen(request, timeout=60).read())["results"][0]["items"]
         rows = expected.recommend([known(models)[:2]], topn=3)
         assert [each["item"] for each in found] == rows["item"].tolist()
         assert [each["score"] for each in found] == pytest.approx(rows["score"].tolist(), abs=1e-5)

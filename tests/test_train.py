@@ -41,7 +41,8 @@ def test_a_run_selects_on_validation_and_its_checkpoint_gives_the_same_scores_in
         assert result.best_valid_result["mrr@20"] == pytest.approx(result.best_valid_score)
         assert len(result.seconds_per_epoch) == 3
         loaded = load_model(result.checkpoint)
-        torch.testing.assert_close(torch.load(result.checkpoint + ".scores"), scores(loaded), rtol=0, atol=0)
+        # another process may have another number of threads, and add in another order
+        torch.testing.assert_close(torch.load(result.checkpoint + ".scores"), scores(loaded), rtol=1e-5, atol=1e-6)
         with torch.no_grad():  # the test metrics are those of these scores: Hit@5 by hand
             hits, rows = 0, 0
             for batch, _, _, target in loaded.test_data:
