@@ -189,7 +189,13 @@ class FakeVLLM:
 
         def step(self):
             ended = [self._waiting.popitem() for _ in range(min(3, len(self._waiting)))]
-            output = [(name, SimpleNamespace(text=f"{ids[0]}-{len(ids)}", token_ids=ids)) for name, ids in ended]
+            output = [
+                (
+                    name,
+                    SimpleNamespace(text=f"{ids[0]}-{len(ids)}", token_ids=ids, finish_reason=["length", "stop"][len(ids) % 2]),
+                )
+                for name, ids in ended
+            ]
             unfinished = [SimpleNamespace(request_id=name, finished=False) for name in self._waiting]
             return [SimpleNamespace(request_id=name, finished=True, outputs=[each]) for name, each in output] + unfinished
 
@@ -217,6 +223,7 @@ def test_the_vllm_backend_gives_each_request_its_own_answer_and_keeps_shared_beg
     assert all(given[start : start + 7] == sorted(given[start : start + 7]) for start in range(0, len(given), 7))
     assert FakeVLLM.most == 5
     replies = list(backend.generate(asked))
+    assert {reply.position: reply.cut for reply in replies} == {n: len(ids) % 2 == 0 for n, ids in enumerate(expected)}
     ends = [place for place, reply in enumerate(replies) if not reply.more]
     assert max(end - start for start, end in zip([-1, *ends], ends)) <= 3  # a step ends a batch, which is stored
     assert FakeVLLM.made["enable_prefix_caching"]
