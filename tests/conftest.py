@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -56,6 +57,15 @@ WORDS = [
 
 def title(number: int) -> str:
     return f"{WORDS[number % 20]} {WORDS[(number * 7 + 3) % 20]} {WORDS[(number * 3 + 11) % 20]} {number}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def working_folder(tmp_path_factory):
+    """A folder that may be written to, for what tests of a module train together: the checkout may not."""
+    before = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("working"))
+    yield
+    os.chdir(before)
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ from recbole_llm4sbr.intent.backends.transformers import TransformersBackend
 from recbole_llm4sbr.intent.cleaning import clean
 from recbole_llm4sbr.intent.encoder import Encoder
 from recbole_llm4sbr.intent.infer import check_askable, infer
-from recbole_llm4sbr.intent.localization import ItemIndex
+from recbole_llm4sbr.intent.localization import _SAME, ItemIndex
 from recbole_llm4sbr.intent.prompts import PromptTemplate
 from recbole_llm4sbr.intent.titles import TitleReader
 from recbole_llm4sbr.model.intents import SessionIntents
@@ -173,6 +173,7 @@ def union(vectors, items, k, held=()):
         near = sorted((n for n in similar if items[n].any() and n not in held), key=lambda n: (-similar[n], n))[:k]
         for n in near:
             best[n] = max(best.get(n, -2.0), similar[n])
+    best = {n: similar if similar <= _SAME else 1.0 for n, similar in best.items()}  # an item that a title names
     chosen = sorted(best, key=lambda n: (-best[n], n))[:k]
     return chosen, [best[n] for n in chosen]
 
@@ -199,6 +200,7 @@ def test_the_items_of_several_titles_are_the_union_that_plain_loops_find(seed, k
             expected, expected_sims = union(of_row, items, k, held)
             np.testing.assert_allclose(sims[row], expected_sims, atol=3e-6)
             own = [max(float(np.dot(t.astype(float), items[n].astype(float))) for t in of_row) for n in found[row]]
+            own = [1.0 if each > _SAME else each for each in own]
             np.testing.assert_allclose(own, expected_sims, atol=3e-6)  # other ids only where similarities are equal
             assert len(set(found[row].tolist())) == k
             assert not set(found[row].tolist()) & {*held, 3}
