@@ -25,15 +25,16 @@ class PreparedCounts(Record):
 
     Attributes:
         sessions, items, clicks, average_length: after filtering.
-        rows: of the parts train, valid and test.
+        rows: by part, the sessions with a target in it: the rows under `train_targets` and `eval_targets: last`.
+        prefixes: by part, the rows under `all`; empty in files of an earlier version.
         raw_clicks: before filtering.
         unseen_items, dropped_clicks: left out of valid and test since train never saw the item.
         catalogue: items that models rank.
-        repeated: by part, rows whose target is among the clicks before it.
+        repeated: rows whose target is among the clicks before it, by part: of train's `prefixes`, of valid's and test's `rows`.
         duplicates: clicks on the item of an earlier one of their session at the very same time.
-        duplicated: by part, rows whose target is such a click.
+        duplicated: of the rows counted in `repeated`, those whose target is such a click.
         cold_items: items of the catalogue that no training row holds; 0 under `cold_items: false`.
-        cold_targets: of valid and test, rows whose target is one of them; empty under `cold_items: false`.
+        cold_targets: of valid and test, rows of `rows` whose target is one of them; empty under `cold_items: false`.
     """
 
     sessions: int
@@ -41,6 +42,7 @@ class PreparedCounts(Record):
     clicks: int
     average_length: float
     rows: dict[str, int]
+    prefixes: dict[str, int] = field(default_factory=dict)
     raw_clicks: int = 0
     unseen_items: int = 0
     dropped_clicks: int = 0
@@ -57,7 +59,13 @@ class PreparedCounts(Record):
 
         A click that a log holds twice is no return to its item and does not count.
         """
-        return 1000 * (self.repeated.get("train", 0) - self.duplicated.get("train", 0)) >= self.rows["train"]
+        again = self.repeated.get("train", 0) - self.duplicated.get("train", 0)
+        return 1000 * again >= (self.prefixes or self.rows)["train"]
+
+    def of_targets(self, train: str, evaluated: str) -> dict[str, int]:
+        """Rows by part under settings of `train_targets` and `eval_targets`, `all` or `last`."""
+        targets = {part: train if part == "train" else evaluated for part in self.rows}
+        return {part: (self.prefixes or self.rows if targets[part] == "all" else self.rows)[part] for part in self.rows}
 
     def settled(self, repeatable: bool | str) -> bool:
         """The setting `repeatable` with `auto` replaced by what the training part says."""

@@ -90,8 +90,8 @@ def load_settings(
     external: dict[str, Any] = {}
     of_files: dict[Path, dict[str, Any]] = {}
     for path in config_files:
-        external.update(of_files.setdefault(recipe_path(path), read_yaml(recipe_path(path))))
-    external.update(overrides or {})
+        external.update(_both_targets(of_files.setdefault(recipe_path(path), read_yaml(recipe_path(path)))))
+    external.update(_both_targets(overrides or {}))
     external.update({key: value for key, value in (("model", model), ("dataset", dataset)) if value is not None})
     external.setdefault("model", schema()["model"].default)
     if not external.get("dataset"):
@@ -108,7 +108,7 @@ def load_settings(
     path = PROPERTIES / "dataset" / f"{external['dataset']}.yaml"
     if path.is_file():
         settings.update(read_yaml(path))
-    settings.update(dataset_file(external))
+    settings.update(_both_targets(dataset_file(external)))
     check_recbole_settings(external, recbole_defaults(name), own_model=":" in external["model"])
     for path, found in of_files.items():
         try:
@@ -117,6 +117,7 @@ def load_settings(
             raise UserError(f"{str(path)!r}: {error}") from None
     check_keys(set(external).difference(*of_files.values()), external["model"])
     settings.update(external)
+    settings["session_targets"] = None  # it is in the two that it sets
     settings.update(_as_tuned(settings, external))
     if recall is not None:
         _check_each(settings)
@@ -127,7 +128,10 @@ def load_settings(
 
 _ASKED = ("llm_beams", "llm_titles", "intent_answers", "intent_k_max")  # what the folder of a tuned LLM may say
 # What the settings file in a dataset's folder may say besides what decides the prepared files.
-_OF_ITEMS = ("item_name", "item_text", "article_last", "missing_item_text", "prompt", "repeatable")
+_OF_ITEMS = (
+    "item_name", "item_text", "article_last", "missing_item_text", "prompt", "repeatable", "session_targets", "train_targets",
+    "eval_targets",
+)  # fmt: skip
 
 
 def dataset_file(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,6 +187,12 @@ def recipe_path(name: str | Path) -> Path:
 def class_name(model: str) -> str:
     """The class in a model's name: itself, or what stands behind `package.module:`."""
     return model.rpartition(":")[2]
+
+
+def _both_targets(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given in one place, with the two settings that `session_targets` there sets, unless they are given there too."""
+    both = given.get("session_targets")
+    return {**({"train_targets": both, "eval_targets": both} if both is not None else {}), **given}
 
 
 def _implied(external: Mapping[str, Any]) -> dict[str, Any]:

@@ -98,11 +98,10 @@ def _done(action: str, store: "AnswerStore", options: Mapping[str, Any]) -> str:
 
 def _write_requests(arguments: Arguments) -> int:
     """Prepare where needed, and write what `infer` would ask."""
-    from recbole_llm4sbr.data.folders import dataset_folder
+    from recbole_llm4sbr.data.folders import asked_files, dataset_folder
     from recbole_llm4sbr.data.prepare import prepare
     from recbole_llm4sbr.data.remembered import of_prepared
     from recbole_llm4sbr.data.rows import read_sessions
-    from recbole_llm4sbr.data.sessions import PARTS
     from recbole_llm4sbr.intent.llm_intents import write_requests
 
     given = {key: value for key in ("llm", "prompt", "atomic_path") if (value := arguments.options[key])}
@@ -118,7 +117,8 @@ def _write_requests(arguments: Arguments) -> int:
             "(`answers drop --llm=...`), then write the file without it"
         )
     prepare(settings)
-    rows = read_sessions(dataset_folder(settings), settings["dataset"], *PARTS)
+    longest = settings["MAX_ITEM_LIST_LENGTH"]
+    rows = read_sessions(dataset_folder(settings), settings["dataset"], *asked_files(settings), longest=longest)
     file = arguments.options["file"]
     print(f"{write_requests(settings, rows, file):,} requests written to {file}; `answers import` takes the replies")
     return 0

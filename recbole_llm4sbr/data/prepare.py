@@ -18,7 +18,7 @@ from recbole_llm4sbr.base.files import make_folder, sha256_file
 from recbole_llm4sbr.base.records import PreparedCounts
 from recbole_llm4sbr.data.atomic import quoted
 from recbole_llm4sbr.data.clicks import check_ids, read_clicks
-from recbole_llm4sbr.data.folders import ITEMS, PREPARED, dataset_folder, intents_manifests
+from recbole_llm4sbr.data.folders import ITEMS, PREPARED, dataset_folder, intents_manifests, part_file
 from recbole_llm4sbr.data.item_columns import number_cells
 from recbole_llm4sbr.data.manifest import Manifest
 from recbole_llm4sbr.data.raw import RawItems, check_columns, click_files, locate, read_raw_items
@@ -89,7 +89,9 @@ def prepare(settings: Mapping[str, Any]) -> Manifest:
 
 def describe_counts(numbers: PreparedCounts) -> str:
     """The counts as one line."""
-    rows = ", ".join(f"{part} {count:,}" for part, count in numbers.rows.items())
+    rows = ", ".join(
+        f"{part} {numbers.prefixes[part]:,} prefixes of {count:,} sessions" for part, count in numbers.rows.items()
+    )
     left_out = (
         f"left out of valid and test: {numbers.unseen_items:,} items that train never saw, {numbers.dropped_clicks:,} clicks"
     )
@@ -154,7 +156,7 @@ def _make(
     trained = is_trained(sessions, part)
     duplicates = _duplicates(sessions, settings["session_rule"])
     tables, repeated, duplicated, cold_targets = _session_tables(sessions, part, trained, duplicates, settings)
-    rows = {name: len(tables[name]) - 1 for name in PARTS}
+    rows = {name: len(tables[part_file(name, "last")]) - 1 for name in PARTS}
     if empty := [name for name in PARTS if not rows[name]]:
         raise UserError(
             f"no session is left for {' and '.join(empty)} of {numbers['sessions']:,}; the dataset is too small for this split"
@@ -164,11 +166,12 @@ def _make(
     if settings["cold_items"] and raw is not None:
         check_ids(item_file, settings["item_column"], raw.table["item_id"])
         catalogue = pd.unique(np.concatenate([clicked, raw.table["item_id"]]))
-    written: dict[str, Iterable[str]] = {f"{dataset}.{name}.inter": tables[name] for name in PARTS}
+    written: dict[str, Iterable[str]] = {f"{dataset}.{name}.inter": lines for name, lines in tables.items()}
     written[f"{dataset}.item"] = _item_table(catalogue, raw)
     return written, PreparedCounts(
         **numbers,
         rows=rows,
+        prefixes={name: len(tables[part_file(name, "all")]) - 1 for name in PARTS},
         raw_clicks=len(clicks),
         unseen_items=int(items_before - len(clicked)),
         dropped_clicks=before - len(sessions),
@@ -212,29 +215,45 @@ def _session_tables(
     duplicates: npt.NDArray[np.bool_],
     settings: Mapping[str, Any],
 ) -> tuple[dict[str, list[str]], dict[str, int], dict[str, int], dict[str, int]]:
-    """The lines of each part's `.inter` file; by part the rows whose target is among the clicks before it, those whose target is the
-    duplicate of one, and of valid and test those whose target train never saw."""
+    """The lines of the session files by `part_file`, and `repeated`, `duplicated` and `cold_targets` of `PreparedCounts`.
+
+    A row holds the newest `MAX_ITEM_LIST_LENGTH` clicks, which is what models read, so that a long session does not fill the disk with
+    its prefixes. A session's longest prefix in train is there with all its clicks, for what is read off whole sessions (`training_graphs`).
+    """
     lengths = np.bincount(pd.factorize(sessions["session"])[0])
     starts = np.cumsum(lengths) - lengths
-    names = session_names(sessions, settings["session_rule"])
-    row_session, row_length = prefixes(lengths, part, settings["session_targets"])
+    row_session, row_length, last = prefixes(lengths, part)
     row_start = starts[row_session]
     row_target = row_start + row_length
-    tokens = sessions["item"].tolist()
-    ids = names[row_session].tolist()
-    if settings["session_targets"] == "all" or len(set(ids)) < len(ids):
-        ids = [f"{name}.{length}" for name, length in zip(ids, row_length.tolist())]
     row_part = part[row_target]
-    again = sessions.duplicated(["session", "item"]).to_numpy()
-    repeated, duplicated = (
-        {name: int((which[row_target] & (row_part == number)).sum()) for number, name in enumerate(PARTS)}
-        for which in (again, duplicates)
+    if settings["session_rule"] == "rows":  # each is a row as it is
+        row_session, row_length, row_start, row_target, row_part = (
+            each[last] for each in (row_session, row_length, row_start, row_target, row_part)
+        )
+        last = np.ones(len(row_session), bool)
+
+    def counted(which: npt.NDArray[np.bool_], *parts: int) -> dict[str, int]:
+        """Rows by part whose target is one of these clicks: of train all, of valid and test the last of each session."""
+        found = which[row_target] & ((row_part == 0) | last)
+        return {PARTS[number]: int((found & (row_part == number)).sum()) for number in parts}
+
+    repeated = counted(sessions.duplicated(["session", "item"]).to_numpy(), 0, 1, 2)
+    duplicated, cold = counted(duplicates, 0, 1, 2), counted(~trained, 1, 2)
+    tokens = sessions["item"].tolist()
+    names = session_names(sessions, settings["session_rule"])[row_session].tolist()
+    newest = np.maximum(row_start, row_target - settings["MAX_ITEM_LIST_LENGTH"])
+    rows = zip(
+        names, row_length.tolist(), row_start.tolist(), newest.tolist(), row_target.tolist(), row_part.tolist(), last.tolist()
     )
-    cold = {name: int((~trained[row_target] & (row_part == PARTS.index(name))).sum()) for name in PARTS[1:]}
-    rows = zip(ids, row_start.tolist(), row_target.tolist(), row_part.tolist())
-    lines: dict[str, list[str]] = {name: ["session_id:token\titem_id_list:token_seq\titem_id:token\n"] for name in PARTS}
-    for name, first, target, where in rows:
-        lines[PARTS[where]].append(f"{name}\t{' '.join(tokens[first:target])}\t{tokens[target]}\n")
+    head = "session_id:token\titem_id_list:token_seq\titem_id:token\n"
+    lines = {part_file(name, targets): [head] for name in PARTS for targets in ("all", "last")}
+    for name, length, start, first, target, number, is_last in rows:
+        row = f"{name}.{length}\t{' '.join(tokens[first:target])}\t{tokens[target]}\n"
+        lines[part_file(PARTS[number], "all")].append(row)
+        if is_last and number == 0 and first > start:
+            row = f"{name}.{length}\t{' '.join(tokens[start:target])}\t{tokens[target]}\n"
+        if is_last:
+            lines[part_file(PARTS[number], "last")].append(row)
     return lines, repeated, duplicated, cold
 
 

@@ -2,7 +2,7 @@
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ class SessionRows:
         clicks: the prefixes in click order, one row's after the other's, [N].
         starts: where each row's prefix begins in `clicks`, and the end of the last, [R + 1].
         targets: [R].
+        lengths: clicks of each row's session before its target; more than the row holds where the oldest were left out, [R].
     """
 
     tokens: Sequence[str]
@@ -29,6 +30,14 @@ class SessionRows:
     clicks: npt.NDArray[np.int32]
     starts: npt.NDArray[np.int64]
     targets: npt.NDArray[np.int32]
+    lengths: npt.NDArray[np.int64]
+
+    def take(self, chosen: Sequence[int]) -> "SessionRows":
+        """Some of the rows, in this order."""
+        at = np.array(chosen, np.int64)
+        sizes = self.starts[at + 1] - self.starts[at]
+        clicks, ids = self.clicks[ranges(self.starts[at], sizes)], [self.ids[row] for row in chosen]
+        return SessionRows(self.tokens, ids, clicks, np.r_[0, sizes.cumsum()], self.targets[at], self.lengths[at])
 
     def prefix(self, row: int) -> list[str]:
         """Item tokens of one row's prefix, in click order."""
@@ -46,8 +55,15 @@ class SessionRows:
         return self.places_in(tokens)[self.clicks]
 
 
-def read_sessions(folder: Path, dataset: str, *parts: str) -> SessionRows:
-    """Read parts (`train`, `valid`, `test`) of a prepared dataset, one after the other."""
+def read_sessions(folder: Path, dataset: str, *parts: str, longest: int | None = None) -> SessionRows:
+    """Read session files of a prepared dataset, one after the other.
+
+    Args:
+        folder, dataset: where they are.
+        parts: their `part_file` names.
+        longest: newest clicks of a row to keep; None: all that it holds.
+    """
+    newest = slice(None if longest is None else -longest, None)
     number: dict[str, int] = {}
     ids: list[str] = []
     clicks, starts, targets = array("i"), array("q", [0]), array("i")
@@ -57,10 +73,53 @@ def read_sessions(folder: Path, dataset: str, *parts: str) -> SessionRows:
             for line in lines:
                 name, prefix, target = line.rstrip("\n").split("\t")
                 ids.append(name)
-                clicks.extend([number.setdefault(token, len(number)) for token in prefix.split(" ")])
+                clicks.extend([number.setdefault(token, len(number)) for token in prefix.split(" ")[newest]])
                 starts.append(len(clicks))
                 targets.append(number.setdefault(target, len(number)))
-    return SessionRows(list(number), ids, np.array(clicks, np.int32), np.array(starts, np.int64), np.array(targets, np.int32))
+    lengths = np.array([int(name.rpartition(".")[2]) for name in ids], np.int64)
+    return SessionRows(
+        list(number), ids, np.array(clicks, np.int32), np.array(starts, np.int64), np.array(targets, np.int32), lengths
+    )
+
+
+def session_of(row: str) -> str:
+    """The session of a row; `prepare` calls the rows of one `name.1`, `name.2`, ...: by the clicks before the target.
+
+    >>> session_of("7_1.3")
+    '7_1'
+    """
+    return row.rpartition(".")[0]
+
+
+def beginnings(rows: SessionRows) -> SessionRows:
+    """The same rows with the clicks of the longest beginning of their session, up to themselves, whose length is a power of two.
+
+    Where a row does not hold its session's oldest clicks, that beginning is another row's.
+    """
+    lengths = 1 << np.frexp(rows.lengths.astype(float))[1].astype(np.int64) - 1
+    held = np.diff(rows.starts)
+    whole = rows.lengths == held
+    there = {name: row for row, name in enumerate(rows.ids)} if not whole.all() else {}
+    shown = rows.take(
+        [
+            row if whole[row] else there.get(f"{session_of(name)}.{length}", row)
+            for row, (name, length) in enumerate(zip(rows.ids, lengths.tolist()))
+        ]
+    )
+    kept = np.where(whole, lengths, np.diff(shown.starts))
+    clicks = shown.clicks[ranges(shown.starts[:-1], kept)]
+    return replace(rows, clicks=clicks, starts=np.r_[0, kept.cumsum()], lengths=lengths)
+
+
+def ranges(starts: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The numbers from each start on, `sizes` of them, one range after the other.
+
+    >>> ranges(np.array([5, 0]), np.array([2, 3])).tolist()
+    [5, 6, 0, 1, 2]
+    """
+    offsets = np.cumsum(sizes) - sizes
+    flat: npt.NDArray[np.int64] = np.repeat(starts - offsets, sizes) + np.arange(np.sum(sizes))
+    return flat
 
 
 def read_items(path: Path) -> pd.DataFrame:

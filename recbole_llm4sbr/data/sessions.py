@@ -131,31 +131,25 @@ def drop_unseen(
     return sessions[keep].reset_index(drop=True), part[keep]
 
 
-def prefixes(lengths: Numbers, part: npt.NDArray[np.int8], targets: str) -> tuple[Numbers, Numbers]:
-    """Which prefixes of sessions become rows; a row's target is the click after the prefix, and its part is that click's.
+def prefixes(lengths: Numbers, part: npt.NDArray[np.int8]) -> tuple[Numbers, Numbers, npt.NDArray[np.bool_]]:
+    """The prefixes of sessions that may become rows; a row's target is the click after the prefix, and its part is that click's.
 
     Args:
         lengths: clicks of each session, [S].
         part: of each click, sessions one after the other, [N].
-        targets: `last`: of each session the longest prefix in each part; `all`: every prefix from one click on.
 
     Returns:
-        Session index and prefix length of every row.
+        Session index and prefix length of every row, and whether its target is the session's last click in that part.
 
-    >>> [each.tolist() for each in prefixes(np.array([2, 4]), np.array([0, 0, 0, 0, 0, 2]), "all")]
-    [[0, 1, 1, 1], [1, 1, 2, 3]]
-    >>> [each.tolist() for each in prefixes(np.array([2, 4]), np.array([0, 0, 0, 0, 0, 2]), "last")]
-    [[0, 1, 1], [1, 2, 3]]
+    >>> [each.tolist() for each in prefixes(np.array([2, 4]), np.array([0, 0, 0, 0, 0, 2]))]
+    [[0, 1, 1, 1], [1, 1, 2, 3], [True, False, True, True]]
     """
     rows = np.repeat(np.arange(len(lengths)), lengths - 1)
     starts = np.cumsum(lengths - 1) - (lengths - 1)
     sizes = np.arange(len(rows)) - starts[rows] + 1
-    if targets == "last":
-        session = np.repeat(np.arange(len(lengths)), lengths)
-        ends = np.r_[(session[1:] != session[:-1]) | (part[1:] != part[:-1]), True]
-        kept = ends[np.arange(len(rows)) + rows + 1]  # the target's place among all clicks
-        rows, sizes = rows[kept], sizes[kept]
-    return rows, sizes
+    session = np.repeat(np.arange(len(lengths)), lengths)
+    ends = np.r_[(session[1:] != session[:-1]) | (part[1:] != part[:-1]), True]
+    return rows, sizes, ends[np.arange(len(rows)) + rows + 1]  # the target's place among all clicks
 
 
 def session_names(sessions: pd.DataFrame, rule: str) -> npt.NDArray[np.str_]:

@@ -9,7 +9,7 @@ from recbole_llm4sbr.base.facts import intents_of
 from recbole_llm4sbr.base.records import IntentCounts, IntentQuality
 from recbole_llm4sbr.base.settings import Settings
 from recbole_llm4sbr.base.wording import aligned, percent
-from recbole_llm4sbr.data.folders import dataset_folder
+from recbole_llm4sbr.data.folders import asked_targets, dataset_folder, part_file
 from recbole_llm4sbr.data.rows import SessionRows, read_items, read_sessions
 from recbole_llm4sbr.data.sessions import PARTS
 from recbole_llm4sbr.intent.encoder import Encoder
@@ -25,19 +25,13 @@ _STORED = 20  # nearest items of an intent, for Hit@20
 
 def sample(settings: Mapping[str, Any], most: int) -> SessionRows:
     """Rows of the validation part, evenly spread over it."""
-    rows = read_sessions(dataset_folder(settings), settings["dataset"], PARTS[1])
+    longest = settings["MAX_ITEM_LIST_LENGTH"]
+    file = part_file(PARTS[1], asked_targets(settings))
+    rows = read_sessions(dataset_folder(settings), settings["dataset"], file, longest=longest)
     chosen = (
         np.unique(np.linspace(0, len(rows.ids) - 1, min(most, len(rows.ids))).astype(int)) if rows.ids else np.zeros(0, int)
     )
-    lengths = np.diff(rows.starts)[chosen]
-    clicks = [rows.clicks[rows.starts[row] : rows.starts[row + 1]] for row in chosen]
-    return SessionRows(
-        rows.tokens,
-        [rows.ids[row] for row in chosen],
-        np.concatenate([*clicks, np.zeros(0, np.int32)]).astype(np.int32),
-        np.r_[0, lengths.cumsum()].astype(np.int64),
-        rows.targets[chosen],
-    )
+    return rows.take(chosen.tolist())
 
 
 def judge(settings: Mapping[str, Any], rows: SessionRows, encoder: Encoder) -> IntentQuality:

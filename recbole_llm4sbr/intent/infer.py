@@ -17,15 +17,14 @@ from recbole_llm4sbr.base.records import IntentCounts, PreparedCounts
 from recbole_llm4sbr.base.settings import Settings
 from recbole_llm4sbr.data.checks import check_prepared, intent_differences, settled
 from recbole_llm4sbr.data.features import Localized, SessionLines, Vectors, read_vectors, text_cell, vector_lines
-from recbole_llm4sbr.data.folders import INTENTS, ITEMS, dataset_folder, intents_folder
+from recbole_llm4sbr.data.folders import INTENTS, ITEMS, asked_files, dataset_folder, intents_folder, part_file
 from recbole_llm4sbr.data.manifest import Manifest, of_views
 from recbole_llm4sbr.data.prepare import prepare
-from recbole_llm4sbr.data.rows import SessionRows, read_sessions
-from recbole_llm4sbr.data.sessions import PARTS
+from recbole_llm4sbr.data.rows import SessionRows, ranges, read_sessions
 from recbole_llm4sbr.intent.encoder import Encoder
 from recbole_llm4sbr.intent.item_vectors import encode_items, model_identities
-from recbole_llm4sbr.intent.llm_intents import REFRESH, STORE, Intents, ask_llm, describe_questions, refresh_since
-from recbole_llm4sbr.intent.localization import ItemIndex, Places, ranges
+from recbole_llm4sbr.intent.llm_intents import REFRESH, STORE, Intents, ask_llm, describe_questions, refresh_since, shown_clicks
+from recbole_llm4sbr.intent.localization import ItemIndex, Places
 from recbole_llm4sbr.intent.pretrained import identify
 from recbole_llm4sbr.intent.prompts import PromptTemplate
 from recbole_llm4sbr.intent.quality import quality_of
@@ -72,19 +71,19 @@ def infer(settings: Mapping[str, Any], prepared: Manifest | None = None) -> Infe
     folder = dataset_folder(settings)
     here = intents_folder(folder, settings)
     asking = intents_of(settings) == "llm"
-    rows = read_sessions(folder, settings["dataset"], *PARTS)
+    rows = read_sessions(folder, settings["dataset"], *asked_files(settings), longest=settings["MAX_ITEM_LIST_LENGTH"])
     # The encoder and the index are tried before the LLM is asked: a mistake there must not cost an hour of answers.
     check_tuned(settings, prepared, ("encoder",))
     encoder = Encoder(settings["encoder"], settings["encoder_batch_size"], settings["llm_device"]) if asking else None
     items = encode_items(settings, prepared, encoder)
     tokens, item_vectors = read_vectors(folder / f"{settings['dataset']}.itememb")
-    index = ItemIndex(_of_training(item_vectors, tokens, rows, prepared), settings["faiss_index"])
+    index = ItemIndex(_of_training(item_vectors, tokens, settings, prepared), settings["faiss_index"])
     index.nearest(item_vectors[:1], 1)
     if encoder:
         since = refresh_since(settings, here, prepared)
         intents = ask_llm(settings, rows, encoder, (tokens, item_vectors), since)
     else:
-        vectors, by_view = session_text(rows, tokens, item_vectors, settings["views"])
+        vectors, by_view = session_text(shown_clicks(settings, rows), tokens, item_vectors, settings["views"])
         intents = Intents(vectors, by_view, IntentCounts())
     found = localized(intents, rows, tokens, index, settings)
     without = int(sum((column < 0).sum() for column in found.places.values()))
@@ -113,16 +112,13 @@ def infer(settings: Mapping[str, Any], prepared: Manifest | None = None) -> Infe
     return Inferred(items, manifest, counts)
 
 
-def _of_training(vectors: Vectors, tokens: Sequence[str], rows: SessionRows, prepared: Manifest) -> Vectors:
+def _of_training(vectors: Vectors, tokens: Sequence[str], settings: Mapping[str, Any], prepared: Manifest) -> Vectors:
     """Item vectors in which cold items have none: no intent stands for an item that training does not have."""
     counts = PreparedCounts.from_json(prepared.counts)
     if not counts.cold_items:
         return vectors
-    train = counts.rows["train"]
-    trained = np.zeros(len(rows.tokens), bool)
-    trained[rows.clicks[: rows.starts[train]]] = trained[rows.targets[:train]] = True
-    known = np.zeros(len(vectors), bool)
-    known[rows.places_in(tokens)[trained]] = True
+    trained = set(read_sessions(dataset_folder(settings), settings["dataset"], part_file("train", "last")).tokens)
+    known = np.array([token in trained for token in tokens], bool)
     return np.where(known[:, None], vectors, np.float32(0))
 
 
@@ -187,7 +183,8 @@ def dry_run(settings: Mapping[str, Any]) -> str:
                     f"with --rebuild=true",
                     "",
                 ]
-        rows = read_sessions(dataset_folder(here), settings["dataset"], *PARTS)
+        longest = settings["MAX_ITEM_LIST_LENGTH"]
+        rows = read_sessions(dataset_folder(here), settings["dataset"], *asked_files(settings), longest=longest)
         since = refresh_since(settings, intents_folder(folder, settings), prepared, begin=False)
         return "\n".join([*notes, describe_questions(here, rows, folder.parent / STORE, since)])
 

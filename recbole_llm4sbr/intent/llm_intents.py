@@ -18,7 +18,7 @@ from recbole_llm4sbr.base.records import IntentCounts
 from recbole_llm4sbr.data.features import Vectors
 from recbole_llm4sbr.data.folders import dataset_folder, intents_folder
 from recbole_llm4sbr.data.manifest import Manifest, setting_differences
-from recbole_llm4sbr.data.rows import SessionRows, read_items
+from recbole_llm4sbr.data.rows import SessionRows, beginnings, read_items
 from recbole_llm4sbr.intent import batches
 from recbole_llm4sbr.intent.backends import make_backend
 from recbole_llm4sbr.intent.encoder import NamesOfItems, TextEncoder
@@ -140,12 +140,13 @@ class Asked:
     cut: bool = False
 
 
-def asked_about(settings: Mapping[str, Any], rows: SessionRows) -> list[dict[str, Asked]]:
+def asked_about(settings: Mapping[str, Any], rows: SessionRows, chosen: Sequence[int] | None = None) -> list[dict[str, Asked]]:
     """By row and view, what the LLM is asked, and what the store or the package has as its answer; no LLM is called.
 
     Args:
         settings: of the run that made the store.
         rows: sessions.
+        chosen: rows that are meant; None: all.
 
     Raises:
         UserError: the template or a column of the items is wrong.
@@ -154,6 +155,8 @@ def asked_about(settings: Mapping[str, Any], rows: SessionRows) -> list[dict[str
     template = PromptTemplate.load(settings["prompt"])
     template.check_views(views)
     titles = _titles(settings)
+    rows = shown_clicks(settings, rows)
+    rows = rows if chosen is None else rows.take(chosen)
     requests, reader = _requests(whole, template, rows, titles), _reader(settings, titles.values())
     answers: list[Answer | None] = [None] * len(requests)
     # an LLM that is not there any more has left its answers under a name that cannot be told
@@ -345,18 +348,23 @@ def _requests(
     settings: Mapping[str, Any], template: PromptTemplate, rows: SessionRows, titles: Mapping[str, str]
 ) -> SessionPrompts:
     """The questions about the rows; `titles` by token."""
+    rows = shown_clicks(settings, rows)
     return SessionPrompts(
         template,
         settings["views"],
         rows,
         [titles.get(token, "") for token in rows.tokens],  # padding has no name
         _spread(len(rows.ids), settings["max_sessions"]),
-        settings["intent_refresh"] == "powers",
         settings["views_in_one_call"],
         titles_asked(settings),
         answers_as_json(settings),
         settings["llm_titles"] == "new",
     )
+
+
+def shown_clicks(settings: Mapping[str, Any], rows: SessionRows) -> SessionRows:
+    """The rows with the clicks that their intents are made of."""
+    return beginnings(rows) if settings["intent_refresh"] == "powers" else rows
 
 
 def _held_to(settings: Mapping[str, Any]) -> list[str]:

@@ -9,14 +9,13 @@ Equally similar items stand in the order of the catalogue, the `.item` file. Ite
 have, are one vector in the index, so that rounding cannot part them; others are equally similar when six decimals say so.
 """
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.data.features import Vectors
+from recbole_llm4sbr.data.rows import ranges
 
 Rows = npt.NDArray[np.int64]
 Places = npt.NDArray[np.int32]
@@ -208,14 +207,3 @@ def _distinct_rows(vectors: Vectors) -> tuple[Rows, Rows]:
 def localize(answers: Vectors, items: Vectors, k: int, factory: str = "Flat") -> tuple[Rows, Vectors]:
     """The `k` nearest items of every answer, as `ItemIndex.nearest`."""
     return ItemIndex(items, factory).nearest(answers, k)
-
-
-def ranges(starts: Any, sizes: Any) -> Rows:
-    """The numbers from each start on, `sizes` of them, one range after the other.
-
-    >>> ranges(np.array([5, 0]), np.array([2, 3])).tolist()
-    [5, 6, 0, 1, 2]
-    """
-    offsets = np.cumsum(sizes) - sizes
-    flat: Rows = np.repeat(starts - offsets, sizes) + np.arange(np.sum(sizes))
-    return flat

@@ -207,11 +207,9 @@ class SessionPrompts(Sequence[Request]):
         rows: prepared sessions.
         names: what each item is called, in the order of `rows.tokens`.
         asked: rows to ask about.
-        powers: ask about the longest beginning of the prefix whose length is a power of two; since that is an earlier prefix of the
-            same session, longer ones use the newest earlier intent.
         joint: one request per row for all views.
         answers, as_json: as in `PromptTemplate.build`.
-        new: no item of the beginning that is asked about shall be the answer.
+        new: no item of the row shall be the answer.
 
     Raises:
         UserError: the template has no question for that.
@@ -224,7 +222,6 @@ class SessionPrompts(Sequence[Request]):
         rows: SessionRows,
         names: Sequence[str],
         asked: Sequence[int],
-        powers: bool = False,
         joint: bool = False,
         answers: int = 1,
         as_json: bool = False,
@@ -232,7 +229,7 @@ class SessionPrompts(Sequence[Request]):
     ) -> None:
         template.check_asked(answers, joint)
         self._template, self._views, self._rows, self._names, self._asked = template, views, rows, names, asked
-        self._powers, self._joint, self._answers, self._as_json = powers, joint, answers, as_json
+        self._joint, self._answers, self._as_json = joint, answers, as_json
         self._per_row, self._new = 1 if joint else len(views), new
 
     def __len__(self) -> int:
@@ -245,8 +242,6 @@ class SessionPrompts(Sequence[Request]):
             raise IndexError(position)
         row, view = divmod(position, self._per_row)
         start, end = self._rows.starts[self._asked[row] : self._asked[row] + 2]
-        if self._powers:
-            end = start + (1 << int(end - start).bit_length() - 1)
         shown = [self._names[item] for item in self._rows.clicks[start:end]]
         if self._joint:
             return self._template.build_joint(shown, self._views, self._answers, self._as_json)

@@ -12,12 +12,11 @@ import numpy.typing as npt
 from recbole_llm4sbr.base.records import IntentQuality, PreparedCounts, ViewQuality
 from recbole_llm4sbr.base.wording import aligned, percent
 from recbole_llm4sbr.data.features import Localized
-from recbole_llm4sbr.data.folders import dataset_folder
+from recbole_llm4sbr.data.folders import asked_targets, dataset_folder
 from recbole_llm4sbr.data.manifest import Manifest
-from recbole_llm4sbr.data.rows import SessionRows, read_items
+from recbole_llm4sbr.data.rows import SessionRows, ranges, read_items
 from recbole_llm4sbr.intent.cleaning import tidy
 from recbole_llm4sbr.intent.llm_intents import Intents
-from recbole_llm4sbr.intent.localization import ranges
 from recbole_llm4sbr.intent.prompts import UNKNOWN_ITEM, item_names
 
 Numbers = npt.NDArray[np.int64]
@@ -45,7 +44,8 @@ def quality_of(
         items = read_items(dataset_folder(settings) / f"{settings['dataset']}.item")
         named = dict(zip(items["item_id"], item_names(items, settings)))
         titles = [named[token] for token in tokens]
-    parts = PreparedCounts.from_json(prepared.counts).rows
+    targets = asked_targets(settings)
+    parts = PreparedCounts.from_json(prepared.counts).of_targets(targets, targets)
     return measure(intents, found, rows, tokens, titles, parts, "nearest" if settings["repeatable"] else "title")
 
 

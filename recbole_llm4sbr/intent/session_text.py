@@ -7,8 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from recbole_llm4sbr.data.features import Vectors
-from recbole_llm4sbr.data.rows import SessionRows
-from recbole_llm4sbr.intent.localization import ranges
+from recbole_llm4sbr.data.rows import SessionRows, ranges
 
 RECENT = 3  # items of the view `short`
 _ROWS = 10_000  # rows whose vectors are summed at once

@@ -14,7 +14,7 @@ from typing import Any
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.files import read_json, sha256_file
 from recbole_llm4sbr.base.names import FINETUNED
-from recbole_llm4sbr.data.folders import dataset_folder
+from recbole_llm4sbr.data.folders import dataset_folder, part_file
 from recbole_llm4sbr.data.manifest import Manifest
 from recbole_llm4sbr.data.rows import SessionRows, read_sessions
 from recbole_llm4sbr.data.sessions import PARTS
@@ -45,6 +45,7 @@ def check_tuned(settings: Mapping[str, Any], prepared: Manifest, options: tuple[
     """
     tuned = {option: folder for option in options if (folder := tuned_folder(settings[option])) is not None}
     ours: set[str] | None = None
+    folder_here = dataset_folder(settings)
     train = f"{settings['dataset']}.{PARTS[0]}.inter"
     for option, folder in tuned.items():
         made = read_json(folder / MANIFEST)
@@ -57,9 +58,9 @@ def check_tuned(settings: Mapping[str, Any], prepared: Manifest, options: tuple[
                 f"tune it anew with `finetune`"
             )
         read = set(examples.read_text(encoding="utf-8").split())
-        ours = (
-            set(fingerprints(read_sessions(dataset_folder(settings), settings["dataset"], PARTS[0]))) if ours is None else ours
-        )
+        if ours is None:
+            files = (part_file(PARTS[0], targets) for targets in ("all", "last"))
+            ours = {each for file in files for each in fingerprints(read_sessions(folder_here, settings["dataset"], file))}
         if foreign := len(read - ours):
             raise UserError(
                 f"--{option}={settings[option]!r} was tuned on {made.get('dataset')!r} (split {made.get('split')!r}), and {foreign:,} of "

@@ -17,7 +17,7 @@ from torch import Tensor
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.facts import intents_name
 from recbole_llm4sbr.data.features import read_vectors
-from recbole_llm4sbr.data.folders import intents_folder
+from recbole_llm4sbr.data.folders import asked_targets, intents_folder
 
 _CHUNK = 20_000  # rows of a file in memory at once
 
@@ -53,7 +53,7 @@ class IntentFiles:
         """Read the files and join their rows with the dataset's items and sessions by id.
 
         Args:
-            config: reads `data_path`, `intent_source`, `control_of`.
+            config: reads `data_path`, `intent_source`, `control_of`, `intent_refresh`.
             dataset: RecBole's dataset over the session files in the same folder.
             views: the views to read; none for the items' vectors alone.
             k: nearest items per view; 0 reads the answers' own vectors instead.
@@ -67,8 +67,12 @@ class IntentFiles:
         items = pd.Index(dataset.field2id_token[dataset.iid_field])
         sessions = pd.Index(dataset.field2id_token[dataset.uid_field])
 
+        partly = asked_targets(config) == "last"  # earlier prefixes have no row
+
         def columns(kind: str, tokens: "pd.Index[str] | None", count: int | None) -> Tensor:
-            found = _read_sessions(path / f"{name}.sessemb", sessions, [f"{view}_{kind}" for view in views], tokens, count)
+            found = _read_sessions(
+                path / f"{name}.sessemb", sessions, [f"{view}_{kind}" for view in views], tokens, count, partly
+            )
             return torch.from_numpy(found)
 
         answers, answer = torch.zeros(0, 0), torch.zeros(len(sessions), len(views), 1, dtype=torch.int32)
@@ -103,7 +107,7 @@ def item_vectors(config: Any, dataset: Any) -> Tensor:
 
 
 def _read_sessions(
-    path: Path, sessions: "pd.Index[str]", columns: Sequence[str], tokens: "pd.Index[str] | None", k: int | None
+    path: Path, sessions: "pd.Index[str]", columns: Sequence[str], tokens: "pd.Index[str] | None", k: int | None, partly: bool
 ) -> Any:
     """The first `k` values of sequence columns by session, zeros where a cell is empty, [S, V, k].
 
@@ -113,6 +117,7 @@ def _read_sessions(
         columns: names of V columns.
         tokens: what the values are places in; None when they are numbers.
         k: values per cell; None: as many as the longest cell has, zeros behind the last of a shorter one.
+        partly: whether some sessions may have no row, and so no intent.
 
     Raises:
         UserError: a session without a row, a value that is not in `tokens`, or too few values in a cell.
@@ -148,6 +153,6 @@ def _read_sessions(
                 values = np.concatenate([values, np.zeros((*values.shape[:2], more), kind)], axis=2)
             behind = np.arange(len(flat)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
             values[np.repeat(place[filled], sizes), number, behind] = found
-    if not seen[1:].all():
+    if not (seen[1:].any() if partly else seen[1:].all()):
         raise UserError(f"session {sessions[1:][~seen[1:]][0]!r} has no row in {path.name}; run `infer` with --rebuild=true")
     return values

@@ -1,5 +1,6 @@
 """Graphs over all sessions of the training part, made once with the model: GCE-GNN's global graph and DHCN's hypergraph."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,28 +9,23 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from recbole_llm4sbr.data.folders import part_file
+from recbole_llm4sbr.data.rows import read_sessions
+
 
 def training_sessions(config: Any, dataset: Any) -> list[npt.NDArray[np.int64]]:
-    """The training part's sessions with their targets, each once, as arrays of item ids.
+    """The training part's sessions, each once and whole, with its last target, as arrays of item ids.
 
-    Where the rows are prefixes of sessions (`session_targets: all`), a session is its longest prefix.
+    They are read from the session file of the last targets: the rows that a model trains on may be prefixes, and hold newest clicks only.
 
     Args:
-        config: reads `session_targets`.
-        dataset: RecBole's dataset of the training part.
+        config: reads `data_path`, the folder of the session files.
+        dataset: RecBole's dataset over them.
     """
-    feat = dataset.inter_feat
-    clicks, lengths = feat[dataset.iid_field + "_list"].numpy(), feat[dataset.item_list_length_field].numpy()
-    targets, ids = feat[dataset.iid_field].numpy(), feat[dataset.uid_field].numpy()
-    names = dataset.field2id_token[dataset.uid_field][ids]
-    if config["session_targets"] != "all":
-        return [np.append(clicks[row, :length], target) for row, (length, target) in enumerate(zip(lengths, targets))]
-    # `name.3` is the prefix of three clicks. The lengths in the file are no help: beyond MAX_ITEM_LIST_LENGTH they are all equal.
-    longest: dict[str, tuple[int, int]] = {}
-    for row, name in enumerate(names):
-        session, _, length = name.rpartition(".")
-        longest[session] = max(longest.get(session, (0, row)), (int(length), row))
-    return [np.append(clicks[row, : lengths[row]], targets[row]) for _, row in longest.values()]
+    rows = read_sessions(Path(config["data_path"]), dataset.dataset_name, part_file("train", "last"))
+    number = np.array([dataset.field2token_id[dataset.iid_field][token] for token in rows.tokens])
+    clicks, targets = number[rows.clicks], number[rows.targets]
+    return [np.append(each, target) for each, target in zip(np.split(clicks, rows.starts[1:-1]), targets)]
 
 
 def cooccurrence(

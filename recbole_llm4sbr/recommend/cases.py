@@ -15,12 +15,11 @@ from recbole_llm4sbr.base.records import PreparedCounts
 from recbole_llm4sbr.base.wording import beginning, shortened
 from recbole_llm4sbr.data.checks import check_intents, check_items, check_prepared, settled
 from recbole_llm4sbr.data.features import read_localized
-from recbole_llm4sbr.data.folders import dataset_folder, intents_folder
+from recbole_llm4sbr.data.folders import dataset_folder, intents_folder, part_files
 from recbole_llm4sbr.data.manifest import Manifest
 from recbole_llm4sbr.data.rows import SessionRows, read_items, read_sessions
 from recbole_llm4sbr.data.sessions import PARTS
 from recbole_llm4sbr.intent.llm_intents import Asked, asked_about
-from recbole_llm4sbr.intent.localization import ranges
 from recbole_llm4sbr.intent.prompts import shown_names
 from recbole_llm4sbr.recommend.ranking import Ranker
 
@@ -119,9 +118,11 @@ class Inspector:
         self._rankers = list(rankers)
         folder = dataset_folder(settings)
         self._note = self._missing_intents(prepared)
-        self._rows = read_sessions(folder, settings["dataset"], *PARTS)
+        targets = settings["train_targets"], settings["eval_targets"]
+        longest = settings["MAX_ITEM_LIST_LENGTH"]
+        self._rows = read_sessions(folder, settings["dataset"], *part_files(*targets), longest=longest)
         self._place = {session: row for row, session in enumerate(self._rows.ids)}
-        counts = PreparedCounts.from_json(prepared.counts).rows
+        counts = PreparedCounts.from_json(prepared.counts).of_targets(*targets)
         self._ends = np.cumsum([counts[part] for part in PARTS])
         items = read_items(folder / f"{settings['dataset']}.item")
         self._titles = shown_names(items, settings)
@@ -192,23 +193,16 @@ class Inspector:
 
     def cases(self, sessions: Sequence[str]) -> list[Case]:
         """All that is known of sessions that are there."""
-        rows = self._some([self._place[each] for each in sessions])
+        chosen = [self._place[each] for each in sessions]
+        rows = self._rows.take(chosen)
         settings, source = self._settings, intents_of(self._settings)
         cells: dict[str, dict[str, str]] = {}
         asked: list[dict[str, Asked]] = [{} for _ in sessions]
         if not self._note:
             path = intents_folder(dataset_folder(settings), settings) / f"{settings['dataset']}.sessemb"
             cells = read_localized(path, sessions)
-            asked = asked_about(settings, rows) if source == "llm" else asked
+            asked = asked_about(settings, self._rows, chosen) if source == "llm" else asked
         return [self._case(rows, row, cells.get(each), asked[row]) for row, each in enumerate(sessions)]
-
-    def _some(self, chosen: Sequence[int]) -> SessionRows:
-        rows, at = self._rows, np.array(chosen, np.int64)
-        lengths = rows.starts[at + 1] - rows.starts[at]
-        clicks = rows.clicks[ranges(rows.starts[at], lengths)]
-        return SessionRows(
-            rows.tokens, [rows.ids[each] for each in chosen], clicks, np.r_[0, lengths.cumsum()], rows.targets[at]
-        )
 
     def _case(self, rows: SessionRows, row: int, cells: Mapping[str, str] | None, asked: Mapping[str, Asked]) -> Case:
         session, clicks, target = rows.ids[row], rows.prefix(row), rows.tokens[rows.targets[row]]

@@ -236,4 +236,4 @@ def rows_of(sessions: Sequence[Sequence[int]], tokens: Sequence[str], names: Seq
     """Sessions of item numbers as prepared rows whose clicks are places in `tokens`; they have no targets."""
     lengths = np.array([len(each) for each in sessions], np.int64)
     clicks = np.array([number for each in sessions for number in each], np.int32)
-    return SessionRows(tokens, list(names), clicks, np.r_[0, lengths.cumsum()], np.zeros(0, np.int32))
+    return SessionRows(tokens, list(names), clicks, np.r_[0, lengths.cumsum()], np.zeros(len(lengths), np.int32), lengths)

@@ -75,7 +75,9 @@ def compared(block: Block, group: str) -> list[Comparison]:
 def by_session(line: Line, metric: str, seeds: Sequence[int]) -> npt.NDArray[np.float64]:
     """A metric of each test session by seed, [seeds, S]; where every prefix is a row, their sum, since they are not independent."""
     values = line.by_seed(metric, seeds)
-    if line.settings["session_targets"] != "all":
+    if (
+        line.settings.get("eval_targets", line.settings.get("session_targets")) != "all"
+    ):  # the latter in grids of an earlier version
         return values
     _, session = np.unique([name.rpartition(".")[0] for name in line.sessions.tolist()], return_inverse=True)
     return np.stack([np.bincount(session, each) for each in values]).astype(np.float64)

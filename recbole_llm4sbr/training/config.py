@@ -13,6 +13,7 @@ from recbole_llm4sbr.base.files import check_folder
 from recbole_llm4sbr.base.recbole import Config
 from recbole_llm4sbr.base.recbole_settings import SESSION_COLUMNS, SESSION_FILES
 from recbole_llm4sbr.base.settings import inherited_defaults, recbole_defaults
+from recbole_llm4sbr.data.folders import part_files
 from recbole_llm4sbr.model import SessionRecommender, check_buildable, check_stock, model_class
 from recbole_llm4sbr.model.registry import is_switched
 from recbole_llm4sbr.training.gpus import gpus, named_gpus
@@ -81,6 +82,7 @@ def file_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     if settings["cold_items"]:  # some stand in no session
         columns.setdefault("item", ["item_id"])
     return SESSION_FILES | {
+        "benchmark_filename": part_files(settings["train_targets"], settings["eval_targets"]),
         "eval_args": {"split": {"LS": "valid_and_test"}, "group_by": "user", "order": "TO", "mode": "full"},
         "normalize_all": bool(settings.get("normalize_all")),  # RecBole's own file of ml-100k says true
         "load_col": columns,

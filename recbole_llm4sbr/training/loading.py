@@ -22,7 +22,8 @@ from recbole_llm4sbr.training.trainer import read_checkpoint
 
 NewItems = Callable[[Mapping[str, Any], Sequence[str]], ColdItems]
 
-_OF_EVALUATION = ("metrics", "topk", "valid_metric", "metric_decimal_place")  # decide what is measured, not what was trained
+# decide what is measured, not what was trained
+_OF_EVALUATION = ("metrics", "topk", "valid_metric", "metric_decimal_place", "eval_targets")
 _KNOWN_PACKAGES = ("recbole", "recbole_llm4sbr")  # whose modules a checkpoint may name without asking
 
 

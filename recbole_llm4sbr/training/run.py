@@ -86,9 +86,10 @@ def train(
         here = {**settings, "checkpoint_dir": str(folder)}
         alone = settings["nproc"] == 1
         tested = _train_here(here, saved, on_epoch, on_test, state) if alone else _train_on_many(here, saved)
+    counted = PreparedCounts.from_json(files.prepared.counts)
     return RunResult(
         **vars(tested),
-        prepare=PreparedCounts.from_json(files.prepared.counts),
+        prepare=replace(counted, rows=counted.of_targets(settings["train_targets"], settings["eval_targets"])),
         infer=counts if files.intents is not None else None,
         settings=plain(dict(settings)),
         versions=versions(),

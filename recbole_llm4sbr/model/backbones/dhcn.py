@@ -22,7 +22,7 @@ class DHCN(SessionRecommender):
 
     Args:
         config: reads `embedding_size`, `layers`, `beta` (weight of the contrastive loss), `detach_line` (no gradient through the line
-            graph, as in the authors' code), `MAX_ITEM_LIST_LENGTH` and, for the hypergraph, `session_targets`.
+            graph, as in the authors' code), `MAX_ITEM_LIST_LENGTH` and `data_path`.
         dataset: RecBole's dataset of the training part; the hypergraph is made of its sessions.
     """
 

@@ -154,7 +154,7 @@ class GCEGNN(SessionRecommender):
 
     Args:
         config: reads `embedding_size`, `hop` (1 or 2), `neighbors`, `epsilon`, `leaky_slope`, `dropout_local`, `dropout_global`,
-            `MAX_ITEM_LIST_LENGTH` and, for the global graph, `session_targets`.
+            `MAX_ITEM_LIST_LENGTH` and `data_path`.
         dataset: RecBole's dataset of the training part; the global graph is made of its sessions.
     """
 
