@@ -78,6 +78,7 @@ vars(importlib.import_module("recbole.data.dataset.dataset")).update(pd=_pandas)
 vars(importlib.import_module("recbole.data.utils")).update(load_split_dataloaders=lambda config: None)
 
 from recbole.config import Config  # noqa: E402
+from recbole.data.dataloader.general_dataloader import TrainDataLoader  # noqa: E402
 from recbole.data.dataset import SequentialDataset  # noqa: E402
 from recbole.data.interaction import Interaction  # noqa: E402
 from recbole.data.utils import data_preparation  # noqa: E402
@@ -111,6 +112,7 @@ __all__ = [
     "SequentialRecommender",
     "ShannonEntropy",
     "TailPercentage",
+    "TrainDataLoader",
     "Trainer",
     "data_preparation",
     "download_url",

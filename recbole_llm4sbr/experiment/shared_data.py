@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from recbole_llm4sbr.base.recbole import Interaction, data_preparation
+from recbole_llm4sbr.base.recbole import Interaction
 from recbole_llm4sbr.model import IntentFiles
 from recbole_llm4sbr.training.config import SessionConfig
+from recbole_llm4sbr.training.loaders import session_loaders
 
 _FEATURES = ("inter_feat", "item_feat", "user_feat")
 Arrays = dict[str, npt.NDArray[Any]]
@@ -43,16 +44,16 @@ class SharedData:
         return sum(array.nbytes for table in tables for array in table.values() if isinstance(array, np.ndarray)) / 2**20
 
 
-def share(train_data: Any, valid_data: Any, files: IntentFiles | None) -> SharedData:
-    """Take dataloaders and feature files apart into arrays.
+def share(train: Any, valid: Any, files: IntentFiles | None) -> SharedData:
+    """Take datasets and feature files apart into arrays.
 
     Args:
-        train_data, valid_data: RecBole's dataloaders.
+        train, valid: RecBole's datasets of the two parts.
         files: the feature files by the ids of the same dataset.
     """
     parts, arrays = [], []
-    for loader in (train_data, valid_data):
-        part = copy.copy(loader.dataset)
+    for dataset in (train, valid):
+        part = copy.copy(dataset)
         tables: dict[str, Arrays] = {}
         for name in _FEATURES:
             if isinstance(table := getattr(part, name, None), Interaction):
@@ -84,21 +85,8 @@ def dataloaders(config: SessionConfig, shared: SharedData) -> tuple[Any, Any]:
             }
             dataset.preloaded = IntentFiles(**values)
         datasets.append(dataset)
-    train_data, valid_data, _ = data_preparation(config, _Built([*datasets, datasets[1]]))
+    train_data, valid_data, _ = session_loaders(config, [*datasets, datasets[1]])  # nobody looks at the third
     return train_data, valid_data
-
-
-class _Built:
-    """What `data_preparation` asks of a dataset that is split already. Nobody looks at the third part, which is the second again."""
-
-    def __init__(self, parts: Sequence[Any]) -> None:
-        self._parts = parts
-
-    def build(self) -> Sequence[Any]:
-        return self._parts
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._parts[0], name)
 
 
 def _tensor(array: npt.NDArray[Any]) -> torch.Tensor:

@@ -16,7 +16,7 @@ from recbole_llm4sbr.model import IntentFiles
 from recbole_llm4sbr.training.config import SessionConfig
 from recbole_llm4sbr.training.environment import peak_memory_mb
 from recbole_llm4sbr.training.fit import fit
-from recbole_llm4sbr.training.run import load_data
+from recbole_llm4sbr.training.run import load_dataset
 
 _REPORTED = ("best_epoch", "epochs", "seconds_training", "parameters", "best_valid_result", "valid_scores")
 
@@ -52,9 +52,10 @@ def trial(setting: Mapping[str, Any], settings: Mapping[str, Any], shared: Share
 
 def load_shared(settings: Mapping[str, Any], space: Mapping[str, Dimension]) -> SharedData:
     """Data and feature files of all trials, read once."""
-    _, dataset, (train_data, valid_data, _) = load_data({**settings, "show_progress": False, "state": "error"})
+    _, dataset = load_dataset({**settings, "show_progress": False, "state": "error"})
+    train, valid, _ = dataset.build()
     if not uses_item_texts(settings):
-        return share(train_data, valid_data, None)
+        return share(train, valid, None)
     values = space["intent_k"].values if "intent_k" in space else (settings["intent_k"],)
     most = settings["intent_k_max"] if "intent_k" in space and space["intent_k"].kind != "choice" else max(values)
     views: list[str] = settings["views"]
@@ -62,5 +63,5 @@ def load_shared(settings: Mapping[str, Any], space: Mapping[str, Dimension]) -> 
         views = list(dict.fromkeys(view for each in space["views"].values for view in each))
     config = SessionConfig(settings)
     if not uses_intents(settings):
-        return share(train_data, valid_data, IntentFiles.read(config, dataset, [], 0))
-    return share(train_data, valid_data, IntentFiles.read(config, dataset, views, int(most), with_answers=0 in values))
+        return share(train, valid, IntentFiles.read(config, dataset, [], 0))
+    return share(train, valid, IntentFiles.read(config, dataset, views, int(most), with_answers=0 in values))

@@ -50,6 +50,8 @@ class _Adaptation:
         items: the item embeddings that it scores, [n_items, H].
         penalty: what its loss adds to cross-entropy for its parameters, a scalar.
         contrast: what its loss adds for the batch, made of model and training part.
+        prefixes: the session embeddings of prefixes, [P, H], made of model, clicks [B, L] and the row [P] and place [P] where each prefix
+            ends; None where the model looks ahead, so that each prefix is a session of its own.
         ignores_padding: whether a session embedding is the same, to rounding, without the places behind the session's last click.
             False where a model reads them: it normalises over places, or its padding row is not zero.
     """
@@ -58,12 +60,47 @@ class _Adaptation:
     items: Callable[[Any], Tensor] = lambda m: m.item_embedding.weight
     penalty: Callable[[Any], Tensor] | None = None
     contrast: type[FEARecContrast] | None = None
+    prefixes: Callable[[Any, Tensor, Tensor, Tensor], Tensor] | None = None
     ignores_padding: bool = False
+
+
+def _gathered(model: Any, item_seq: Tensor, row: Tensor, place: Tensor) -> Tensor:
+    """Of a model whose embedding at a click depends on that click and earlier ones: it gathers those of all prefixes, not of the last."""
+    model.gather_indexes = lambda output, _: output[row, place]
+    try:
+        return model(item_seq, (item_seq > 0).sum(1))  # type: ignore[no-any-return]
+    finally:
+        del model.gather_indexes
+
+
+def _narm(model: Any, item_seq: Tensor, row: Tensor, place: Tensor) -> Tensor:
+    """NARM (Li et al. 2017, eq. 4-8): each prefix attends to its own clicks."""
+    states, _ = model.gru(model.emb_dropout(model.item_embedding(item_seq)))  # [B, L, H]
+    last = states[row, place]  # [P, H]
+    seen = torch.arange(item_seq.size(1), device=item_seq.device) <= place.unsqueeze(1)  # [P, L]
+    weights = model.v_t(torch.sigmoid(model.a_1(states)[row] + model.a_2(last).unsqueeze(1))).squeeze(-1) * seen  # [P, L]
+    local = torch.bmm(weights.unsqueeze(1), states[row]).squeeze(1)  # [P, H]
+    return model.b(model.ct_dropout(torch.cat([local, last], 1)))  # type: ignore[no-any-return]
+
+
+def _core(model: Any, item_seq: Tensor, row: Tensor, place: Tensor) -> Tensor:
+    """CORE (Hou et al. 2022, eq. 3-6): a prefix is a mean of its clicks, whose weights are a softmax over them."""
+    logits: list[Tensor] = []
+    handle = model.net.fn.register_forward_hook(lambda _, __, values: logits.append(values))
+    clicks = model.sess_dropout(model.item_embedding(item_seq))  # [B, L, H]
+    model.net(item_seq, clicks)
+    handle.remove()
+    seen = torch.arange(item_seq.size(1), device=item_seq.device) <= place.unsqueeze(1)  # [P, L]
+    weights = logits[0].squeeze(-1)[row].masked_fill(~seen, -torch.inf).softmax(1)  # [P, L]
+    return nn.functional.normalize(torch.bmm(weights.unsqueeze(1), clicks[row]).squeeze(1), dim=-1)
 
 
 _ADAPTATIONS = {
     "CORE": _Adaptation(
-        temperature=lambda m: m.temperature, items=lambda m: m.item_dropout(m.item_embedding.weight), ignores_padding=True
+        temperature=lambda m: m.temperature,
+        items=lambda m: m.item_dropout(m.item_embedding.weight),
+        ignores_padding=True,
+        prefixes=_core,
     ),
     "FEARec": _Adaptation(contrast=FEARecContrast),
     "GCSAN": _Adaptation(penalty=lambda m: m.reg_weight * m.reg_loss(m.item_embedding.weight), ignores_padding=True),
@@ -71,8 +108,18 @@ _ADAPTATIONS = {
         penalty=lambda m: m.reg_weight * m.reg_loss([m.item_embedding.weight, m.final_layer.weight]) + m.reg_loss_rb()
     ),
     "SINE": _Adaptation(penalty=lambda m: m.calculate_reg_loss() * m.reg_loss_ratio * (m.loss_type not in ("CE", "BPR"))),
-    **dict.fromkeys(("FDSA", "GRU4Rec", "GRU4RecF", "NARM", "SASRec", "SASRecF"), _Adaptation(ignores_padding=True)),
+    "NARM": _Adaptation(ignores_padding=True, prefixes=_narm),
+    **dict.fromkeys(
+        ("FDSA", "GRU4Rec", "GRU4RecF", "SASRec", "SASRecF"), _Adaptation(ignores_padding=True, prefixes=_gathered)
+    ),
 }
+
+
+def shares_prefixes(model: type, settings: Any) -> bool:
+    """Whether the adapter trains a class of RecBole's on all prefixes of a session in one pass."""
+    if model.__name__ == "CORE" and settings["dnn_type"] != "trm":
+        return False
+    return model.__module__.startswith("recbole.") and getattr(_ADAPTATIONS.get(model.__name__), "prefixes", None) is not None
 
 
 def check_adaptable(model: type) -> None:
@@ -176,6 +223,28 @@ class AdaptedRecommender(SessionRecommender):
         groups = order.tensor_split(min(self._groups, len(order)))
         parts = [self._forward(item_seq[rows, : int(length[rows[-1]])], length[rows]) for rows in groups]
         return torch.cat(parts)[order.argsort()]
+
+    def encode_prefixes(self, sessions: Any) -> tuple[SessionEmbeddings, Any]:
+        """As `encode`, of all prefixes; where the model reads from left to right, it reads each session once."""
+        prefixes = self._adaptation.prefixes
+        if prefixes is None:
+            return super().encode_prefixes(sessions)
+        order = sessions[self.ITEM_SEQ_LEN].argsort()  # those of like length together, without most of the padding
+        sessions = sessions[order]
+        rows, row, place = self.prefix_rows(sessions)
+        item_seq, length = sessions[self.ITEM_SEQ], sessions[self.ITEM_SEQ_LEN]
+        parts, count = [], len(order)
+        for group in torch.arange(count, device=order.device).tensor_split(min(self._groups, count)):
+            first, last = int(group[0]), int(group[-1])
+            own = (row >= first) & (row <= last)
+            self._lengths = length[first : last + 1]
+            try:
+                clicks = item_seq[first : last + 1, : int(length[last])]
+                parts.append(prefixes(self.model, clicks, row[own] - first, place[own]))
+            finally:
+                self._lengths = None
+        last_click = sessions[self.ITEM_SEQ][row, place]
+        return SessionEmbeddings(self.model.item_embedding(last_click), torch.cat(parts)), rows  # type: ignore[operator]
 
     def _forward(self, item_seq: Tensor, length: Tensor) -> Tensor:
         self._lengths = length

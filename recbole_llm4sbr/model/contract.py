@@ -12,6 +12,7 @@ from recbole_llm4sbr.base.recbole import InputType, Interaction, SequentialRecom
 from recbole_llm4sbr.model.candidates import cross_entropy, exclude_clicked, settled_repeatable
 from recbole_llm4sbr.model.cold_items import known_clicks
 from recbole_llm4sbr.model.dropout import dropout
+from recbole_llm4sbr.model.prefixes import TARGETS, prefix_rows
 from recbole_llm4sbr.model.text_items import TextItems
 
 
@@ -42,6 +43,7 @@ class SessionRecommender(SequentialRecommender):  # type: ignore[misc]
     """
 
     input_type = InputType.POINTWISE  # a row is a session and its target; no negative items
+    shares_prefixes = False  # whether all prefixes of a session take less together than one by one: `encode_prefixes`
     dot_only = False  # true where `score` is no similarity of one session embedding and one embedding per item
 
     def __init__(self, config: Any, dataset: Any) -> None:
@@ -124,6 +126,18 @@ class SessionRecommender(SequentialRecommender):  # type: ignore[misc]
             f"{type(self).__name__} must define encode(interaction) -> SessionEmbeddings; see docs/backbones.md"
         )
 
+    def encode_prefixes(self, sessions: Interaction) -> tuple[SessionEmbeddings, Interaction]:
+        """Embeddings of all prefixes that a batch of sessions (`model.prefixes`) is trained on, P of them, and these prefixes as rows.
+
+        Here each is encoded as a row of its own; a backbone that can do better sets `shares_prefixes`, and is trained so.
+        """
+        rows, _, _ = self.prefix_rows(sessions)
+        return self.encode(rows), rows
+
+    def prefix_rows(self, sessions: Interaction) -> tuple[Interaction, Tensor, Tensor]:
+        """The prefixes of a batch of sessions as rows, with the row [P] and the place [P] of each in the batch."""
+        return prefix_rows(sessions, self.ITEM_SEQ, self.ITEM_SEQ_LEN, self.POS_ITEM_ID, self.USER_ID)
+
     def fuse(self, embeddings: SessionEmbeddings, interaction: Interaction) -> Tensor:
         """The session embedding, [B, H]."""
         raise NotImplementedError(f"{type(self).__name__} must define fuse(embeddings, interaction); see docs/backbones.md")
@@ -159,7 +173,10 @@ class SessionRecommender(SequentialRecommender):  # type: ignore[misc]
     def calculate_loss(self, interaction: Interaction) -> Tensor | tuple[Tensor, ...]:
         """Cross-entropy over all candidates (eq. 14) and the model's other losses; RecBole's trainer adds up a tuple and logs its parts."""
         with self.one_table():
-            embeddings = self.encode(interaction)
+            if TARGETS in interaction.interaction:
+                embeddings, interaction = self.encode_prefixes(interaction)
+            else:
+                embeddings = self.encode(interaction)
             scores = self.score(self.dropped(self.fuse(embeddings, interaction), self.session_dropout), embeddings)
             target = interaction[self.POS_ITEM_ID]
             if not self.repeatable:

@@ -12,6 +12,7 @@ from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.model_names import plain_name
 from recbole_llm4sbr.base.recbole import MODELS, import_models
 from recbole_llm4sbr.model.adapter import REMEDY, AdaptedRecommender, check_adaptable, has_item_table, own_ways
+from recbole_llm4sbr.model.adapter import shares_prefixes as adapter_shares_prefixes
 from recbole_llm4sbr.model.backbones import BACKBONES
 from recbole_llm4sbr.model.baselines import BASELINES, UntrainedRecommender
 from recbole_llm4sbr.model.cold_items import trained_part
@@ -93,6 +94,23 @@ def _trains_as_ours(config: Any, kind: type[nn.Module], dataset: Any) -> bool:
             )
         return False
     return True
+
+
+def shares_prefixes(config: Any) -> bool:
+    """Whether a run trains its model on all prefixes of a session in one pass, so that its training rows are sessions.
+
+    Not where each row of the raw files is a row as it is, and not RecBole's own class in RecBole's own training.
+    """
+    kind = model_class(config["given"]["model"])
+    if config["train_targets"] != "all" or config["session_rule"] == "rows":
+        return False
+    if issubclass(kind, AdaptedRecommender):  # of one class of RecBole's, also when it is plain
+        kind = getattr(import_models(f"{MODELS}.{kind.__name__.lower()}"), kind.__name__)
+    elif issubclass(kind, SessionRecommender):
+        return kind.shares_prefixes
+    elif not kind.__module__.startswith("recbole.") or not (config["llm4sbr"] or _trains_as_ours(config, kind, None)):
+        return False
+    return adapter_shares_prefixes(kind, config)
 
 
 def check_stock(model: type[nn.Module], settings: Any) -> None:

@@ -127,7 +127,15 @@ class LLM4SBRWrapper(SessionRecommender):
 
     def encode(self, interaction: Any) -> SessionEmbeddings:
         """The backbone's embeddings; `memo` pairs them with projected intents (eq. 7)."""
-        own = self.backbone.encode(interaction)
+        return self._with_intents(self.backbone.encode(interaction), interaction)
+
+    def encode_prefixes(self, sessions: Any) -> tuple[SessionEmbeddings, Any]:
+        """The backbone's embeddings of all prefixes, with each prefix's own intents."""
+        own, rows = self.backbone.encode_prefixes(sessions)
+        return self._with_intents(own, rows), rows
+
+    def _with_intents(self, own: SessionEmbeddings, interaction: Any) -> SessionEmbeddings:
+        """The backbone's embeddings, paired with intents."""
         intents, known = self.intents(interaction[self.USER_ID])  # [B, V, D], [B, V]
         named = {"global": own.global_emb, "local": own.local_emb}
         if "session" in self.partners:

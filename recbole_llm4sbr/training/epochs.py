@@ -44,7 +44,7 @@ def say_head(config: Any, settings: Mapping[str, Any], train_data: Any) -> None:
         "%s on %s: %s training rows, %s items, %s",
         describe_model(settings),
         settings["dataset"],
-        f"{len(dataset.inter_feat):,}",
+        f"{train_data.targets:,}",
         f"{dataset.item_num - 1:,}",
         where,
     )

@@ -13,7 +13,7 @@ import torch
 from torch.multiprocessing.spawn import spawn
 
 from recbole_llm4sbr.base.errors import UserError
-from recbole_llm4sbr.base.recbole import data_preparation, init_seed
+from recbole_llm4sbr.base.recbole import init_seed
 from recbole_llm4sbr.base.records import IntentCounts, PreparedCounts
 from recbole_llm4sbr.base.results import RunResult, Tested
 from recbole_llm4sbr.base.screen import RECBOLE, Screen, is_verbose
@@ -29,6 +29,7 @@ from recbole_llm4sbr.training.epochs import say_head
 from recbole_llm4sbr.training.fit import TestRows, fit, look_at_test, shows_progress
 from recbole_llm4sbr.training.gpus import gpus
 from recbole_llm4sbr.training.keys import result_key, short_hash
+from recbole_llm4sbr.training.loaders import session_loaders
 from recbole_llm4sbr.training.logs import run_log
 from recbole_llm4sbr.training.resuming import TrainingState, run_folder
 from recbole_llm4sbr.training.trainer import plain
@@ -38,7 +39,13 @@ OnTest = Callable[[TestRows], None]
 
 
 def load_data(settings: Mapping[str, Any]) -> tuple[SessionConfig, SessionDataset, tuple[Any, Any, Any]]:
-    """RecBole's config, dataset and train, valid and test dataloaders over the prepared files.
+    """RecBole's config, dataset and train, valid and test dataloaders over the prepared files."""
+    config, dataset = load_dataset(settings)
+    return config, dataset, session_loaders(config, dataset.build())
+
+
+def load_dataset(settings: Mapping[str, Any]) -> tuple[SessionConfig, SessionDataset]:
+    """RecBole's config and dataset over the prepared files.
 
     The config's `trained_on` (the checksums of the files, and the items in the order of their numbers) goes into checkpoints.
     """
@@ -48,7 +55,7 @@ def load_data(settings: Mapping[str, Any]) -> tuple[SessionConfig, SessionDatase
     dataset = SessionDataset(config)
     items = dataset.field2id_token[dataset.iid_field].tolist()
     config.final_config_dict["trained_on"] = {"files": run_checksums(settings), "items": items}
-    return config, dataset, data_preparation(config, dataset)
+    return config, dataset
 
 
 def train(

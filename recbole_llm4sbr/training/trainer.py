@@ -106,6 +106,7 @@ class _SessionTrainer:
             for group in self.optimizer.param_groups:  # type: ignore[attr-defined]
                 decays = epoch // every
                 group["lr"] = self.config["learning_rate"] * self.config["learning_rate_decay"] ** decays  # type: ignore[attr-defined]
+        train_data.round = epoch
         started = time.perf_counter()
         losses = super()._train_epoch(train_data, epoch, *args, **kwargs)  # type: ignore[misc]
         self.epoch_seconds.append(time.perf_counter() - started)
