@@ -9,6 +9,8 @@ from recbole_llm4sbr.data.prepare import prepare
 from recbole_llm4sbr.intent.infer import infer
 from recbole_llm4sbr.model import build_model
 from recbole_llm4sbr.model.prefixes import TARGETS
+from recbole_llm4sbr.model.training_graphs import training_sessions
+from recbole_llm4sbr.training.loaders import SessionLoader
 from recbole_llm4sbr.training.run import load_data, load_dataset
 
 LEFT_TO_RIGHT = ["GRU4Rec", "SASRec", "NARM", "CORE", "GRU4RecF", "SASRecF", "FDSA"]
@@ -65,3 +67,102 @@ def test_rows_hold_every_prefix_once_with_its_newest_clicks(settings_for):
     assert max(map(len, whole_sessions(settings).values())) > 5
     rows = file_rows(dataset_folder(settings), "tiny", "train")
     assert {name: (prefix, target) for name, prefix, target in rows} == expected and len(rows) == len(expected)
+
+
+def test_what_is_trained_and_tested_changes_without_new_files(settings_for):
+    manifest = prepare(settings_for())
+    sizes = {}
+    for train in ("all", "last"):
+        for tested in ("all", "last"):
+            settings = settings_for(train_targets=train, eval_targets=tested, llm4sbr=False, model="SRGNN")
+            assert prepare(settings).files == manifest.files
+            _, dataset, loaders = load_data(settings)
+            ids = [set(dataset.field2id_token["session_id"][part.dataset.inter_feat["session_id"]]) for part in loaders]
+            sizes[train, tested] = ids
+    every, last = sizes["all", "all"], sizes["last", "last"]
+    assert sizes["all", "last"] == [every[0], *last[1:]] and sizes["last", "all"] == [last[0], *every[1:]]
+    for more, fewer in zip(every, last):  # a row has one name
+        assert fewer < more and {name.rpartition(".")[0] for name in fewer} == {name.rpartition(".")[0] for name in more}
+    counts = manifest.counts
+    assert [counts["prefixes"][part] for part in ("train", "valid", "test")] == [len(each) for each in every]
+    assert [counts["rows"][part] for part in ("train", "valid", "test")] == [len(each) for each in last]
+
+
+def test_session_targets_sets_both_and_a_setting_beside_it_wins(settings_for):
+    def targets(**given):
+        settings = settings_for(**given)
+        return settings["train_targets"], settings["eval_targets"]
+
+    assert targets() == ("all", "last")
+    assert targets(session_targets="last") == ("last", "last") and targets(session_targets="all") == ("all", "all")
+    assert targets(session_targets="last", eval_targets="all") == ("last", "all")
+
+
+@pytest.mark.parametrize("every", [0, 10, 60, 10_000])
+def test_rounds_of_eval_every_see_all_rows_before_one_comes_again(every, settings_for):
+    settings = settings_for(eval_every=every, llm4sbr=False, model="SRGNN", train_batch_size=7)
+    prepare(settings)
+    _, _, (loader, _, _) = load_data(settings)
+    assert isinstance(loader, SessionLoader)
+    rounds = max(1, round(len(loader.dataset) / every)) if every else 1
+    for epoch in range(2):
+        seen = []
+        for piece in range(rounds):
+            loader.round = epoch * rounds + piece
+            batches = [batch["session_id"].tolist() for batch in loader]
+            assert len(batches) <= len(loader)
+            seen += [row for batch in batches for row in batch]
+        assert sorted(seen) == sorted(loader.dataset.inter_feat["session_id"].tolist())
+        assert seen != sorted(seen)
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory):
+    """A log in which every click has an item of its own, so that an item says which click it is: by item its user, place, time and part."""
+    folder = tmp_path_factory.mktemp("apart") / "apart"
+    folder.mkdir()
+    clicks, lines = {}, ["user_id:token\titem_id:token\ttimestamp:float\tpart:token"]
+    for user in range(30):
+        length = 4 + user % 5
+        for place in range(length):
+            item, time = f"i{len(clicks)}", 1_000_000 + 977 * user + 5000 * place
+            part = "test" if place == length - 1 else "valid" if place == length - 2 and user % 2 else "train"
+            clicks[item] = (user, place, time, part, length)
+            lines.append(f"u{user}\t{item}\t{time}\t{part}")
+    (folder / "apart.inter").write_text("\n".join(lines) + "\n")
+    (folder / "apart.item").write_text("item_id:token\ttitle:token_seq\n" + "".join(f"{item}\t{item}\n" for item in clicks))
+    return folder.parent, clicks
+
+
+PROMISES = {  # of a click of train and one that validates or tests, each its user, place, time, part and session's length
+    "temporal": lambda train, later: train[0] != later[0],
+    "paper": lambda train, later: train[0] != later[0],
+    "time_cut": lambda train, later: train[2] < later[2],
+    "leave_one_out": lambda train, later: train[1] < train[4] - 2 and later[1] >= later[4] - 2,
+    "given": lambda train, later: train[3] == "train" and later[3] != "train",
+}
+
+
+@pytest.mark.parametrize("split", PROMISES)
+def test_no_click_of_valid_or_test_is_in_the_training_rows_graphs_or_vocabulary(split, apart, settings_for):
+    folder, clicks = apart
+    column = {"split_column": "part"} if split == "given" else {}
+    settings = settings_for(
+        data_path=str(folder), split=split, session_rule="user", min_item_count=1, cold_items=True, llm4sbr=False, model="GCEGNN",
+        items="text", item_text="{title}", eval_targets="all", intent_source="none", **column,
+    ) | {"dataset": "apart"}  # fmt: skip
+    prepare(settings)
+    infer(settings)
+    _, dataset, (train_data, valid_data, test_data) = load_data(settings)
+    tokens = dataset.field2id_token["item_id"]
+
+    def items(feat):
+        return set(tokens[feat["item_id"]]) | set(tokens[feat["item_id_list"].unique()]) - {"[PAD]"}
+
+    later = [clicks[token] for part in (valid_data, test_data) for token in tokens[part.dataset.inter_feat["item_id"]]]
+    trained = items(train_data.dataset.inter_feat)
+    assert len(trained) > 60 and len(later) > 10
+    assert all(PROMISES[split](clicks[token], each) for token in trained for each in later)
+    config, _ = load_dataset(settings)
+    whole = {token for session in training_sessions(config, train_data.dataset) for token in tokens[session]}
+    assert whole == trained == set(tokens[1 : dataset.trained_items])
