@@ -13,7 +13,7 @@ from recbole_llm4sbr.model.training_graphs import training_sessions
 from recbole_llm4sbr.training.loaders import SessionLoader
 from recbole_llm4sbr.training.run import load_data, load_dataset
 
-LEFT_TO_RIGHT = ["GRU4Rec", "SASRec", "NARM", "CORE", "GRU4RecF", "SASRecF", "FDSA"]
+SHARING = ["SRGNN", "GRU4Rec", "SASRec", "NARM", "CORE", "GRU4RecF", "SASRecF", "FDSA"]
 FEATURES = {"load_col": {"item": ["item_id", "year"]}, "selected_features": ["year"]}
 
 
@@ -34,7 +34,7 @@ def whole_sessions(settings):
 
 @pytest.mark.parametrize("enhanced", [False, True])
 @pytest.mark.parametrize("repeatable", [True, False])
-@pytest.mark.parametrize("name", LEFT_TO_RIGHT)
+@pytest.mark.parametrize("name", SHARING)
 def test_the_loss_of_sessions_is_the_loss_of_their_prefixes_one_by_one(name, repeatable, enhanced, tiny):
     features = FEATURES if name in ("GRU4RecF", "SASRecF", "FDSA") else {}
     settings = tiny | {

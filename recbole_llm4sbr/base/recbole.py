@@ -80,7 +80,7 @@ vars(importlib.import_module("recbole.data.utils")).update(load_split_dataloader
 from recbole.config import Config  # noqa: E402
 from recbole.data.dataloader.general_dataloader import TrainDataLoader  # noqa: E402
 from recbole.data.dataset import SequentialDataset  # noqa: E402
-from recbole.data.interaction import Interaction  # noqa: E402
+from recbole.data.interaction import Interaction, cat_interactions  # noqa: E402
 from recbole.data.utils import data_preparation  # noqa: E402
 from recbole.evaluator.collector import Collector  # noqa: E402
 from recbole.evaluator.evaluator import Evaluator  # noqa: E402
@@ -114,6 +114,7 @@ __all__ = [
     "TailPercentage",
     "TrainDataLoader",
     "Trainer",
+    "cat_interactions",
     "data_preparation",
     "download_url",
     "extract_zip",
