@@ -4,11 +4,12 @@ import pytest
 import torch
 from conftest import session_rows as file_rows
 
+from recbole_llm4sbr.base.recbole import Interaction
 from recbole_llm4sbr.data.folders import dataset_folder, part_file
 from recbole_llm4sbr.data.prepare import prepare
 from recbole_llm4sbr.intent.infer import infer
 from recbole_llm4sbr.model import build_model
-from recbole_llm4sbr.model.prefixes import TARGETS
+from recbole_llm4sbr.model.prefixes import TARGETS, session_rows
 from recbole_llm4sbr.model.training_graphs import training_sessions
 from recbole_llm4sbr.training.loaders import SessionLoader
 from recbole_llm4sbr.training.run import load_data, load_dataset
@@ -166,3 +167,28 @@ def test_no_click_of_valid_or_test_is_in_the_training_rows_graphs_or_vocabulary(
     config, _ = load_dataset(settings)
     whole = {token for session in training_sessions(config, train_data.dataset) for token in tokens[session]}
     assert whole == trained == set(tokens[1 : dataset.trained_items])
+
+
+@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize("kind", ["none twice", "some twice", "all twice"])
+def test_sr_gnn_has_the_same_gradients_whether_sessions_share_or_not(kind, step, tiny):
+    settings = tiny | {"model": "SRGNN", "llm4sbr": False, "step": step, "MAX_ITEM_LIST_LENGTH": 6}
+    config, dataset = load_dataset(settings)
+    once, twice = [[5, 6, 7, 8], [9], [4, 3, 2, 1, 9, 8]], [[5, 6, 5, 7], [8, 8], [1, 2, 3, 1, 2, 3]]
+    sessions = {"none twice": once, "some twice": [once[0], twice[1], once[1], twice[2], once[2]], "all twice": twice}[kind]
+    rows = [(clicks[:n], 10 + n) for clicks in sessions for n in range(1, len(clicks) + 1)]
+    prefixes = Interaction({
+        "item_id_list": torch.tensor([clicks + [0] * (6 - len(clicks)) for clicks, _ in rows]),
+        "item_length": torch.tensor([len(clicks) for clicks, _ in rows]),
+        "item_id": torch.tensor([target for _, target in rows]),
+        "session_id": torch.arange(len(rows)),
+    })  # fmt: skip
+    torch.manual_seed(4)
+    model = build_model(config, dataset.build()[0]).double().train()
+    gradients = []
+    for batch in (prefixes, session_rows(prefixes, "item_id_list", "item_length", "item_id", "session_id")):
+        model.zero_grad()
+        model.calculate_loss(batch).backward()
+        gradients.append({name: each.grad.clone() for name, each in model.named_parameters()})
+    for name, apart in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], apart, rtol=1e-8, atol=1e-10, msg=name)
