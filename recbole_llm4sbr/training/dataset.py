@@ -1,6 +1,5 @@
 """RecBole's SequentialDataset over prepared session files."""
 
-from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,6 @@ import torch
 
 from recbole_llm4sbr.base.recbole import FeatureType, SequentialDataset
 from recbole_llm4sbr.model.cold_items import ColdItems, trained_part
-from recbole_llm4sbr.model.prefixes import TARGETS
 
 
 class SessionDataset(SequentialDataset):  # type: ignore[misc]
@@ -20,14 +18,6 @@ class SessionDataset(SequentialDataset):  # type: ignore[misc]
     RecBole numbers items as they first appear, beginning with the targets. It ignores that setting for benchmark files, though some of
     its models count on the width, and its `seq_len` would keep the oldest clicks.
     """
-
-    @property
-    def item_counter(self) -> Counter[int]:
-        """How often each item is a target, for RecBole's metrics of popularity."""
-        feat = self.inter_feat
-        if TARGETS not in feat.interaction:
-            return super().item_counter  # type: ignore[no-any-return]
-        return Counter(feat[TARGETS][feat[TARGETS] > 0].tolist())
 
     def _get_remap_list(self, field_list: Any) -> list[Any]:
         found: list[Any] = super()._get_remap_list(field_list)
