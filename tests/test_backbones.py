@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -115,7 +114,7 @@ def test_softmax_by_groups():
 
 
 def built(tiny, name, **changed):
-    given = tiny | model_defaults(name) | {"model": name, "llm4sbr": False} | changed
+    given = tiny | model_defaults(name) | {"model": name, "llm4sbr": False, "train_targets": "last"} | changed
     config, _, (train, _, _) = load_data(given)
     torch.manual_seed(4)
     model = BACKBONES[name](config, train.dataset)
@@ -309,38 +308,21 @@ def test_dhcn_equals_its_formulas(tiny, monkeypatch, detach):
     assert line_only.requires_grad != detach  # the switch of the authors' code
 
 
-def test_every_training_session_is_in_the_graphs_once_and_nothing_else(tiny):
-    _, _, dataset = built(tiny, "DHCN")
-    found = training_sessions({"session_targets": "last"}, dataset)
-    assert sorted(each.tolist() for each in found) == sorted(sessions_of_training(dataset))
-    rows = {"s.1": ([3], 4), "s.2": ([3, 4], 5), "t.v.1": ([7], 8), "s.3": ([3, 4, 5], 6)}
-    feat = {
-        "item_id_list": padded([seq for seq, _ in rows.values()])[0],
-        "item_length": torch.tensor([len(seq) for seq, _ in rows.values()]),
-        "item_id": torch.tensor([target for _, target in rows.values()]),
-        "session_id": torch.arange(len(rows)),
-    }
-    prefixes = SimpleNamespace(
-        inter_feat=feat, iid_field="item_id", uid_field="session_id", item_list_length_field="item_length",
-        field2id_token={"session_id": np.array(list(rows))},
-    )  # fmt: skip
-    found = training_sessions({"session_targets": "all"}, prefixes)
-    assert [each.tolist() for each in found] == [[3, 4, 5, 6], [7, 8]]
-
-
-def test_graphs_keep_the_newest_clicks_of_sessions_longer_than_the_window(tiny):
-    longest = 3
-    settings = tiny | {"MAX_ITEM_LIST_LENGTH": longest, "session_targets": "all", "rebuild": True, "llm4sbr": False}
+@pytest.mark.parametrize("train_targets", ["all", "last"])
+@pytest.mark.parametrize("longest", [3, 12])
+def test_every_training_session_is_in_the_graphs_once_and_whole(tiny, longest, train_targets):
+    settings = tiny | {"MAX_ITEM_LIST_LENGTH": longest, "train_targets": train_targets, "rebuild": True, "llm4sbr": False}
     prepare(settings)
-    _, dataset, (train_data, _, _) = load_data(settings)
+    config, _, (train_data, _, _) = load_data(settings)
+    tokens = train_data.dataset.field2id_token["item_id"]
     whole = {}
-    for name, prefix, target in session_rows(dataset_folder(settings), "tiny", "train"):
-        clicks = [*prefix, target]
-        whole[name.rpartition(".")[0]] = max(whole.get(name.rpartition(".")[0], []), clicks, key=len)
-    assert any(len(clicks) > longest + 2 for clicks in whole.values())
-    found = training_sessions(settings, train_data.dataset)
-    tokens = [dataset.field2id_token["item_id"][each].tolist() for each in found]
-    assert tokens == [clicks[-longest - 1 :] for clicks in whole.values()]
+    for name, prefix, target in session_rows(dataset_folder(settings), "tiny", "train"):  # prefixes of 1, 2, 3, ... clicks
+        session, _, length = name.rpartition(".")
+        whole.setdefault(session, prefix[:1]).append(target)
+        assert len(whole[session]) == int(length) + 1
+    found = training_sessions(config, train_data.dataset)
+    assert sorted(tokens[each].tolist() for each in found) == sorted(whole.values())
+    assert max(map(len, whole.values())) > 5
 
 
 def test_importing_recboles_models_leaves_anomaly_detection_as_it_was():

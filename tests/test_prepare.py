@@ -17,6 +17,7 @@ from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.settings import load_settings
 from recbole_llm4sbr.data.checks import check_prepared
 from recbole_llm4sbr.data.clicks import NO_IDS
+from recbole_llm4sbr.data.folders import part_files
 from recbole_llm4sbr.data.prepare import prepare
 from recbole_llm4sbr.data.rows import read_items
 from recbole_llm4sbr.data.sessions import PARTS
@@ -46,20 +47,20 @@ def test_ml_1m_and_beauty_have_the_known_counts(tmp_path):
 
 
 def test_rows_are_prefixes_and_their_next_click_and_the_catalogue_is_that_of_train(settings_for, raw):
-    settings = settings_for(session_targets="all", session_rule="user", session_gap=600)
+    settings = settings_for(session_rule="user", MAX_ITEM_LIST_LENGTH=100)
     counts = prepare(settings).counts
     clicks = {}
     for line in (raw / "tiny" / "tiny.inter").read_text().splitlines()[1:]:
         user, item, _ = line.split("\t")
         clicks.setdefault(user, []).append(item)
     seen, ids = {}, []
-    for part in PARTS:
-        for row, prefix, target in session_rows(folder_of(settings), "tiny", part):
+    for part, file in zip(PARTS, part_files("all", "all")):
+        for row, prefix, target in session_rows(folder_of(settings), "tiny", file):
             ids.append(row)
             user, _, length = row.rpartition(".")
             assert (len(prefix), clicks[user][: len(prefix) + 1]) == (int(length), [*prefix, target])
             seen.setdefault(part, set()).update(prefix, [target])
-    assert len(set(ids)) == len(ids) == sum(counts["rows"].values())
+    assert len(set(ids)) == len(ids) == sum(counts["prefixes"].values())
     items = (folder_of(settings) / "tiny.item").read_text().splitlines()
     assert {line.split("\t")[0] for line in items[1:]} == seen["train"] >= seen["valid"] | seen["test"]
     assert items[0] == "item_id:token\ttitle:token_seq\tyear:token"
@@ -168,7 +169,7 @@ def test_plain_models_need_no_item_file(settings_for, raw, tmp_path):
 
 
 def test_kill_at_any_moment_and_the_next_run_finishes_with_the_same_files(settings_for, tmp_path):
-    settings = settings_for(session_targets="all")
+    settings = settings_for()
     prepare(settings)
     expected = content(folder_of(settings))
     rng = random.Random(3)
@@ -230,9 +231,9 @@ def test_sessions_numbered_per_user_are_refused_until_both_columns_name_them(set
     ):
         prepare(settings)
     settings = settings_for(data_path=data, **OWN, session_column=["user_id", "session_id"])
-    rows = prepared_rows(settings, "train", "valid", "test")
-    assert sorted(rows) == [(f"{user}_1", ["x", "y"], "z") for user in "abcdefghij"]
-    settings = settings_for(data_path=data, **OWN, user_column=None, rebuild=True, session_targets="all", split="time_cut")
+    rows = prepared_rows(settings, *part_files("last", "last"))
+    assert sorted(rows) == [(f"{user}_1.2", ["x", "y"], "z") for user in "abcdefghij"]
+    settings = settings_for(data_path=data, **OWN, user_column=None, rebuild=True, split="time_cut")
     assert {name.partition(".")[0] for name, _, _ in prepared_rows(settings, "train", "test")} == {"1"}
 
 
@@ -251,8 +252,8 @@ def test_a_log_without_times_is_in_the_order_of_its_rows(settings_for, tmp_path)
     data = given_raw(tmp_path, inter=["session_id:token item_id:token", *lines])
     settings = settings_for(data_path=data, **OWN, time_column=None)
     prepare(settings)
-    found = [session_rows(folder_of(settings), "tiny", part) for part in ("train", "valid", "test")]
-    assert [[name for name, _, _ in rows] for rows in found] == [[f"s{n}" for n in range(8)], ["s8"], ["s9"]]
+    found = [session_rows(folder_of(settings), "tiny", part) for part in part_files("last", "last")]
+    assert [[name for name, _, _ in rows] for rows in found] == [[f"s{n}.2" for n in range(8)], ["s8.2"], ["s9.2"]]
     assert {(*prefix, target) for rows in found for _, prefix, target in rows} == {("z", "y", "x")}
 
 
@@ -264,11 +265,10 @@ def test_a_split_column_is_kept_and_nothing_is_filtered(settings_for, tmp_path):
     data = given_raw(tmp_path, inter=["session_id:token item_id:token timestamp:float part:token", *lines])
     settings = settings_for(data_path=data, **OWN | {"min_item_count": 5}, split="given", split_column="part")
     prepare(settings)
-    assert [[name for name, _, _ in session_rows(folder_of(settings), "tiny", part)] for part in ("train", "valid", "test")] == [
-        ["a", "c", "e"], ["d"], ["b"],
-    ]  # fmt: skip
-    assert session_rows(folder_of(settings), "tiny", "train")[0] == ("a", ["x", "y"], "xtrain")  # though items are rare
-    assert session_rows(folder_of(settings), "tiny", "test")[0] == ("b", ["x"], "y")  # train never saw its third item
+    found = [session_rows(folder_of(settings), "tiny", part) for part in part_files("last", "last")]
+    assert [[name for name, _, _ in rows] for rows in found] == [["a.2", "c.2", "e.2"], ["d.1"], ["b.1"]]
+    assert found[0][0] == ("a.2", ["x", "y"], "xtrain")  # though items are rare
+    assert found[2][0] == ("b.1", ["x"], "y")  # train never saw its third item
 
 
 def test_three_files_of_clicks_are_kept_and_a_user_may_go_on_in_the_next(settings_for, tmp_path):
@@ -315,15 +315,15 @@ def test_rows_that_hold_a_list_and_an_item_are_kept_as_they_are(settings_for, tm
 
 
 def test_after_a_time_cut_every_test_target_is_newer_than_every_click_of_train(settings_for, raw):
-    settings = settings_for(session_rule="user", session_targets="all", split="time_cut")
+    settings = settings_for(session_rule="user", split="time_cut")
     prepare(settings)
     lines = [line.split("\t") for line in (raw / "tiny" / "tiny.inter").read_text().splitlines()[1:]]
     times = {}
     for user, item, at in sorted(lines, key=lambda line: int(line[2])):
         times.setdefault(user, []).append((item, int(at)))
     newest, kept = {}, kept_items(settings)
-    for part in ("train", "valid", "test"):
-        for name, _, target in session_rows(folder_of(settings), "tiny", part):
+    for part, file in zip(PARTS, part_files("all", "all")):
+        for name, _, target in session_rows(folder_of(settings), "tiny", file):
             user, _, length = name.rpartition(".")
             item, at = [click for click in times[user] if click[0] in kept][int(length)]
             assert item == target

@@ -7,10 +7,9 @@ from conftest import session_rows
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.settings import load_settings
-from recbole_llm4sbr.data.folders import dataset_folder
+from recbole_llm4sbr.data.folders import dataset_folder, part_files
 from recbole_llm4sbr.data.prepare import prepare
-from recbole_llm4sbr.data.rows import SessionRows, read_items, read_sessions
-from recbole_llm4sbr.data.sessions import PARTS
+from recbole_llm4sbr.data.rows import SessionRows, beginnings, read_items, read_sessions
 from recbole_llm4sbr.intent.cleaning import clean
 from recbole_llm4sbr.intent.prompts import PromptTemplate, SessionPrompts, item_names, item_texts
 from recbole_llm4sbr.intent.titles import split_joint
@@ -111,25 +110,26 @@ def test_an_item_without_a_text_is_an_error_or_an_unknown_item():
 @pytest.mark.parametrize("powers", [False, True])
 @pytest.mark.parametrize("joint", [False, True])
 def test_no_prompt_of_a_prefix_holds_the_title_of_a_later_item(settings_for, powers, joint):
-    settings = settings_for(session_targets="all", session_rule="user")
+    settings = settings_for(session_rule="user", MAX_ITEM_LIST_LENGTH=15)
     prepare(settings)
     folder = dataset_folder(settings)
     table = read_items(folder / "tiny.item")
     names = dict(zip(table["item_id"], item_names(table, settings)))
     views = ["long", "short"]
-    read = read_sessions(folder, "tiny", *PARTS)
+    read = read_sessions(folder, "tiny", *part_files("all", "all"))
     template = PromptTemplate.load(settings["prompt"])
-    prompts = SessionPrompts(
-        template, views, read, [names[token] for token in read.tokens], range(len(read.ids)), powers, joint
-    )
-    rows = session_rows(folder, "tiny", *PARTS)
+    asked = beginnings(read) if powers else read
+    prompts = SessionPrompts(template, views, asked, [names[token] for token in read.tokens], range(len(read.ids)), joint)
+    rows = session_rows(folder, "tiny", *part_files("all", "all"))
     whole = {}
-    for row, prefix, target in rows:
-        whole[row.rpartition(".")[0]] = [*prefix, target]  # the longest prefix comes last
+    for row, prefix, target in rows:  # prefixes of 1, 2, 3, ... clicks
+        whole.setdefault(row.rpartition(".")[0], prefix[:1]).append(target)
     checked, per_row = 0, 1 if joint else 2
     assert len(prompts) == per_row * len(rows)
-    for number, (row, prefix, _) in enumerate(rows):
-        later = set(whole[row.rpartition(".")[0]][len(prefix) :]) - set(prefix)
+    for number, (row, _, _) in enumerate(rows):
+        session, _, length = row.rpartition(".")
+        prefix = whole[session][: int(length)]
+        later = set(whole[session][len(prefix) :]) - set(prefix)
         for request in (prompts[per_row * number + view] for view in range(per_row)):
             shown = [line.partition(". ")[2] for line in request.user.splitlines() if line[:1].isdigit()]
             assert not set(shown) & {names[item] for item in later}
@@ -140,8 +140,11 @@ def test_no_prompt_of_a_prefix_holds_the_title_of_a_later_item(settings_for, pow
 
 
 def test_under_powers_a_longer_prefix_asks_what_an_earlier_one_asked():
-    rows = SessionRows(["a"], ["s"] * 9, np.zeros(45, np.int32), np.cumsum(range(10)), np.zeros(9, np.int32))
-    prompts = SessionPrompts(PromptTemplate.load("movies"), ["long"], rows, ["A film"], range(9), powers=True)
+    lengths = np.arange(1, 10)
+    rows = SessionRows(
+        ["a"], [f"s.{n}" for n in lengths], np.zeros(45, np.int32), np.cumsum(range(10)), np.zeros(9, np.int32), lengths
+    )
+    prompts = SessionPrompts(PromptTemplate.load("movies"), ["long"], beginnings(rows), ["A film"], range(9))
     lengths = [sum(line[:1].isdigit() for line in request.user.splitlines()) for request in prompts]
     assert lengths == [1, 2, 2, 4, 4, 4, 4, 8, 8]
     assert len(set(prompts)) == 4

@@ -110,20 +110,19 @@ def test_an_unseen_test_click_takes_no_training_row_with_it():
 @given(st.lists(st.integers(2, 6), min_size=1, max_size=8))
 def test_prefixes_equal_a_loop(lengths):
     part = np.zeros(sum(lengths), np.int8)
-    rows, sizes = prefixes(np.array(lengths), part, "all")
+    rows, sizes, last = prefixes(np.array(lengths), part)
     assert list(zip(rows, sizes)) == [(n, size) for n, length in enumerate(lengths) for size in range(1, length)]
-    rows, sizes = prefixes(np.array(lengths), part, "last")
-    assert list(zip(rows, sizes)) == [(n, length - 1) for n, length in enumerate(lengths)]
+    assert list(zip(rows[last], sizes[last])) == [(n, length - 1) for n, length in enumerate(lengths)]
 
 
 @given(st.lists(st.lists(st.integers(0, 2), min_size=2, max_size=6).map(sorted), min_size=1, max_size=8))
 def test_a_session_over_several_parts_has_a_last_prefix_in_each(parts):
-    rows, sizes = prefixes(np.array(list(map(len, parts))), np.concatenate(parts), "last")
+    rows, sizes, last = prefixes(np.array(list(map(len, parts))), np.concatenate(parts))
     expected = []
     for n, own in enumerate(parts):
-        last = {part: place for place, part in enumerate(own) if place}  # a target is never the first click
-        expected += [(n, place) for place in sorted(last.values())]
-    assert list(zip(rows, sizes)) == expected
+        ends = {part: place for place, part in enumerate(own) if place}  # a target is never the first click
+        expected += [(n, place) for place in sorted(ends.values())]
+    assert list(zip(rows[last], sizes[last])) == expected
 
 
 @given(CLICKS, st.sampled_from([(0.8, 0.1, 0.1), (0.5, 0.2, 0.3)]))
@@ -182,7 +181,7 @@ def test_leave_one_out_is_that_of_recbole(tmp_path, monkeypatch):
     ]
     sessions = sessionize(frame(clicks), "user", 600)
     part = split(sessions, "leave_one_out", (0.8, 0.1, 0.1))
-    rows, sizes = prefixes(np.full(30, 8), part, "all")
+    rows, sizes, _ = prefixes(np.full(30, 8), part)
     target = rows * 8 + sizes
     ours = [
         sorted((sessions["owner"][place], sessions["item"][place]) for place in target[part[target] == number])

@@ -173,7 +173,7 @@ class SessionRecommender(SequentialRecommender):  # type: ignore[misc]
     def calculate_loss(self, interaction: Interaction) -> Tensor | tuple[Tensor, ...]:
         """Cross-entropy over all candidates (eq. 14) and the model's other losses; RecBole's trainer adds up a tuple and logs its parts."""
         with self.one_table():
-            if TARGETS in interaction.interaction:
+            if TARGETS in interaction:
                 embeddings, interaction = self.encode_prefixes(interaction)
             else:
                 embeddings = self.encode(interaction)
