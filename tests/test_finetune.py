@@ -20,7 +20,7 @@ from conftest import make_tokenizer, session_rows
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.settings import Settings
 from recbole_llm4sbr.cli.main import main
-from recbole_llm4sbr.data.folders import dataset_folder
+from recbole_llm4sbr.data.folders import dataset_folder, part_file
 from recbole_llm4sbr.data.prepare import prepare
 from recbole_llm4sbr.finetune import contrast, llm, packing, run
 from recbole_llm4sbr.finetune.examples import training_pairs
@@ -71,9 +71,10 @@ def titles(settings):
 def test_an_example_is_the_prompt_of_infer_and_the_title_of_the_next_click_of_a_training_row(tuning):
     prepare(tuning)
     folder, names = dataset_folder(tuning), titles(tuning)
-    rows = {(*prefix, names[target]) for _, prefix, target in session_rows(folder, "tiny", "train")}
+    last = session_rows(folder, "tiny", part_file("train", "last"))
+    rows = {(*prefix, names[target]) for _, prefix, target in last}
     pairs = training_pairs(tuning, 0, 1000, 1)
-    assert len(pairs) == len(session_rows(folder, "tiny", "train"))
+    assert len(pairs) == len(last)
     asked = list(packing.questions(tuning, pairs))
     assert len(asked) == len(pairs)
     for example in asked:
@@ -92,11 +93,11 @@ def test_an_example_is_the_prompt_of_infer_and_the_title_of_the_next_click_of_a_
 @pytest.mark.parametrize("split", ["temporal", "paper", "time_cut", "leave_one_out"])
 @pytest.mark.parametrize("refresh", ["every", "powers"])
 def test_no_validation_or_test_session_and_no_target_of_one_is_among_the_examples(settings_for, split, refresh):
-    settings = settings_for(split=split, session_targets="all", intent_refresh=refresh, intent_source="session_text")
+    settings = settings_for(split=split, intent_refresh=refresh, intent_source="session_text")
     prepare(settings)
     folder = dataset_folder(settings)
     train = {(*prefix, target) for _, prefix, target in session_rows(folder, "tiny", "train")}
-    later = {(*prefix, target) for _, prefix, target in session_rows(folder, "tiny", "valid", "test")}
+    later = {(*prefix, target) for _, prefix, target in session_rows(folder, "tiny", "valid-all", "test-all")}
     pairs = training_pairs(settings, 0, 1000, 1)
     read = {
         (*(pairs.rows.tokens[each] for each in pairs.clicks(pair)), pairs.rows.tokens[pairs.target[pair]])
@@ -110,7 +111,7 @@ def test_no_validation_or_test_session_and_no_target_of_one_is_among_the_example
 
 
 def test_a_session_is_held_out_with_all_its_rows(settings_for):
-    settings = settings_for(session_targets="all")
+    settings = settings_for(intent_refresh="every")
     prepare(settings)
     pairs = training_pairs(settings, 0, 1000, 1)
     sides = {}
@@ -331,7 +332,7 @@ def test_contrast_equals_brute_force_with_the_items_of_the_session_left_out(tuni
     losses = []
     for pair in held_out:
         (query,) = encoder.encode(["; ".join(texts[click] for click in pairs.clicks(pair)[-5:])])
-        own, session = int(pairs.target[pair]), set(pairs.session(pair))
+        own, session = int(pairs.target[pair]), set(pairs.clicks(pair))
         scores = {
             item: float(encoder.encode([texts[item]])[0] @ query) / 0.05
             for item in candidates
@@ -339,7 +340,7 @@ def test_contrast_equals_brute_force_with_the_items_of_the_session_left_out(tuni
         }
         losses.append(math.log(sum(math.exp(score - scores[own]) for score in scores.values())))
     assert tuned.held_out_loss() == pytest.approx(np.mean(losses), rel=2e-2)  # in bfloat16 where the processor has it
-    assert any(set(pairs.session(pair)) & set(candidates) - {int(pairs.target[pair])} for pair in held_out)
+    assert any(set(pairs.clicks(pair)) & set(candidates) - {int(pairs.target[pair])} for pair in held_out)
 
 
 def test_a_tuned_encoder_is_better_and_makes_item_vectors_and_intents(tuning, tmp_path):

@@ -10,10 +10,9 @@ from conftest import file_of, session_rows
 
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.data.checks import check_run_files
-from recbole_llm4sbr.data.folders import dataset_folder
+from recbole_llm4sbr.data.folders import asked_files, dataset_folder
 from recbole_llm4sbr.data.prepare import prepare
 from recbole_llm4sbr.data.rows import read_items, read_sessions
-from recbole_llm4sbr.data.sessions import PARTS
 from recbole_llm4sbr.intent.encoder import Encoder
 from recbole_llm4sbr.intent.infer import describe_counts, infer
 from recbole_llm4sbr.intent.llm_intents import STORE, _spread, asked_about
@@ -33,14 +32,14 @@ def table(settings, name):
 
 
 def rows_of(settings):
-    return {row: prefix for row, prefix, _ in session_rows(dataset_folder(settings), "tiny", *PARTS)}
+    return {row: prefix for row, prefix, _ in session_rows(dataset_folder(settings), "tiny", *asked_files(settings))}
 
 
 def test_answers_that_were_cut_are_missing_and_the_summary_names_the_remedy(settings_for, tiny_llm):
     settings = settings_for(llm=tiny_llm, llm_backend="transformers", llm_device="cpu", llm_max_new_tokens=12, max_sessions=40)
     prepare(settings)
     counts = infer(settings).counts
-    rows = read_sessions(dataset_folder(settings), "tiny", *PARTS)
+    rows = read_sessions(dataset_folder(settings), "tiny", *asked_files(settings))
     asked = [each for views in asked_about(settings, rows) for each in views.values() if each.raw is not None]
     assert not any(end in each.raw for each in asked if each.cut for end in '"\n')
     assert not any(each.names for each in asked if each.cut)

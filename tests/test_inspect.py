@@ -107,8 +107,8 @@ def test_a_case_holds_what_the_files_say(world, both):
     folder = dataset_folder(settings)
     rows = {
         name: (prefix, target, part)
-        for part in ("train", "test")
-        for name, prefix, target in session_rows(folder, "tiny", part)
+        for part, file in (("train", "train-last"), ("test", "test"))
+        for name, prefix, target in session_rows(folder, "tiny", file)
     }
     titles = dict(read_items(folder / "tiny.item")[["item_id", "title"]].to_numpy().tolist())
     table = pd.read_csv(file_of(settings, "tiny.sessemb"), sep="\t", dtype=str).set_index("sid:token")
@@ -144,7 +144,7 @@ def brute_force(settings, folder):
     facts, same = {}, []
     for view in ("long", "short"):
         titled, inside, hits = [], [], []
-        for session, prefix, target in session_rows(dataset_folder(settings), "tiny", "train", "valid"):
+        for session, prefix, target in session_rows(dataset_folder(settings), "tiny", "train-last", "valid"):
             near = cells[session][f"{view}_items:token_seq"].split()
             if not near:
                 continue
@@ -192,6 +192,7 @@ def test_quality_of_a_hand_worked_world_does_not_look_at_the_test_part():
         np.array([3, 2, 1, 0, 3], np.int32),
         np.array([0, 2, 3, 4, 5]),
         np.array([1, 3, 2, 9]),
+        np.array([2, 1, 1, 1]),
     )
     names = ["HEAT", "babe", "unknown item"]
     intents = Intents(np.zeros((3, 2), np.float32), {"long": np.array([0, 1, 2, 9], np.int32)}, IntentCounts(), names)

@@ -105,8 +105,11 @@ def _check(made: Mapping[str, Any], folder: Path) -> None:
 
 
 def _decides(key: str, artefacts: Collection[Artefact]) -> bool:
-    """Whether a setting decides one of the artefacts and no training: `repeatable` holds for runs without intents too."""
-    return key in schema() and schema()[key].decides in artefacts and schema()[key].also is None
+    """Whether a setting decides one of the artefacts; not `repeatable`, which holds for runs without intents too."""
+    if key not in schema():
+        return False
+    setting = schema()[key]
+    return setting.decides in artefacts and (setting.also is None or setting.decides == "prepared")
 
 
 def _take_back(found: dict[str, Any], settings: Settings, made: Mapping[str, Any]) -> None:

@@ -114,11 +114,9 @@ class Ranker:
         """A session as the model reads it, a batch of one."""
         dataset = self.loaded.dataset
         number = dataset.token2id(dataset.uid_field, session)
-        for data in (self.loaded.test_data, self.loaded.valid_data, self.loaded.train_data):
-            feat = data.dataset.inter_feat
-            place = (feat[dataset.uid_field] == number).nonzero().squeeze(1)
-            if len(place):
-                return feat[place[:1]]
+        place = (dataset.inter_feat[dataset.uid_field] == number).nonzero().squeeze(1)
+        if len(place):
+            return dataset.inter_feat[place[:1]]
         raise UserError(f"{self.checkpoint!r} has no session {session!r}")
 
 
