@@ -194,7 +194,9 @@ def test_buckets_add_up_to_the_test_and_a_model_of_ids_misses_every_cold_target(
     (rows,) = looked
     counts = counts_of(late[True])
     trained = [
-        item for _, clicks, target in session_rows(dataset_folder(late[True]), "tiny", "train") for item in (*clicks, target)
+        item
+        for _, clicks, target in session_rows(dataset_folder(late[True]), "tiny", "train-last")
+        for item in (*clicks, target)
     ]
     targets = {name: target for name, _, target in session_rows(dataset_folder(late[True]), "tiny", "test")}
     assert rows.clicks.tolist() == [trained.count(targets[name]) for name in rows.session]
@@ -274,7 +276,7 @@ def test_intents_stand_for_items_of_training_alone(late):
         found[cold] = {line[0]: [line[number] for number in columns] for line in lines[1:]}
     named = {item for cells in found[True].values() for items in cells[::2] for item in items.split(" ")}
     assert named and not named & {*LATE, *NEVER}
-    train_rows = [name for name, *_ in session_rows(dataset_folder(late[True]), "tiny", "train")]
+    train_rows = [name for name, *_ in session_rows(dataset_folder(late[True]), "tiny", "train-last")]
     sims = [[[float(each) for each in " ".join(found[cold][name][1::2]).split()] for name in train_rows] for cold in found]
     np.testing.assert_allclose(*sims, atol=1.1e-4)  # items that are almost as near may stand in another order
 

@@ -93,7 +93,7 @@ def test_ranks_of_sessions_give_recboles_metrics(here):
 def test_head_targets_are_the_most_clicked_fifth(here):
     row = run(here, seeds=1, variants=["plain"])[0]
     counts = {}
-    for line in Path("atomic/tiny/tiny.train.inter").read_text().splitlines()[1:]:
+    for line in Path("atomic/tiny/tiny.train-last.inter").read_text().splitlines()[1:]:
         _, prefix, target = line.split("\t")
         for item in [*prefix.split(" "), target]:
             counts[item] = counts.get(item, 0) + 1

@@ -75,7 +75,7 @@ def test_what_is_trained_and_tested_changes_without_new_files(settings_for):
     sizes = {}
     for train in ("all", "last"):
         for tested in ("all", "last"):
-            settings = settings_for(train_targets=train, eval_targets=tested, llm4sbr=False, model="SRGNN")
+            settings = settings_for(train_targets=train, eval_targets=tested, llm4sbr=False, model="TAGNN")
             assert prepare(settings).files == manifest.files
             _, dataset, loaders = load_data(settings)
             ids = [set(dataset.field2id_token["session_id"][part.dataset.inter_feat["session_id"]]) for part in loaders]
@@ -99,13 +99,15 @@ def test_session_targets_sets_both_and_a_setting_beside_it_wins(settings_for):
     assert targets(session_targets="last", eval_targets="all") == ("last", "all")
 
 
+@pytest.mark.parametrize("model", ["SRGNN", "TAGNN"])  # rows are sessions, rows are prefixes
 @pytest.mark.parametrize("every", [0, 10, 60, 10_000])
-def test_rounds_of_eval_every_see_all_rows_before_one_comes_again(every, settings_for):
-    settings = settings_for(eval_every=every, llm4sbr=False, model="SRGNN", train_batch_size=7)
+def test_rounds_of_eval_every_see_all_rows_before_one_comes_again(every, model, settings_for):
+    settings = settings_for(eval_every=every, llm4sbr=False, model=model, train_batch_size=7)
     prepare(settings)
     _, _, (loader, _, _) = load_data(settings)
     assert isinstance(loader, SessionLoader)
-    rounds = max(1, round(len(loader.dataset) / every)) if every else 1
+    targets = len(file_rows(dataset_folder(settings), "tiny", "train"))
+    rounds = max(1, round(targets / every)) if every else 1
     for epoch in range(2):
         seen = []
         for piece in range(rounds):

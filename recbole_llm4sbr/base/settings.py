@@ -192,6 +192,7 @@ def class_name(model: str) -> str:
 def _both_targets(given: Mapping[str, Any]) -> dict[str, Any]:
     """What was given in one place, with the two settings that `session_targets` there sets, unless they are given there too."""
     both = given.get("session_targets")
+    schema()["session_targets"].check(both)
     return {**({"train_targets": both, "eval_targets": both} if both is not None else {}), **given}
 
 

@@ -116,10 +116,16 @@ _ADAPTATIONS = {
 
 
 def shares_prefixes(model: type, settings: Any) -> bool:
-    """Whether the adapter trains a class of RecBole's on all prefixes of a session in one pass."""
-    if model.__name__ == "CORE" and settings["dnn_type"] != "trm":
+    """Whether the adapter trains a class on all prefixes of a session in one pass: one of RecBole's, or one that has its `forward`."""
+    name = next(kind for kind in model.__mro__ if "forward" in vars(kind)).__name__
+    if name == "CORE" and settings["dnn_type"] != "trm":
         return False
-    return model.__module__.startswith("recbole.") and getattr(_ADAPTATIONS.get(model.__name__), "prefixes", None) is not None
+    return _of_recbole(model, "forward") and getattr(_ADAPTATIONS.get(name), "prefixes", None) is not None
+
+
+def _of_recbole(model: type, method: str) -> bool:
+    """Whether a class has a method of RecBole's."""
+    return next(kind for kind in model.__mro__ if method in vars(kind)).__module__.startswith("recbole.")
 
 
 def check_adaptable(model: type) -> None:
@@ -173,8 +179,7 @@ class AdaptedRecommender(SessionRecommender):
         of_recbole = [kind.__name__ for kind in type(model).__mro__ if kind.__module__.startswith("recbole.")]
         self._adaptation = next((_ADAPTATIONS[kind] for kind in of_recbole if kind in _ADAPTATIONS), _Adaptation())
         self._contrast = self._adaptation.contrast(model, dataset) if self._adaptation.contrast else None
-        defines = next(kind for kind in type(model).__mro__ if "forward" in vars(kind))
-        known = self._adaptation.ignores_padding and defines.__module__.startswith("recbole.")
+        known = self._adaptation.ignores_padding and _of_recbole(type(model), "forward")
         self.ignores_padding = bool(getattr(model, "ignores_padding", known))
         self._lengths: Tensor | None = None
         recurrences = [each for each in model.children() if isinstance(each, nn.GRU)] if self.ignores_padding else []

@@ -96,10 +96,14 @@ def _trains_as_ours(config: Any, kind: type[nn.Module], dataset: Any) -> bool:
     return True
 
 
-def shares_prefixes(config: Any) -> bool:
+def shares_prefixes(config: Any, dataset: Any) -> bool:
     """Whether a run trains its model on all prefixes of a session in one pass, so that its training rows are sessions.
 
     Not where each row of the raw files is a row as it is, and not RecBole's own class in RecBole's own training.
+
+    Args:
+        config: RecBole's config of the run.
+        dataset: RecBole's dataset of the training part, a row for each prefix.
     """
     kind = model_class(config["given"]["model"])
     if config["train_targets"] != "all" or config["session_rule"] == "rows":
@@ -108,9 +112,7 @@ def shares_prefixes(config: Any) -> bool:
         kind = getattr(import_models(f"{MODELS}.{kind.__name__.lower()}"), kind.__name__)
     elif issubclass(kind, SessionRecommender):
         return kind.shares_prefixes
-    elif not kind.__module__.startswith("recbole.") or not (config["llm4sbr"] or _trains_as_ours(config, kind, None)):
-        return False
-    return adapter_shares_prefixes(kind, config)
+    return adapter_shares_prefixes(kind, config) and (config["llm4sbr"] or _trains_as_ours(config, kind, dataset))
 
 
 def check_stock(model: type[nn.Module], settings: Any) -> None:

@@ -1,7 +1,7 @@
 """Intents of sessions that stand in no file: asked, found in the answer store, or those of the nearest training session."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -131,7 +131,7 @@ class IntentLookup:
         if source == "nearest" or not self._own:
             return held.item_emb, nearest, sims
         items = self._items
-        rows = SessionRows(items.tokens, rows.ids, items.place[rows.clicks].astype(np.int32), rows.starts, rows.targets)
+        rows = replace(rows, tokens=items.tokens, clicks=items.place[rows.clicks].astype(np.int32))
         made = self._intents_of(rows, source)
         if made is None:
             return held.item_emb, nearest, sims

@@ -19,7 +19,7 @@ def session_loaders(config: Any, parts: Sequence[Any]) -> tuple["SessionLoader",
             session in one pass, the training rows become sessions.
     """
     train = parts[0]
-    if shares_prefixes(config):
+    if shares_prefixes(config, train):
         clicks = train.iid_field + config["LIST_SUFFIX"]
         rows = session_rows(train.inter_feat, clicks, train.item_list_length_field, train.iid_field, train.uid_field)
         train = train.copy(rows)
