@@ -13,6 +13,7 @@ from recbole_llm4sbr import load_ensemble, load_model, run_ensemble
 from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.grids import CellResult
 from recbole_llm4sbr.cli.main import main
+from recbole_llm4sbr.data.prepare import prepare
 from recbole_llm4sbr.experiment import cells
 from recbole_llm4sbr.experiment.compare import compare
 from recbole_llm4sbr.experiment.variants import EnsembleName
@@ -141,8 +142,10 @@ def test_models_whose_scores_cannot_be_added_are_refused_by_name(tiny, trained):
     other = train(tiny | {"repeatable": True, "llm4sbr": False, "epochs": 1})
     with pytest.raises(UserError, match=r"differ in their repeatable \(False and True\)"):
         load_ensemble([trained[0].checkpoint, other.checkpoint])
-    short = train(tiny | {"repeatable": False, "llm4sbr": False, "epochs": 1, "MAX_ITEM_LIST_LENGTH": 3})
-    with pytest.raises(UserError, match="differ in their MAX_ITEM_LIST_LENGTH"):
+    shorter = tiny | {"repeatable": False, "llm4sbr": False, "epochs": 1, "MAX_ITEM_LIST_LENGTH": 3, "atomic_path": "shorter"}
+    prepare(shorter)
+    short = train(shorter)
+    with pytest.raises(UserError, match="differ in their session files"):
         load_ensemble([trained[0].checkpoint, short.checkpoint])
     for weights, said in (
         ("best", "choose equal, valid"),

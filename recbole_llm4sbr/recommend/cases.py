@@ -17,7 +17,7 @@ from recbole_llm4sbr.data.checks import check_intents, check_items, check_prepar
 from recbole_llm4sbr.data.features import read_localized
 from recbole_llm4sbr.data.folders import dataset_folder, intents_folder, part_files
 from recbole_llm4sbr.data.manifest import Manifest
-from recbole_llm4sbr.data.rows import SessionRows, read_items, read_sessions
+from recbole_llm4sbr.data.rows import SessionRows, read_items, read_sessions, session_of
 from recbole_llm4sbr.data.sessions import PARTS
 from recbole_llm4sbr.intent.llm_intents import Asked, asked_about
 from recbole_llm4sbr.intent.prompts import shown_names
@@ -149,13 +149,15 @@ class Inspector:
         return ""
 
     def find(self, session: str) -> str:
-        """The id of a session of any part.
+        """The id of a row of any part: the given one, or of a session the one with its last target.
 
         Raises:
             UserError: there is none; names near ones.
         """
         if session in self._place:
             return session
+        if row := {session_of(each): each for each in self._rows.ids}.get(session):  # later parts and longer prefixes come last
+            return row
         like = heapq.nlargest(500, self._rows.ids, key=lambda each: beginning(each, session))
         near = difflib.get_close_matches(session, like, 3, 0.5) or like[:3]
         shown = ", ".join(shortened(each, 60) for each in near)

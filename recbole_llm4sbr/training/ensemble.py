@@ -240,7 +240,6 @@ def _check_alike(one: str | Path, first: Loaded, two: str | Path, other: Loaded)
             for loaded in (first, other)
         ],
         "items": [loaded.config["trained_on"]["items"] for loaded in (first, other)],
-        "MAX_ITEM_LIST_LENGTH": [loaded.config["MAX_ITEM_LIST_LENGTH"] for loaded in (first, other)],
         "repeatable": [loaded.config["repeatable"] for loaded in (first, other)],
     }
     for what, (here, there) in kinds.items():
