@@ -125,9 +125,11 @@ def test_a_session_of_many_clicks_is_read_whole(settings_for, tmp_path):
     folder.mkdir(parents=True)
     clicks = [f"u{user}\tm{click % 40}-{'x' * 90}\t{user * 10**6 + click}" for user in range(10) for click in range(1500)]
     (folder / "tiny.inter").write_text("\n".join(["user_id:token\titem_id:token\ttimestamp:float", *clicks]) + "\n")
-    settings = settings_for(data_path=str(folder.parent), llm4sbr=False, session_rule="user", repeatable=True)
+    settings = settings_for(
+        data_path=str(folder.parent), llm4sbr=False, session_rule="user", repeatable=True, train_targets="last"
+    )
     prepare(settings)
-    assert max(map(len, file_of(settings, "tiny.train.inter").read_text().splitlines())) > 2**17
+    assert max(map(len, file_of(settings, "tiny.train-last.inter").read_text().splitlines())) > 2**17
     dataset = SessionDataset(SessionConfig(settings))
     assert {len(clicks) for clicks in dataset.inter_feat["item_id_list"]} == {12}  # MAX_ITEM_LIST_LENGTH
     assert dataset.item_num == 41

@@ -21,7 +21,7 @@ from recbole_llm4sbr.training.run import train
 PREPARED = {
     "session_rule": ("user", {}),
     "session_gap": (40, {}),
-    "session_targets": ("all", {}),
+    "MAX_ITEM_LIST_LENGTH": (2, {}),
     "split": ("paper", {}),
     "split_ratio": ([0.6, 0.2, 0.2], {}),
     "min_session_length": (4, {}),
@@ -67,7 +67,9 @@ TRAINING = {
     "session_dropout": (0.5, {}),
     "label_smoothing": (0.3, {}),
     "embedding_size": (12, {}),
-    "MAX_ITEM_LIST_LENGTH": (2, {}),
+    "train_targets": ("last", {}),
+    "eval_targets": ("all", {}),
+    "eval_every": (20, {}),
     "metrics": (["Hit"], {"valid_metric": "Hit@20"}),
     "topk": ([20], {}),
     "valid_metric": ("Hit@5", {}),
@@ -136,6 +138,7 @@ IN_SETTINGS_ONLY = {
     "wandb_project": ("x", {}),
     "config_files": ("x.yaml", {}),
     "dataset": ("other", {}),
+    "session_targets": ("last", {}),
 }
 IN_FILES = {"prepared": PREPARED, "items": ITEMS, "intents": INTENTS, "training": TRAINING, "run": RUN}
 

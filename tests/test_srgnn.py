@@ -40,7 +40,7 @@ def test_scores_and_gradients_equal_recboles(tiny, name, own):
     from recbole_llm4sbr.model.backbones import BACKBONES
     from recbole_llm4sbr.training.run import load_data
 
-    config, _, (train, _, _) = load_data(tiny | own | {"llm4sbr": False, "model": name})
+    config, _, (train, _, _) = load_data(tiny | own | {"llm4sbr": False, "model": name, "train_targets": "last"})
     torch.manual_seed(1)
     original = getattr(sequential_recommender, name)(config, train.dataset)
     torch.manual_seed(1)

@@ -156,7 +156,7 @@ def test_intents_are_titles_of_the_catalogue(settings_for, tiny_llm, titles):
     assert made.counts.failures == 0
     items = read_items(dataset_folder(settings) / "tiny.item")
     named = dict(zip(items["item_id"], items["title"]))
-    rows = read_sessions(dataset_folder(settings), "tiny", "train", "test")
+    rows = read_sessions(dataset_folder(settings), "tiny", "train-last", "test")
     stored = read_localized(file_of(settings, "tiny.sessemb"), rows.ids)
     inside = 0
     for row, asked in enumerate(asked_about(settings, rows)):

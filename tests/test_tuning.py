@@ -96,7 +96,9 @@ def test_shared_data_train_as_loaded_data_do_and_are_not_copied(tiny, settings_f
     settings = settings_for(model=name, intent_k=3, epochs=2)
     config, dataset, (train_data, valid_data, _) = load_data(settings)
     expected = fit(config, train_data, valid_data, saved=False)[1]
-    shared = share(train_data, valid_data, IntentFiles.read(config, dataset, ["long", "short"], 5, with_answers=True))
+    shared = share(
+        train_data.dataset, valid_data.dataset, IntentFiles.read(config, dataset, ["long", "short"], 5, with_answers=True)
+    )
     config, _, _ = load_data(settings)
     loaders = dataloaders(config, shared)
     held = loaders[0].dataset

@@ -16,6 +16,7 @@ from recbole_llm4sbr.model import IntentFiles
 from recbole_llm4sbr.training.config import SessionConfig
 from recbole_llm4sbr.training.environment import peak_memory_mb
 from recbole_llm4sbr.training.fit import fit
+from recbole_llm4sbr.training.loaders import session_loaders
 from recbole_llm4sbr.training.run import load_dataset
 
 _REPORTED = ("best_epoch", "epochs", "seconds_training", "parameters", "best_valid_result", "valid_scores")
@@ -52,8 +53,10 @@ def trial(setting: Mapping[str, Any], settings: Mapping[str, Any], shared: Share
 
 def load_shared(settings: Mapping[str, Any], space: Mapping[str, Dimension]) -> SharedData:
     """Data and feature files of all trials, read once."""
-    _, dataset = load_dataset({**settings, "show_progress": False, "state": "error"})
-    train, valid, _ = dataset.build()
+    config, dataset = load_dataset({**settings, "show_progress": False, "state": "error"})
+    train, valid, test = dataset.build()
+    if not {"model", "llm4sbr", "loss_type"} & set(space):  # all trials have the same rows
+        train = session_loaders(config, [train, valid, test])[0].dataset
     if not uses_item_texts(settings):
         return share(train, valid, None)
     values = space["intent_k"].values if "intent_k" in space else (settings["intent_k"],)

@@ -16,10 +16,10 @@ def session_loaders(config: Any, parts: Sequence[Any]) -> tuple["SessionLoader",
     Args:
         config: RecBole's config of the run.
         parts: RecBole's datasets of train, valid and test, a row for each prefix. Where the model is trained on all prefixes of a
-            session in one pass, the training rows become sessions.
+            session in one pass, the training rows become sessions, unless they are already.
     """
     train = parts[0]
-    if shares_prefixes(config, train):
+    if TARGETS not in train.inter_feat and shares_prefixes(config, train):
         clicks = train.iid_field + config["LIST_SUFFIX"]
         rows = session_rows(train.inter_feat, clicks, train.item_list_length_field, train.iid_field, train.uid_field)
         train = train.copy(rows)
