@@ -43,7 +43,7 @@ def intents_from_files(settings, tokens, k):
 
 @pytest.mark.parametrize("k", [0, 1, 5, 10])
 def test_loss_and_scores_equal_the_paper_in_numpy(tiny, k):
-    settings = tiny | {"intent_k": k, "intent_lambda": 0.3}
+    settings = tiny | {"intent_k": k, "intent_lambda": 0.3, "train_targets": "last"}
     config, _, (train, _, _) = load_data(settings)
     model = build_model(config, train.dataset).double()
     batch = next(iter(train))

@@ -20,6 +20,7 @@ from recbole_llm4sbr.model.contract import SessionEmbeddings, SessionRecommender
 from recbole_llm4sbr.model.dropout import quicken_dropout
 from recbole_llm4sbr.model.fearec import FEARecContrast
 from recbole_llm4sbr.model.packed_gru import pack_gru
+from recbole_llm4sbr.model.prefixes import take
 from recbole_llm4sbr.model.text_items import TextItems
 
 REMEDY = "write it as a SessionRecommender (docs/backbones.md), or train it plain with --llm4sbr=false"
@@ -235,7 +236,7 @@ class AdaptedRecommender(SessionRecommender):
         if prefixes is None:
             return super().encode_prefixes(sessions)
         order = sessions[self.ITEM_SEQ_LEN].argsort()  # those of like length together, without most of the padding
-        sessions = sessions[order]
+        sessions = take(sessions, order)
         rows, row, place = self.prefix_rows(sessions)
         item_seq, length = sessions[self.ITEM_SEQ], sessions[self.ITEM_SEQ_LEN]
         parts, count = [], len(order)

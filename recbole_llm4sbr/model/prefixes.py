@@ -50,6 +50,11 @@ def session_rows(feat: Interaction, clicks: str, length: str, target: str, sessi
     return Interaction({**{name: feat[name][kept] for name in feat.interaction}, TARGETS: targets, IDS: ids})
 
 
+def take(sessions: Any, rows: Tensor) -> Interaction:
+    """Some rows of a batch, by number [R] or by mask [B]; RecBole's own way goes through the host."""
+    return Interaction({name: sessions[name][rows] for name in sessions.interaction})
+
+
 def prefix_rows(sessions: Any, clicks: str, length: str, target: str, session: str) -> tuple[Interaction, Tensor, Tensor]:
     """Rows of sessions as rows of prefixes again, on the device of the batch.
 

@@ -12,6 +12,7 @@ from torch.nn.functional import linear
 
 from recbole_llm4sbr.base.recbole import cat_interactions
 from recbole_llm4sbr.model.contract import SessionEmbeddings, SessionRecommender
+from recbole_llm4sbr.model.prefixes import take
 from recbole_llm4sbr.model.session_graphs import PackedGraph, packed_graph
 
 
@@ -157,8 +158,8 @@ class SRGNN(SessionRecommender):
         ordered = sessions[self.ITEM_SEQ].sort(1).values
         again = ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] > 0)).any(1) | (self.gnn.step > 1)
         if again.any():
-            parts = [super().encode_prefixes(sessions[again])]
-            parts += [] if again.all() else [self._encode_paths(sessions[~again])]
+            parts = [super().encode_prefixes(take(sessions, again))]
+            parts += [] if again.all() else [self._encode_paths(take(sessions, ~again))]
             embeddings, rows = zip(*parts)
             local, whole = (torch.cat([getattr(each, name) for each in embeddings]) for name in ("local_emb", "global_emb"))
             return SessionEmbeddings(local, whole), cat_interactions(rows)
