@@ -118,7 +118,7 @@ def main() -> None:
                     {"model": model, "kind": kind, **in_a_process(train_one, model, kind, options.dataset, given | changed)}
                 )
                 print(f"{model:8} {kind:20} {cells[-1]['seconds']:8.2f} s per epoch {cells[-1]['peak_mb']:8.0f} MB", flush=True)
-    rows = counts["rows"]
+    rows = counts["rows"] | {"train": counts["prefixes"]["train"]}
     head = (
         f"{options.dataset}: {rows['train']:,} / {rows['valid']:,} / {rows['test']:,} rows, {counts['catalogue']:,} items ranked; batch "
         f"size {options.train_batch_size}, {options.epochs} epochs (the fastest counts), {options.threads} threads"

@@ -61,7 +61,7 @@ def train_on(rows: int, items: int, threads: int) -> dict[str, Any]:
         settings = load_settings("SRGNN", "synthetic", overrides=given)
         counts = prepare(settings).counts
         result = train(settings, saved=False)
-    trained = counts["rows"]["train"]
+    trained = counts["prefixes"]["train"]
     return {
         "rows": trained,
         "items": counts["catalogue"],

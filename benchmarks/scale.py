@@ -34,6 +34,7 @@ def settings_of(folder: str, **changed: Any) -> dict[str, Any]:
 
     given = {
         "data_path": folder, "atomic_path": f"{folder}/atomic", "session_rule": "user", "session_targets": "all",
+        "intent_refresh": "every",
         "llm_backend": "echo", "min_item_count": 1, "show_progress": False, "gpu_id": "",
     }  # fmt: skip
     return load_settings("GRU4Rec", "synthetic", overrides=given | changed)

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from recbole_llm4sbr.base.settings import load_settings
-from recbole_llm4sbr.data.folders import dataset_folder
+from recbole_llm4sbr.data.folders import dataset_folder, part_file
 from recbole_llm4sbr.data.prepare import prepare
-from recbole_llm4sbr.data.rows import read_items, read_sessions
+from recbole_llm4sbr.data.rows import read_items, read_sessions, session_of
 from recbole_llm4sbr.intent.backends import LLMBackend, Reply, Request
 from recbole_llm4sbr.intent.backends.chat import Group, render, tokenize
 from recbole_llm4sbr.intent.backends.transformers import TransformersBackend
@@ -75,13 +75,13 @@ def distinct_once(backend: TransformersBackend, requests: Sequence[Request]) -> 
 def load_requests(options: argparse.Namespace) -> tuple[list[Request], list[str]]:
     """Two views of each row of the first sessions, and the titles of the catalogue."""
     with tempfile.TemporaryDirectory() as folder:
-        given = {"atomic_path": folder, "data_path": options.data_path, "session_targets": options.targets}
+        given = {"atomic_path": folder, "data_path": options.data_path}
         settings = load_settings(dataset=options.dataset, overrides=given)
         prepare(settings)
         items = read_items(dataset_folder(settings) / f"{options.dataset}.item")
         names = dict(zip(items["item_id"], item_names(items, settings)))
-        rows = read_sessions(dataset_folder(settings), options.dataset, "train")
-    sessions = [name.rpartition(".")[0] if options.targets == "all" else name for name in rows.ids]
+        rows = read_sessions(dataset_folder(settings), options.dataset, part_file("train", options.targets))
+    sessions = [session_of(name) for name in rows.ids]
     wanted = set(list(dict.fromkeys(sessions))[: options.sessions])
     asked = [row for row, session in enumerate(sessions) if session in wanted]
     template = PromptTemplate.load(settings["prompt"])
