@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import session_rows as file_rows
 
+from recbole_llm4sbr.base.errors import UserError
 from recbole_llm4sbr.base.recbole import Interaction
 from recbole_llm4sbr.data.folders import dataset_folder, part_file
 from recbole_llm4sbr.data.prepare import prepare
@@ -11,6 +12,7 @@ from recbole_llm4sbr.intent.infer import infer
 from recbole_llm4sbr.model import build_model
 from recbole_llm4sbr.model.prefixes import TARGETS, session_rows
 from recbole_llm4sbr.model.training_graphs import training_sessions
+from recbole_llm4sbr.training.config import check_runnable
 from recbole_llm4sbr.training.loaders import SessionLoader
 from recbole_llm4sbr.training.run import load_data, load_dataset
 
@@ -117,6 +119,11 @@ def test_rounds_of_eval_every_see_all_rows_before_one_comes_again(every, model, 
             seen += [row for batch in batches for row in batch]
         assert sorted(seen) == sorted(loader.dataset.inter_feat["session_id"].tolist())
         assert seen != sorted(seen)
+
+
+def test_rounds_are_refused_where_several_processes_share_the_rows(settings_for):
+    with pytest.raises(UserError, match=r"eval_every=50 is for one process: with nproc=2"):
+        check_runnable(settings_for(eval_every=50, nproc=2, llm4sbr=False))
 
 
 @pytest.fixture(scope="module")

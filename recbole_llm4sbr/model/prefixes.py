@@ -11,10 +11,8 @@ from torch import Tensor
 
 from recbole_llm4sbr.base.recbole import Interaction
 
-TARGETS, IDS = (
-    "prefix_targets",
-    "prefix_ids",
-)  # fields [B, L]: the item that follows each click, 0 where none is trained on; its row's id
+TARGETS = "prefix_targets"  # field [B, L]: the item that follows each click, 0 where none is trained on
+IDS = "prefix_ids"  # field [B, L]: the row ids of these prefixes
 
 
 def session_rows(feat: Interaction, clicks: str, length: str, target: str, session: str) -> Interaction:

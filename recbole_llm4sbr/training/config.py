@@ -107,6 +107,10 @@ def check_runnable(settings: Mapping[str, Any]) -> None:
             f"loss_type=BPR: {settings['model']} is trained by cross-entropy over the catalogue here; only RecBole's own plain models, "
             f"without switches, are trained against sampled items; leave loss_type out"
         )
+    if settings["eval_every"] and settings["nproc"] > 1:
+        raise UserError(
+            f"eval_every={settings['eval_every']} is for one process: with nproc={settings['nproc']} each would train on all rows; leave one out"
+        )
     check_folder(settings["checkpoint_dir"], "checkpoint_dir")
     for name in ("log", "log_tensorboard"):  # RecBole's, in the working folder
         check_folder(name, "the folder of logs")
