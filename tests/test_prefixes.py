@@ -10,6 +10,7 @@ from recbole_llm4sbr.data.folders import dataset_folder, part_file
 from recbole_llm4sbr.data.prepare import prepare
 from recbole_llm4sbr.intent.infer import infer
 from recbole_llm4sbr.model import build_model
+from recbole_llm4sbr.model.backbones.srgnn import SRGNN
 from recbole_llm4sbr.model.prefixes import TARGETS, session_rows
 from recbole_llm4sbr.model.training_graphs import training_sessions
 from recbole_llm4sbr.training.config import check_runnable
@@ -57,6 +58,22 @@ def test_the_loss_of_sessions_is_the_loss_of_their_prefixes_one_by_one(name, rep
     apart, together = model.calculate_loss(prefixes.inter_feat), model.calculate_loss(sessions)
     parts = [torch.stack([*each]) if isinstance(each, tuple) else each for each in (apart, together)]
     torch.testing.assert_close(parts[1], parts[0], rtol=1e-6, atol=1e-6)
+
+
+class Changed(SRGNN):
+    """A backbone of somebody's own, which changes how sessions are encoded."""
+
+    def encode(self, interaction):
+        return super().encode(interaction)
+
+
+@pytest.mark.parametrize(("model", "shared"), [("SRGNN", True), ("TAGNN", False), ("GCEGNN", False), (Changed, False)])
+def test_a_class_that_changes_encode_alone_is_trained_by_it(model, shared, settings_for):
+    name = model if isinstance(model, str) else f"{model.__module__}:{model.__qualname__}"
+    settings = settings_for(model=name, llm4sbr=False)
+    prepare(settings)
+    _, _, (train_data, _, _) = load_data(settings)
+    assert (TARGETS in train_data.dataset.inter_feat) is shared
 
 
 def test_rows_hold_every_prefix_once_with_its_newest_clicks(settings_for):

@@ -8,11 +8,8 @@ from recbole_llm4sbr.base.facts import SESSION_TEXT, Lookup, intents_name
 PREPARED, ITEMS, INTENTS = "prepare.json", "itememb.json", "infer.json"  # the manifests
 
 
-_USUAL = {
-    "train": "all",
-    "valid": "last",
-    "test": "last",
-}  # targets whose file has the part's plain name, which stock RecBole reads
+# The targets whose file has the part's plain name, which stock RecBole reads.
+_USUAL = {"train": "all", "valid": "last", "test": "last"}
 
 
 def part_file(part: str, targets: str) -> str:

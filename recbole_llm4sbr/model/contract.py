@@ -43,7 +43,6 @@ class SessionRecommender(SequentialRecommender):  # type: ignore[misc]
     """
 
     input_type = InputType.POINTWISE  # a row is a session and its target; no negative items
-    shares_prefixes = False  # whether all prefixes of a session take less together than one by one: `encode_prefixes`
     dot_only = False  # true where `score` is no similarity of one session embedding and one embedding per item
 
     def __init__(self, config: Any, dataset: Any) -> None:
@@ -129,7 +128,7 @@ class SessionRecommender(SequentialRecommender):  # type: ignore[misc]
     def encode_prefixes(self, sessions: Interaction) -> tuple[SessionEmbeddings, Interaction]:
         """Embeddings of all prefixes that a batch of sessions (`model.prefixes`) is trained on, P of them, and these prefixes as rows.
 
-        Here each is encoded as a row of its own; a backbone that can do better sets `shares_prefixes`, and is trained so.
+        Here each is encoded as a row of its own; a backbone that can do better defines it beside its `encode`, and is trained so.
         """
         rows, _, _ = self.prefix_rows(sessions)
         return self.encode(rows), rows

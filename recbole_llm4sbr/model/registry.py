@@ -111,7 +111,11 @@ def shares_prefixes(config: Any, dataset: Any) -> bool:
     if issubclass(kind, AdaptedRecommender):  # of one class of RecBole's, also when it is plain
         kind = getattr(import_models(f"{MODELS}.{kind.__name__.lower()}"), kind.__name__)
     elif issubclass(kind, SessionRecommender):
-        return kind.shares_prefixes
+        encode, prefixes = (
+            next(at for at, each in enumerate(kind.__mro__) if name in vars(each)) for name in ("encode", "encode_prefixes")
+        )
+        # a class that changes `encode` alone, as TAGNN does SR-GNN's, would be trained by what it extends
+        return prefixes <= encode and kind.__mro__[prefixes] is not SessionRecommender
     return adapter_shares_prefixes(kind, config) and (config["llm4sbr"] or _trains_as_ours(config, kind, dataset))
 
 

@@ -109,7 +109,8 @@ def check_runnable(settings: Mapping[str, Any]) -> None:
         )
     if settings["eval_every"] and settings["nproc"] > 1:
         raise UserError(
-            f"eval_every={settings['eval_every']} is for one process: with nproc={settings['nproc']} each would train on all rows; leave one out"
+            f"eval_every={settings['eval_every']} is for one process: with nproc={settings['nproc']} each would train on all rows; leave "
+            f"one of them out"
         )
     check_folder(settings["checkpoint_dir"], "checkpoint_dir")
     for name in ("log", "log_tensorboard"):  # RecBole's, in the working folder

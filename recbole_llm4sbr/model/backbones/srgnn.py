@@ -121,8 +121,6 @@ class SRGNN(SessionRecommender):
         dataset: RecBole's dataset.
     """
 
-    shares_prefixes = True
-
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         size = config["embedding_size"]

@@ -31,7 +31,6 @@ class TAGNN(SRGNN):
     """
 
     dot_only = True
-    shares_prefixes = False  # `score` needs the states of each prefix's own clicks
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
